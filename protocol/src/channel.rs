@@ -1,0 +1,48 @@
+//! How host and guest find each other: ports, names and sizes both sides must agree on.
+
+/// Name of the virtio-serial port that carries the agent API where the host has no vhost-vsock.
+pub const SERIAL_PORT_NAME: &str = "org.nacre.agent.0";
+
+/// vsock port of the agent API.
+pub const VSOCK_PORT: u32 = 1024;
+
+/// Largest payload of one `ReadStdout`, `ReadStderr` or `WriteStdin`, and of one `CopyFile` chunk, in
+/// bytes. It bounds what either side buffers for a stream.
+pub const STREAM_CHUNK: usize = 64 * 1024;
+
+/// Directory in the guest beneath which `CopyFile` may write.
+pub const COPY_ROOT: &str = "/run/kata-containers/shared/containers";
+
+/// Directory in the guest that holds one directory a container (its root file system among others).
+pub const CONTAINERS_ROOT: &str = "/run/kata-containers";
+
+/// Where the pod's shared memory is mounted in the guest; containers' `/dev/shm` are bound to it.
+pub const SANDBOX_SHM: &str = "/run/kata-containers/sandbox/shm";
+
+/// Storage driver that makes the agent pull an image by itself.
+pub const DRIVER_IMAGE_PULL: &str = "image_guest_pull";
+
+/// Storage driver of a tmpfs that lives as long as the pod.
+pub const DRIVER_EPHEMERAL: &str = "ephemeral";
+
+/// Source that names the guest's built-in pause program in a [`DRIVER_IMAGE_PULL`] storage.
+pub const PAUSE_IMAGE: &str = "pause";
+
+/// Annotation with the kind of a container: [`CONTAINER_TYPE_SANDBOX`] or [`CONTAINER_TYPE_CONTAINER`].
+pub const ANNOTATION_CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// The pod's own (pause) container.
+pub const CONTAINER_TYPE_SANDBOX: &str = "sandbox";
+/// An application container of a pod.
+pub const CONTAINER_TYPE_CONTAINER: &str = "container";
+/// Annotation with the identifier of the sandbox that a container belongs to.
+pub const ANNOTATION_SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// Annotation with the reference of a container's image.
+pub const ANNOTATION_IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
+
+/// Kernel parameters that the agent reads. They are part of the measured command line.
+pub mod kernel_parameter {
+    /// `tracing` filter of the agent, such as `info` or `nacre_agent=debug`.
+    pub const LOG: &str = "nacre.log";
+    /// Comma-separated `host[:port]` of registries that may be asked over plain HTTP.
+    pub const DANGER_PLAIN_HTTP: &str = "nacre.danger_plain_http";
+}

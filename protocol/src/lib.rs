@@ -1,0 +1,47 @@
+//! Every message that crosses a boundary between host and guest.
+//!
+//! The agent API is wire-compatible with Kata Containers' `grpc.AgentService` and `grpc.Health`
+//! over ttrpc: same package, method, message and field names and numbers. The code is generated
+//! from `proto/` at build time.
+//!
+//! This crate holds shapes and names only. It decides nothing: the guest treats each request as
+//! hostile until its policy has judged it, the host treats each answer as bounded data.
+
+/// Code generated from `proto/`.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    dead_code,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    unused_attributes,
+    unused_mut,
+    unused_imports,
+    unused_results,
+    mismatched_lifetime_syntaxes
+)]
+mod generated {
+    macro_rules! module {
+        ($name:ident) => {
+            pub mod $name {
+                include!(concat!(env!("OUT_DIR"), "/", stringify!($name), ".rs"));
+            }
+        };
+    }
+    module!(agent);
+    module!(agent_ttrpc);
+    module!(csi);
+    module!(health);
+    module!(health_ttrpc);
+    module!(oci);
+    module!(types);
+}
+
+pub mod channel;
+pub mod start_report;
+
+pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
