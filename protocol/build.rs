@@ -4,7 +4,13 @@ use std::path::{Path, PathBuf};
 
 fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let sources = ["proto/agent.proto", "proto/csi.proto", "proto/health.proto", "proto/oci.proto", "proto/types.proto"];
+    let sources = [
+        "proto/agent.proto",
+        "proto/csi.proto",
+        "proto/health.proto",
+        "proto/oci.proto",
+        "proto/types.proto",
+    ];
     println!("cargo::rerun-if-changed=proto");
     ttrpc_codegen::Codegen::new()
         .out_dir(&out)

@@ -1,1 +1,8 @@
+//! nacre-agent
+mod boot;
+mod error;
+mod modules;
+mod network;
+mod start_report;
+mod transport;
 fn main() {}

@@ -1,0 +1,35 @@
+//! How long each phase of a start took in the guest; the host adds its own phases.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use nacre_protocol::start_report::Phase;
+
+/// Phases kept at most: a pod that creates containers all day must not grow the agent.
+const MOST_PHASES: usize = 256;
+
+/// The phases finished so far, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct StartReport {
+    phases: Mutex<Vec<Phase>>,
+}
+
+impl StartReport {
+    /// Records a finished phase; `container` is `-` for the pod.
+    pub(crate) fn record(&self, container: &str, name: &str, took: Duration) {
+        let mut phases = self.phases.lock().unwrap_or_else(|e| e.into_inner());
+        if phases.len() < MOST_PHASES {
+            phases.push(Phase {
+                container: container.to_owned(),
+                name: name.to_owned(),
+                micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            });
+        }
+    }
+
+    /// One line a phase, in the form of [`nacre_protocol::start_report`].
+    pub(crate) fn to_text(&self) -> String {
+        let phases = self.phases.lock().unwrap_or_else(|e| e.into_inner());
+        phases.iter().map(|phase| format!("{phase}\n")).collect()
+    }
+}
