@@ -1,0 +1,249 @@
+//! The kernel modules a VM needs, and the order in which they must be loaded.
+//!
+//! Debian's package has no `modules.dep` (depmod writes it at installation), so the dependencies are
+//! read from the modules themselves: each names what it needs in its `.modinfo` section. The files
+//! are packed as they are: the kernel decompresses and checks the signature of a `.ko.xz` by itself.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use crate::elf::{Elf, ElfError};
+use crate::{FileError, list, read};
+
+const SUFFIX: &str = ".ko.xz";
+
+/// One module to pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    /// Its name as the kernel writes it, with underscores.
+    pub name: String,
+    /// What must be loaded before it, in that order, without itself.
+    pub dependencies: Vec<String>,
+    /// The `.ko.xz` file's bytes.
+    pub compressed: Vec<u8>,
+}
+
+/// Why the modules could not be gathered.
+#[derive(Debug, thiserror::Error)]
+pub enum ModuleError {
+    /// The package's files could not be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// No such file.
+    #[error("the kernel package has no module {0:?} as a {SUFFIX} file")]
+    Absent(String),
+    /// It cannot be unpacked to be read.
+    #[error("failed to decompress the module {name:?} with xz: {reason}")]
+    Xz {
+        /// The module.
+        name: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// The file is not a module.
+    #[error("the module {name:?} cannot be read: {source}")]
+    Elf {
+        /// The module.
+        name: String,
+        /// What is wrong.
+        source: ElfError,
+    },
+    /// No or strange `.modinfo`.
+    #[error("the module {0:?} does not say what it depends on")]
+    NoModinfo(String),
+    /// Built for another kernel: it would be refused at load.
+    #[error("the module {name:?} is for the kernel {found:?}, not {expected:?}")]
+    Release {
+        /// The module.
+        name: String,
+        /// The release it was built for.
+        found: String,
+        /// The pinned one.
+        expected: String,
+    },
+    /// They need each other.
+    #[error("the module {0:?} depends on itself")]
+    Cycle(String),
+}
+
+/// `wanted` and all they depend on, out of an unpacked kernel package, in an order in which they can
+/// be loaded one after the other.
+pub fn resolve(
+    package_root: &Path,
+    release: &str,
+    wanted: &[String],
+) -> Result<Vec<Module>, ModuleError> {
+    let directory = package_root.join("lib/modules").join(release).join("kernel");
+    let mut files = BTreeMap::new();
+    index(&directory, &mut files)?;
+    let mut resolver = Resolver { files, release, found: Vec::new(), open: Vec::new() };
+    for name in wanted {
+        resolver.add(name)?;
+    }
+    Ok(resolver.found)
+}
+
+/// The text file beside the modules: a line for each, its name and what must be loaded before it.
+pub fn order_file(modules: &[Module]) -> String {
+    let line = |module: &Module| {
+        let words: Vec<_> = [&module.name].into_iter().chain(&module.dependencies).collect();
+        words.iter().flat_map(|word| [word.as_str(), " "]).collect::<String>().trim().to_owned()
+    };
+    modules.iter().map(|module| line(module) + "\n").collect()
+}
+
+/// Notes the path of each module beneath `directory` by its name.
+fn index(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), FileError> {
+    for path in list(directory)? {
+        if path.is_dir() {
+            index(&path, files)?;
+            continue;
+        }
+        let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(SUFFIX));
+        if let Some(name) = name {
+            files.insert(name.replace('-', "_"), path.clone());
+        }
+    }
+    Ok(())
+}
+
+struct Resolver<'a> {
+    files: BTreeMap<String, PathBuf>,
+    release: &'a str,
+    found: Vec<Module>,
+    /// Modules whose dependencies are being followed.
+    open: Vec<String>,
+}
+
+impl Resolver<'_> {
+    fn add(&mut self, name: &str) -> Result<(), ModuleError> {
+        if self.found.iter().any(|module| module.name == name) {
+            return Ok(());
+        }
+        if self.open.iter().any(|open| open == name) {
+            return Err(ModuleError::Cycle(name.to_owned()));
+        }
+        let path = self.files.get(name).ok_or_else(|| ModuleError::Absent(name.to_owned()))?;
+        let compressed = read(path)?;
+        let direct = self.direct_dependencies(name, &decompress(name, &compressed)?)?;
+        self.open.push(name.to_owned());
+        let mut dependencies: Vec<String> = Vec::new();
+        for needed in direct {
+            self.add(&needed)?;
+            let known = self.found.iter().find(|module| module.name == needed);
+            let before = known.into_iter().flat_map(|module| module.dependencies.clone());
+            for other in before.chain([needed.clone()]) {
+                if !dependencies.contains(&other) {
+                    dependencies.push(other);
+                }
+            }
+        }
+        self.open.pop();
+        self.found.push(Module { name: name.to_owned(), dependencies, compressed });
+        Ok(())
+    }
+
+    fn direct_dependencies(&self, name: &str, module: &[u8]) -> Result<Vec<String>, ModuleError> {
+        let of = |source| ModuleError::Elf { name: name.to_owned(), source };
+        let none = || ModuleError::NoModinfo(name.to_owned());
+        let modinfo = Elf::parse(module).and_then(|elf| elf.section(".modinfo")).map_err(of)?;
+        let fields = std::str::from_utf8(modinfo.ok_or_else(none)?).map_err(|_| none())?;
+        let field = |key: &str| {
+            let value = fields.split('\0').find_map(|field| field.strip_prefix(key));
+            value.ok_or_else(none)
+        };
+        let built_for = field("vermagic=")?.split(' ').next().unwrap_or_default();
+        if built_for != self.release {
+            return Err(ModuleError::Release {
+                name: name.to_owned(),
+                found: built_for.to_owned(),
+                expected: self.release.to_owned(),
+            });
+        }
+        let depends = field("depends=")?.split(',').filter(|name| !name.is_empty());
+        Ok(depends.map(|name| name.replace('-', "_")).collect())
+    }
+}
+
+fn decompress(name: &str, compressed: &[u8]) -> Result<Vec<u8>, ModuleError> {
+    let failed = |reason: String| ModuleError::Xz { name: name.to_owned(), reason };
+    let mut xz = Command::new("xz")
+        .args(["--decompress", "--stdout", "--memlimit=256MiB"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed(format!("{error}; is xz-utils installed?")))?;
+    let input = xz.stdin.take();
+    let output = thread::scope(|scope| {
+        scope.spawn(move || {
+            // A write that fails means that xz stopped; it says why itself.
+            input.map(|mut input| input.write_all(compressed))
+        });
+        xz.wait_with_output()
+    })
+    .map_err(|error| failed(error.to_string()))?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elf::tests::elf_file;
+    use std::fs;
+
+    /// A package root with modules made on the spot: file name, `depends=`.
+    fn package(modules: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("lib/modules/6.12/kernel/drivers");
+        fs::create_dir_all(&directory).unwrap();
+        for (name, depends) in modules {
+            let modinfo = format!("depends={depends}\0name={name}\0vermagic=6.12 SMP\0");
+            let plain = directory.join(format!("{name}.ko"));
+            fs::write(&plain, elf_file(1, b"", modinfo.as_bytes())).unwrap();
+            assert!(Command::new("xz").arg(&plain).status().unwrap().success());
+        }
+        root
+    }
+
+    fn names(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn dependencies_come_first_and_once() {
+        let root = package(&[
+            ("failover", ""),
+            ("net_failover", "failover"),
+            ("virtio-net", "net_failover,failover"),
+            ("unneeded", ""),
+        ]);
+        let modules = resolve(root.path(), "6.12", &names(&["virtio_net", "failover"])).unwrap();
+        let expected = "failover\nnet_failover failover\nvirtio_net failover net_failover\n";
+        assert_eq!(order_file(&modules), expected);
+    }
+
+    #[test]
+    fn absent_foreign_and_circular_modules_are_errors() {
+        let root = package(&[("a", "b"), ("b", "a"), ("c", "gone")]);
+        let why = |release, name| resolve(root.path(), release, &names(&[name])).unwrap_err();
+        assert!(matches!(why("6.12", "a"), ModuleError::Cycle(_)));
+        assert!(matches!(why("6.12", "c"), ModuleError::Absent(name) if name == "gone"));
+        assert!(matches!(why("6.11", "a"), ModuleError::File(_)));
+
+        let drivers = root.path().join("lib/modules/6.12/kernel/drivers");
+        let other = root.path().join("lib/modules/6.11/kernel");
+        fs::create_dir_all(&other).unwrap();
+        fs::copy(drivers.join("a.ko.xz"), other.join("a.ko.xz")).unwrap();
+        fs::write(other.join("d.ko.xz"), "not xz").unwrap();
+        assert!(matches!(why("6.11", "a"), ModuleError::Release { .. }));
+        assert!(why("6.11", "d").to_string().contains("xz"));
+    }
+}

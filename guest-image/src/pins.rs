@@ -1,0 +1,190 @@
+//! Which Debian packages everything is made from: `pins.toml`, checked as it is read.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The pins of this source tree.
+const SHIPPED: &str = include_str!("../pins.toml");
+
+/// All pinned packages.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pins {
+    /// The guest's kernel.
+    pub kernel: KernelPin,
+    /// The package whose certificate authorities the guest trusts for TLS.
+    pub certificates: Package,
+    /// QEMU with its data and BIOS, for machines whose own is too old.
+    pub qemu: Vec<Package>,
+    /// containerd releases for the tests, by their `major.minor`.
+    pub containerd: BTreeMap<String, Package>,
+}
+
+/// The guest's kernel and what is taken from its package.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelPin {
+    /// What `uname -r` says in the guest; names files inside the package.
+    pub release: String,
+    /// Modules for the initrd, with underscores; dependencies are added.
+    pub modules: Vec<String>,
+    /// Where it comes from.
+    pub package: Package,
+}
+
+/// One Debian package, pinned.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Package {
+    /// Its name.
+    pub name: String,
+    /// Its full version, with epoch.
+    pub version: String,
+    /// `amd64` or `all`.
+    pub architecture: String,
+    /// The suite that carries it.
+    pub suite: String,
+    /// SHA-256 of the .deb file.
+    pub sha256: Sha256Hex,
+}
+
+impl Package {
+    /// The name `apt-get download` gives the file (a colon in the version is written `%3a`).
+    pub fn file_name(&self) -> String {
+        let version = self.version.replace(':', "%3a");
+        format!("{}_{version}_{}.deb", self.name, self.architecture)
+    }
+}
+
+impl fmt::Display for Package {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.version)
+    }
+}
+
+/// A SHA-256 as 64 lowercase hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Sha256Hex(String);
+
+impl Sha256Hex {
+    /// The hash of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(hex::encode(Sha256::digest(bytes)))
+    }
+}
+
+impl fmt::Display for Sha256Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<Sha256Hex> for String {
+    fn from(hash: Sha256Hex) -> Self {
+        hash.0
+    }
+}
+
+impl TryFrom<String> for Sha256Hex {
+    type Error = PinsError;
+
+    fn try_from(text: String) -> Result<Self, PinsError> {
+        let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+        if text.len() == 64 && text.bytes().all(digit) {
+            Ok(Self(text))
+        } else {
+            Err(PinsError::Hash(text))
+        }
+    }
+}
+
+/// What is wrong with a pins file.
+#[derive(Debug, thiserror::Error)]
+pub enum PinsError {
+    /// Not the TOML that is expected.
+    #[error("the pins cannot be read: {0}")]
+    Toml(#[from] toml::de::Error),
+    /// A hash that is none.
+    #[error("{0:?} is no SHA-256: 64 lowercase hexadecimal digits are needed")]
+    Hash(String),
+    /// Text that would become an apt argument or a path.
+    #[error("the pinned {field} {value:?} holds a character that Debian's {field}s do not have")]
+    Text {
+        /// `name`, `version`, ...
+        field: &'static str,
+        /// What it says.
+        value: String,
+    },
+}
+
+impl Pins {
+    /// The pins of this source tree.
+    pub fn shipped() -> Result<Self, PinsError> {
+        SHIPPED.parse()
+    }
+
+    fn packages(&self) -> impl Iterator<Item = &Package> {
+        [&self.kernel.package, &self.certificates]
+            .into_iter()
+            .chain(&self.qemu)
+            .chain(self.containerd.values())
+    }
+}
+
+impl FromStr for Pins {
+    type Err = PinsError;
+
+    fn from_str(text: &str) -> Result<Self, PinsError> {
+        let pins: Self = toml::from_str(text)?;
+        check("release", &pins.kernel.release, "+-.~")?;
+        for module in &pins.kernel.modules {
+            check("module", module, "_")?;
+        }
+        for package in pins.packages() {
+            check("name", &package.name, "+-.")?;
+            check("version", &package.version, "+-.~:")?;
+            check("architecture", &package.architecture, "-")?;
+            check("suite", &package.suite, "-")?;
+        }
+        Ok(pins)
+    }
+}
+
+/// Letters, digits and `extra`, beginning with a letter or digit: no option, no path, no pattern.
+fn check(field: &'static str, value: &str, extra: &str) -> Result<(), PinsError> {
+    let first = value.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
+    if first && value.chars().all(|c| c.is_ascii_alphanumeric() || extra.contains(c)) {
+        Ok(())
+    } else {
+        Err(PinsError::Text { field, value: value.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_pins_are_sound() {
+        let pins = Pins::shipped().unwrap();
+        assert!(pins.kernel.package.name.ends_with(&pins.kernel.release));
+        assert!(pins.qemu[0].file_name().starts_with("qemu-system-x86_1%3a"));
+    }
+
+    #[test]
+    fn options_paths_and_unknown_keys_are_refused() {
+        let refused = |from: &str, to: &str| {
+            assert!(SHIPPED.contains(from));
+            SHIPPED.replace(from, to).parse::<Pins>().unwrap_err().to_string()
+        };
+        assert!(refused("name = \"seabios\"", "name = \"--force\"").contains("name"));
+        assert!(refused("suite = \"sid\"", "suite = \"../x\"").contains("suite"));
+        assert!(refused("[certificates]", "[certificates]\nurl = \"x\"").contains("url"));
+        assert!(refused("ef590f89", "EF590F89").contains("hexadecimal"));
+    }
+}
