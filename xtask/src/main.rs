@@ -1,1 +1,126 @@
-fn main() {}
+//! `cargo xtask`: the one door for developers. Each command does what it needs first (missing Debian
+//! packages, builds, guest image), says what it is doing and how long it took, and can be repeated.
+//!
+//! Everything it makes is beneath `target/`; outside of it only missing Debian packages are installed.
+
+mod build;
+mod lint;
+mod setup;
+mod step;
+mod tests;
+mod tree;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use setup::Purpose;
+use tree::Tree;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Nacre's developer commands", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show it: a real containerd starts a pod in its own VM, and the agent inside pulls the image
+    Demo {
+        /// Leave everything running and print the `ctr` lines to play with
+        #[arg(long)]
+        keep: bool,
+        /// Further arguments for nacre-demo
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+    /// Run all tests: crates first, then those that start VMs, one after the other
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+        /// Only the crates' tests: no root, no VM
+        #[arg(long)]
+        no_vm: bool,
+    },
+    /// Measure
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+    /// Build the guest image: kernel, initrd, manifest
+    Image,
+    /// Build all programs with --release
+    Build,
+    /// Install what is missing: Debian packages, and QEMU beneath target/ if the system's is too old
+    Setup,
+    /// Formatting, clippy and dependency rules
+    Lint,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// From RunPodSandbox to the first output byte, by phase, against a bare boot
+    Start {
+        /// Further arguments for nacre-bench
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    let tree = Tree::new()?;
+    match command {
+        Command::Setup => setup::prepare(&tree, Purpose::Vms),
+        Command::Build => {
+            setup::prepare(&tree, Purpose::Building)?;
+            build::programs(&tree)
+        }
+        Command::Image => {
+            setup::prepare(&tree, Purpose::Building)?;
+            build::guest_programs(&tree)?;
+            build::image(&tree)
+        }
+        Command::Demo { keep, rest } => {
+            everything(&tree)?;
+            let keep = keep.then(|| "--keep".to_owned());
+            build::exec(&tree, "nacre-demo", keep.into_iter().chain(rest))
+        }
+        Command::Bench { what: Bench::Start { rest } } => {
+            everything(&tree)?;
+            build::exec(&tree, "nacre-bench", ["start".to_owned()].into_iter().chain(rest))
+        }
+        Command::Test { filter, no_vm: true } => {
+            setup::prepare(&tree, Purpose::Building)?;
+            tests::crates(&tree, filter.as_deref())
+        }
+        Command::Test { filter, no_vm: false } => {
+            everything(&tree)?;
+            setup::further_containerds(&tree);
+            tests::crates(&tree, filter.as_deref())?;
+            tests::with_vms(&tree, filter.as_deref())
+        }
+        Command::Lint => {
+            setup::prepare(&tree, Purpose::Building)?;
+            lint::all(&tree)
+        }
+    }
+}
+
+/// All that a VM needs.
+fn everything(tree: &Tree) -> Result<()> {
+    setup::prepare(tree, Purpose::Vms)?;
+    build::programs(tree)?;
+    build::image(tree)
+}

@@ -1,0 +1,34 @@
+//! The tests, in two parts: what needs only a compiler, and what starts VMs.
+
+use anyhow::Result;
+
+use crate::step::{Step, run};
+use crate::tree::{TARGET, Tree};
+
+/// Unit and integration tests of the crates.
+pub(crate) fn crates(tree: &Tree, filter: Option<&str>) -> Result<()> {
+    let step = Step::new("tests of the crates");
+    let mut cargo = tree.cargo("test");
+    cargo.args(["--locked", "--workspace", "--exclude", "nacre-tests", "--exclude", "nacre-pause"]);
+    run(cargo.args(filter))?;
+    step.done();
+    Ok(())
+}
+
+/// End-to-end tests: containerd, registry and VMs, one test at a time, as root.
+pub(crate) fn with_vms(tree: &Tree, filter: Option<&str>) -> Result<()> {
+    let step = Step::new("tests with VMs");
+    let mut cargo = tree.cargo("test");
+    cargo.args(["--locked", "--release", "--package", "nacre-tests"]).args(filter);
+    cargo.args(["--", "--test-threads=1"]);
+    // Cargo compiles as the caller and starts only the tests through this.
+    let words = tree.root_words()?;
+    if !words.is_empty() {
+        let runner = format!("{} --preserve-env=NACRE_PREFIX,NACRE_BIN", words.join(" "));
+        let variable = TARGET.to_uppercase().replace('-', "_");
+        cargo.env(format!("CARGO_TARGET_{variable}_RUNNER"), runner);
+    }
+    run(&mut cargo)?;
+    step.done();
+    Ok(())
+}
