@@ -1,1 +1,172 @@
-//! TODO
+//! Launches, watches and stops the virtual machine of one pod.
+//!
+//! A [`Hypervisor`] turns a [`VmConfig`] into a running [`Vm`]. [`QemuBackend`] is the backend that
+//! runs QEMU, with KVM where the host has hardware virtualization and with software emulation
+//! elsewhere.
+//!
+//! This crate runs on the host. It distrusts the guest: a hostile guest may fill its console, may
+//! send anything through its devices, and may have taken QEMU over. So every byte that comes from
+//! QEMU (console, standard error, QMP) is bounded in memory and on disk and is shown to people
+//! without control characters. The guest's owner does not trust this crate either: what it promises
+//! (which kernel, how much memory) is only believed once the guest is attested.
+//!
+//! A VM never outlives the process that launched it, nor the [`Vm`] value it was launched into.
+//! Nothing here looks at what runs in the guest, talks to the guest agent, or changes the host's
+//! network.
+
+mod accelerator;
+mod bounded_log;
+mod qemu;
+mod sys;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use accelerator::{Accelerator, AcceleratorChoice, KvmProbe};
+pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion};
+
+/// Name of the virtio-serial port that carries the agent channel where the host has no vhost-vsock.
+/// The guest agent looks for it by this name.
+pub const AGENT_SERIAL_PORT: &str = "org.nacre.agent.0";
+
+/// vsock port on which the guest agent listens.
+pub const AGENT_VSOCK_PORT: u32 = 1024;
+
+/// Something that can run virtual machines.
+#[async_trait]
+pub trait Hypervisor: Send + Sync {
+    /// Launches one VM and returns as soon as its processors run; the guest is still booting then.
+    ///
+    /// The VM is killed when the last reference to the returned [`Vm`] goes away. Must be called
+    /// within a tokio runtime with I/O and time enabled. When it fails nothing is left but the log
+    /// files in [`VmConfig::run_dir`].
+    async fn launch(&self, config: VmConfig) -> Result<Arc<dyn Vm>, LaunchError>;
+}
+
+/// A virtual machine that was launched.
+#[async_trait]
+pub trait Vm: Send + Sync {
+    /// Process id of the VM on the host. Valid until [`Vm::wait`] returns.
+    fn pid(&self) -> u32;
+
+    /// Where the host reaches the guest's agent.
+    fn agent_channel(&self) -> &AgentChannel;
+
+    /// Waits until the VM is gone. Any number of callers may wait, also after the end.
+    async fn wait(&self) -> VmExit;
+
+    /// Waits up to `grace` for a VM that was asked to power off, then ends it: politely, and by
+    /// SIGKILL if that does not help. A `grace` of zero does not wait. Always returns with the VM gone.
+    async fn stop(&self, grace: Duration) -> VmExit;
+
+    /// The last 2 KiB of the guest's console, without control characters: text written by
+    /// the guest, for error messages and people only.
+    fn console_tail(&self) -> String;
+}
+
+/// One VM to launch.
+#[derive(Debug)]
+pub struct VmConfig {
+    /// Name of the VM, shown in the host's process list: 1 to 128 characters of `A-Z a-z 0-9 . _ -`.
+    pub id: String,
+    /// Directory for sockets and logs. It must exist, belong to the caller alone (mode 0700) and have
+    /// a path short enough for a Unix socket beneath it. `console.log` (what the guest wrote) and
+    /// `qemu.log` (what QEMU complained about) appear here and are kept, at most 256 KiB each.
+    pub run_dir: PathBuf,
+    /// Guest kernel: an uncompressed ELF with a PVH entry point, or a bzImage.
+    pub kernel: PathBuf,
+    /// Initial RAM disk of the guest.
+    pub initrd: PathBuf,
+    /// Kernel parameters appended to the backend's own, each a word such as `nacre.log=info`.
+    pub kernel_parameters: Vec<String>,
+    /// Virtual processors, 1 to 255.
+    pub vcpus: u32,
+    /// Guest memory in MiB, at least 128.
+    pub memory_mib: u32,
+    /// Network interfaces, in the order in which the guest numbers them.
+    pub nics: Vec<Nic>,
+    /// Network namespace to run the VM's process in, such as `/run/netns/NAME`; `None` for the caller's.
+    pub netns: Option<PathBuf>,
+}
+
+/// A network interface of a VM, connected to a tap device.
+#[derive(Debug)]
+pub struct Nic {
+    /// The open tap device (from `/dev/net/tun`, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`).
+    pub tap: OwnedFd,
+    /// Hardware address that the guest sees.
+    pub mac: [u8; 6],
+    /// MTU in bytes that the guest is told, 68 to 65535.
+    pub mtu: u16,
+}
+
+/// Where the host reaches the guest's agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentChannel {
+    /// A Unix socket of the VM's process; bytes sent early are held until the guest opens the port
+    /// [`AGENT_SERIAL_PORT`]. It serves one connection at a time.
+    Unix(PathBuf),
+    /// A vsock address.
+    Vsock {
+        /// Context id of the guest.
+        cid: u32,
+        /// Port the agent listens on.
+        port: u32,
+    },
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmExit {
+    /// For people, such as "QEMU was killed by signal 9 (SIGKILL)". May quote the guest's console.
+    pub reason: String,
+    /// Whether the guest powered off by itself or was stopped on request.
+    pub clean: bool,
+}
+
+/// Why a VM could not be launched. Each message names the field and says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// A field of [`VmConfig`] cannot be used.
+    #[error("VM setting `{field}` {problem}")]
+    Config {
+        /// The field of [`VmConfig`].
+        field: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The host refused something that a VM needs.
+    #[error("failed to {doing}: {source}")]
+    Host {
+        /// What was being done.
+        doing: String,
+        /// What the host answered.
+        source: std::io::Error,
+    },
+    /// The VM's process ended before the guest's processors ran.
+    #[error("the VM ended while it was being launched: {reason}")]
+    Ended {
+        /// The reason, as in [`VmExit::reason`].
+        reason: String,
+    },
+    /// QEMU runs, but does not speak QMP as documented.
+    #[error(
+        "QEMU started but its control channel failed: {0}; see qemu.log in the VM's run directory"
+    )]
+    Control(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_agent_looks_where_this_crate_puts_the_channel() {
+        assert_eq!(AGENT_SERIAL_PORT, nacre_protocol::channel::SERIAL_PORT_NAME);
+        assert_eq!(AGENT_VSOCK_PORT, nacre_protocol::channel::VSOCK_PORT);
+    }
+}

@@ -1,0 +1,476 @@
+//! QEMU's command line as values: one per machine, object, backend and device.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+/// A command line, and the file descriptors that QEMU inherits because it names them.
+#[derive(Debug, Default)]
+pub(super) struct CommandLine {
+    arguments: Vec<OsString>,
+    inherited: Vec<OwnedFd>,
+}
+
+impl CommandLine {
+    pub(super) fn add(&mut self, argument: &impl Argument) -> &mut Self {
+        let (flag, value) = argument.render();
+        self.arguments.push(flag.into());
+        self.arguments.extend(value);
+        self
+    }
+
+    /// Lets QEMU inherit `fd`; the number is what devices name it by.
+    pub(super) fn inherit(&mut self, fd: OwnedFd) -> RawFd {
+        let number = fd.as_raw_fd();
+        self.inherited.push(fd);
+        number
+    }
+
+    pub(super) fn into_parts(self) -> (Vec<OsString>, Vec<OwnedFd>) {
+        (self.arguments, self.inherited)
+    }
+}
+
+/// One argument with its flag, such as `-device virtio-net-pci,...`.
+pub(super) trait Argument {
+    fn render(&self) -> (&'static str, Option<OsString>);
+}
+
+/// Flags without a value.
+pub(super) enum Flag {
+    /// No devices but those that are asked for.
+    NoDefaults,
+    /// No configuration files of the host.
+    NoUserConfig,
+    /// A guest that resets ends QEMU.
+    NoReboot,
+}
+
+/// `-sandbox`: what QEMU, once running, may not ask of the kernel.
+pub(super) struct Sandbox;
+
+/// `-name`: shown in the host's process list.
+pub(super) struct Name(pub(super) String);
+
+/// `-L`: where firmware is looked for.
+pub(super) struct FirmwareDir(pub(super) PathBuf);
+
+/// `-bios`: firmware by name, looked for in each [`FirmwareDir`].
+pub(super) struct Firmware(pub(super) &'static str);
+
+/// `-display none`.
+pub(super) struct NoDisplay;
+
+/// `-M q35` without the parts of a PC that a pod has no use for.
+pub(super) struct Machine {
+    /// Id of the [`MemoryBackend`].
+    pub(super) memory_backend: &'static str,
+}
+
+/// `-accel`.
+pub(super) enum Accel {
+    Kvm,
+    Tcg,
+}
+
+/// `-cpu`.
+pub(super) enum Cpu {
+    /// The host's own, for KVM.
+    Host,
+    /// All that emulation can do, but the string instructions that are slow when emulated.
+    Emulated,
+}
+
+/// `-smp`: processors, none to be plugged in later.
+pub(super) struct Processors(pub(super) u32);
+
+/// `-m`: size of the memory in MiB.
+pub(super) struct MemorySize(pub(super) u32);
+
+/// `-object memory-backend-*`: where the guest's memory comes from.
+pub(super) struct MemoryBackend {
+    pub(super) id: &'static str,
+    pub(super) size_mib: u32,
+}
+
+/// `-chardev`: one end of a byte stream.
+pub(super) enum Chardev {
+    /// A connected socket that QEMU inherits.
+    Connected { id: &'static str, fd: RawFd },
+    /// A Unix socket that QEMU makes and listens on.
+    Listening { id: &'static str, path: PathBuf },
+}
+
+/// `-mon`: QMP on a chardev.
+pub(super) struct QmpMonitor {
+    pub(super) chardev: &'static str,
+}
+
+/// `-device virtio-serial-pci`: carries [`ConsolePort`] and [`SerialPort`].
+pub(super) struct VirtioSerial;
+
+/// `-device virtconsole`: the guest's hvc0.
+pub(super) struct ConsolePort {
+    pub(super) chardev: &'static str,
+}
+
+/// `-device virtserialport`: a named byte stream between guest and host.
+pub(super) struct SerialPort {
+    pub(super) chardev: &'static str,
+    pub(super) name: &'static str,
+}
+
+/// `-netdev tap` on an inherited tap device.
+pub(super) struct TapNetdev {
+    pub(super) id: String,
+    pub(super) fd: RawFd,
+}
+
+/// `-device virtio-net-pci`.
+pub(super) struct VirtioNet {
+    pub(super) netdev: String,
+    pub(super) mac: [u8; 6],
+    pub(super) mtu: u16,
+}
+
+/// `-object rng-random` on the host's /dev/urandom.
+pub(super) struct RngBackend {
+    pub(super) id: &'static str,
+}
+
+/// `-device virtio-rng-pci`.
+pub(super) struct VirtioRng {
+    pub(super) rng: &'static str,
+}
+
+/// `-device vhost-vsock-pci` on an inherited `/dev/vhost-vsock`.
+pub(super) struct VhostVsock {
+    pub(super) guest_cid: u32,
+    pub(super) fd: RawFd,
+}
+
+/// `-kernel`.
+pub(super) struct Kernel(pub(super) PathBuf);
+
+/// `-initrd`.
+pub(super) struct Initrd(pub(super) PathBuf);
+
+/// `-append`: the kernel command line.
+pub(super) struct KernelCommandLine(pub(super) String);
+
+impl Argument for Flag {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let flag = match self {
+            Flag::NoDefaults => "-nodefaults",
+            Flag::NoUserConfig => "-no-user-config",
+            Flag::NoReboot => "-no-reboot",
+        };
+        (flag, None)
+    }
+}
+
+impl Argument for Sandbox {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let denied = Options::of("on")
+            .word("obsolete", "deny")
+            .word("elevateprivileges", "deny")
+            .word("spawn", "deny")
+            .word("resourcecontrol", "deny");
+        ("-sandbox", denied.done())
+    }
+}
+
+impl Argument for Name {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        ("-name", Options::named("guest", &self.0).done())
+    }
+}
+
+impl Argument for FirmwareDir {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        ("-L", Some(self.0.clone().into()))
+    }
+}
+
+impl Argument for Firmware {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        ("-bios", Some(self.0.into()))
+    }
+}
+
+impl Argument for NoDisplay {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        ("-display", Some("none".into()))
+    }
+}
+
+impl Argument for Machine {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let machine = Options::of("q35")
+            .value("memory-backend", self.memory_backend)
+            .switch("smm", false)
+            .switch("sata", false)
+            .switch("smbus", false)
+            .switch("usb", false)
+            .switch("i8042", false)
+            .switch("vmport", false)
+            .switch("hpet", false)
+            .switch("graphics", false)
+            // The memory of one pod is neither compared with that of another nor dumped.
+            .switch("mem-merge", false)
+            .switch("dump-guest-core", false);
+        ("-machine", machine.done())
+    }
+}
+
+impl Argument for Accel {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let accel = match self {
+            Accel::Kvm => Options::of("kvm"),
+            Accel::Tcg => Options::of("tcg").word("thread", "multi"),
+        };
+        ("-accel", accel.done())
+    }
+}
+
+impl Argument for Cpu {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let model = match self {
+            Cpu::Host => Options::of("host"),
+            Cpu::Emulated => Options::of("max").switch("erms", false).switch("fsrm", false),
+        };
+        ("-cpu", model.done())
+    }
+}
+
+impl Argument for Processors {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        ("-smp", Options::named("cpus", self.0.to_string()).done())
+    }
+}
+
+impl Argument for MemorySize {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        ("-m", Options::named("size", format!("{}M", self.0)).done())
+    }
+}
+
+impl Argument for MemoryBackend {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let object = Options::of("memory-backend-ram")
+            .value("id", self.id)
+            .value("size", format!("{}M", self.size_mib))
+            .switch("share", false)
+            .switch("merge", false)
+            .switch("dump", false)
+            .switch("prealloc", false);
+        ("-object", object.done())
+    }
+}
+
+impl Argument for Chardev {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let chardev = match self {
+            Chardev::Connected { id, fd } => {
+                Options::of("socket").value("id", id).value("fd", fd.to_string())
+            }
+            Chardev::Listening { id, path } => Options::of("socket")
+                .value("id", id)
+                .value("path", path)
+                .switch("server", true)
+                .switch("wait", false),
+        };
+        ("-chardev", chardev.done())
+    }
+}
+
+impl Argument for QmpMonitor {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        ("-mon", Options::named("chardev", self.chardev).word("mode", "control").done())
+    }
+}
+
+impl Argument for VirtioSerial {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        // Two ports of each kind would do; each further port costs the guest two virtqueues.
+        let device = Options::of("virtio-serial-pci")
+            .value("id", "serial")
+            .value("max_ports", "2")
+            .switch("disable-legacy", true);
+        ("-device", device.done())
+    }
+}
+
+impl Argument for ConsolePort {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let device =
+            Options::of("virtconsole").value("bus", "serial.0").value("chardev", self.chardev);
+        ("-device", device.done())
+    }
+}
+
+impl Argument for SerialPort {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let device = Options::of("virtserialport")
+            .value("bus", "serial.0")
+            .value("chardev", self.chardev)
+            .value("name", self.name);
+        ("-device", device.done())
+    }
+}
+
+impl Argument for TapNetdev {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let netdev = Options::of("tap")
+            .value("id", &self.id)
+            .value("fd", self.fd.to_string())
+            .switch("vhost", false);
+        ("-netdev", netdev.done())
+    }
+}
+
+impl Argument for VirtioNet {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let mac: Vec<String> = self.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+        let device = Options::of("virtio-net-pci")
+            .value("netdev", &self.netdev)
+            .value("mac", mac.join(":"))
+            .value("host_mtu", self.mtu.to_string())
+            .value("romfile", "")
+            .switch("disable-legacy", true);
+        ("-device", device.done())
+    }
+}
+
+impl Argument for RngBackend {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let object =
+            Options::of("rng-random").value("id", self.id).value("filename", "/dev/urandom");
+        ("-object", object.done())
+    }
+}
+
+impl Argument for VirtioRng {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let device =
+            Options::of("virtio-rng-pci").value("rng", self.rng).switch("disable-legacy", true);
+        ("-device", device.done())
+    }
+}
+
+impl Argument for VhostVsock {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let device = Options::of("vhost-vsock-pci")
+            .value("guest-cid", self.guest_cid.to_string())
+            .value("vhostfd", self.fd.to_string())
+            .switch("disable-legacy", true);
+        ("-device", device.done())
+    }
+}
+
+impl Argument for Kernel {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        ("-kernel", Some(self.0.clone().into()))
+    }
+}
+
+impl Argument for Initrd {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        ("-initrd", Some(self.0.clone().into()))
+    }
+}
+
+impl Argument for KernelCommandLine {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        ("-append", Some(self.0.clone().into()))
+    }
+}
+
+/// QEMU's `kind,key=value,...`: a comma within a value is written twice (docs: "qemu-option").
+struct Options(Vec<u8>);
+
+impl Options {
+    fn of(kind: &str) -> Options {
+        Options(kind.into())
+    }
+
+    fn named(key: &str, value: impl AsRef<OsStr>) -> Options {
+        Options(Vec::new()).value(key, value)
+    }
+
+    fn value(mut self, key: &str, value: impl AsRef<OsStr>) -> Options {
+        if !self.0.is_empty() {
+            self.0.push(b',');
+        }
+        self.0.extend_from_slice(key.as_bytes());
+        self.0.push(b'=');
+        for &byte in value.as_ref().as_bytes() {
+            self.0.push(byte);
+            if byte == b',' {
+                self.0.push(b',');
+            }
+        }
+        self
+    }
+
+    fn word(self, key: &str, value: &'static str) -> Options {
+        self.value(key, value)
+    }
+
+    fn switch(self, key: &str, on: bool) -> Options {
+        self.value(key, if on { "on" } else { "off" })
+    }
+
+    fn done(self) -> Option<OsString> {
+        Some(OsString::from_vec(self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rendered(argument: &impl Argument) -> String {
+        let (flag, value) = argument.render();
+        format!("{flag} {}", value.unwrap_or_default().into_string().unwrap())
+    }
+
+    #[test]
+    fn commas_in_values_are_doubled_and_add_no_option() {
+        let chardev =
+            Chardev::Listening { id: "agent", path: "/run/a,server=off,b/agent.sock".into() };
+        assert_eq!(
+            rendered(&chardev),
+            "-chardev socket,id=agent,path=/run/a,,server=off,,b/agent.sock,server=on,wait=off"
+        );
+        assert_eq!(rendered(&Name("a,b".into())), "-name guest=a,,b");
+    }
+
+    #[test]
+    fn plain_arguments_are_not_escaped() {
+        assert_eq!(rendered(&Kernel("/boot/a,b".into())), "-kernel /boot/a,b");
+        assert_eq!(rendered(&FirmwareDir("/fw,1".into())), "-L /fw,1");
+    }
+
+    #[test]
+    fn a_nic_is_a_tap_by_number_and_a_device_without_option_rom() {
+        let netdev = TapNetdev { id: "net0".into(), fd: 9 };
+        assert_eq!(rendered(&netdev), "-netdev tap,id=net0,fd=9,vhost=off");
+        let nic =
+            VirtioNet { netdev: "net0".into(), mac: [0x02, 0xfd, 0, 0xab, 0x0c, 1], mtu: 1450 };
+        assert_eq!(
+            rendered(&nic),
+            "-device virtio-net-pci,netdev=net0,mac=02:fd:00:ab:0c:01,host_mtu=1450,romfile=,disable-legacy=on"
+        );
+    }
+
+    #[test]
+    fn vsock_is_the_hosts_device_by_number() {
+        let vsock = VhostVsock { guest_cid: 4242, fd: 7 };
+        assert_eq!(
+            rendered(&vsock),
+            "-device vhost-vsock-pci,guest-cid=4242,vhostfd=7,disable-legacy=on"
+        );
+    }
+}

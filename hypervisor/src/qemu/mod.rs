@@ -1,0 +1,225 @@
+//! The QEMU backend.
+
+mod command_line;
+mod exit;
+mod pod_machine;
+mod process;
+mod qmp;
+mod vm;
+mod vsock;
+
+use std::fmt;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::bounded_log::BoundedLog;
+use crate::{Accelerator, AcceleratorChoice, Hypervisor, KvmProbe, LaunchError, Vm, VmConfig};
+use pod_machine::{PodMachine, QemuEnds, agent_socket};
+use process::{QemuProcess, host};
+use vm::QemuVm;
+
+/// Where QEMU and its data are.
+#[derive(Debug, Clone)]
+pub struct QemuPaths {
+    /// The program `qemu-system-x86_64`.
+    pub binary: PathBuf,
+    /// Directories with QEMU's firmware (`qboot.rom`, `pvh.bin` ...), in the order of search; empty for
+    /// those QEMU was built with.
+    pub firmware_dirs: Vec<PathBuf>,
+}
+
+/// Runs VMs with QEMU: the q35 machine with virtio devices and nothing else.
+#[derive(Debug)]
+pub struct QemuBackend {
+    paths: QemuPaths,
+    version: QemuVersion,
+    accelerator: AcceleratorChoice,
+}
+
+/// Version of a QEMU program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct QemuVersion {
+    /// As in 10 of 10.0.2.
+    pub major: u32,
+    /// As in 0 of 10.0.2.
+    pub minor: u32,
+}
+
+/// Why QEMU cannot be used on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum QemuError {
+    /// The program does not run.
+    #[error("failed to run {binary} --version: {source}; is QEMU installed there?", binary = .binary.display())]
+    Unrunnable {
+        /// The program.
+        binary: PathBuf,
+        /// What the host answered.
+        source: io::Error,
+    },
+    /// The program runs but does not tell its version as QEMU does.
+    #[error("{binary} --version does not answer like QEMU: {answer:?}", binary = .binary.display())]
+    NotQemu {
+        /// The program.
+        binary: PathBuf,
+        /// The beginning of what it said.
+        answer: String,
+    },
+    /// Earlier versions crash now and then when they emulate current kernels, and know no SEV-SNP.
+    #[error("{binary} is QEMU {found}; version {needed} or later is needed", binary = .binary.display(), needed = QemuVersion::LEAST)]
+    TooOld {
+        /// The program.
+        binary: PathBuf,
+        /// Its version.
+        found: QemuVersion,
+    },
+    /// KVM was asked for and cannot work.
+    #[error(
+        "KVM cannot be used: {why}; choose the accelerator \"auto\" or \"tcg\" to run with slow software emulation"
+    )]
+    KvmUnusable {
+        /// What stands against it.
+        why: String,
+    },
+}
+
+impl QemuVersion {
+    /// The earliest version that is used.
+    pub const LEAST: QemuVersion = QemuVersion { major: 9, minor: 1 };
+
+    /// Reads the first line of `--version`: `QEMU emulator version 10.0.2 (...)`.
+    fn parse(answer: &str) -> Option<QemuVersion> {
+        let version = answer.strip_prefix("QEMU emulator version ")?;
+        let version = version.split_whitespace().next()?;
+        let mut numbers = version.split('.').map(str::parse);
+        let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+            return None;
+        };
+        Some(QemuVersion { major, minor })
+    }
+}
+
+impl fmt::Display for QemuVersion {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl QemuBackend {
+    /// Checks QEMU's version and settles the accelerator. Software emulation that was not asked for is
+    /// logged as a warning with its cause.
+    pub fn new(paths: QemuPaths, accelerator: Accelerator) -> Result<QemuBackend, QemuError> {
+        let version = ask_version(&paths)?;
+        if version < QemuVersion::LEAST {
+            return Err(QemuError::TooOld { binary: paths.binary, found: version });
+        }
+        let choice = accelerator.choose(&KvmProbe::of_this_host())?;
+        match &choice {
+            AcceleratorChoice::Kvm { why } => tracing::info!(why, "VMs run with KVM"),
+            AcceleratorChoice::Tcg { why } if accelerator == Accelerator::Auto => {
+                tracing::warn!(
+                    why,
+                    "VMs run with slow software emulation and are not isolated by hardware"
+                );
+            }
+            AcceleratorChoice::Tcg { why } => {
+                tracing::info!(why, "VMs run with software emulation")
+            }
+        }
+        Ok(QemuBackend { paths, version, accelerator: choice })
+    }
+
+    /// The accelerator that is used, and why.
+    #[must_use]
+    pub fn accelerator(&self) -> &AcceleratorChoice {
+        &self.accelerator
+    }
+
+    /// QEMU's version.
+    #[must_use]
+    pub fn version(&self) -> QemuVersion {
+        self.version
+    }
+}
+
+#[async_trait]
+impl Hypervisor for QemuBackend {
+    async fn launch(&self, config: VmConfig) -> Result<Arc<dyn Vm>, LaunchError> {
+        let mut machine = PodMachine::check(config)?;
+        let run_dir = machine.run_dir().to_owned();
+        let create_log = |name| {
+            BoundedLog::create(&run_dir.join(name))
+                .map_err(|error| host("create a log file", error))
+        };
+        let console_log = create_log("console.log")?;
+        let stderr_log = create_log("qemu.log")?;
+        let pair = || UnixStream::pair().map_err(|error| host("make a socket pair", error));
+        let (console, console_end) = pair()?;
+        let (qmp, qmp_end) = pair()?;
+        let transport = vsock::transport()?;
+
+        let netns = machine.take_netns();
+        let channel = machine.agent_channel(&transport);
+        let ends = QemuEnds { console: console_end.into(), qmp: qmp_end.into() };
+        let command_line =
+            machine.command_line(&self.accelerator, &self.paths.firmware_dirs, transport, ends);
+        let logs = [console_log.tail(), stderr_log.tail()];
+        let binary = self.paths.binary.clone();
+        let process = QemuProcess { binary, command_line, netns, console, console_log, stderr_log };
+        let vm = QemuVm::launch(process, qmp, channel, logs, agent_socket(&run_dir)).await?;
+        Ok(Arc::new(vm))
+    }
+}
+
+fn ask_version(paths: &QemuPaths) -> Result<QemuVersion, QemuError> {
+    const QUOTED: usize = 100;
+    let mut command = Command::new(&paths.binary);
+    command.arg("--version").env_clear().stdin(Stdio::null());
+    let binary = paths.binary.clone();
+    match command.output() {
+        Err(source) => Err(QemuError::Unrunnable { binary, source }),
+        Ok(output) => {
+            let answer = String::from_utf8_lossy(&output.stdout);
+            QemuVersion::parse(&answer).ok_or_else(|| {
+                let said = if answer.trim().is_empty() {
+                    String::from_utf8_lossy(&output.stderr)
+                } else {
+                    answer
+                };
+                QemuError::NotQemu { binary, answer: said.trim().chars().take(QUOTED).collect() }
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_and_compared() {
+        let parse = |answer| QemuVersion::parse(answer);
+        let debian =
+            parse("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright").unwrap();
+        assert_eq!(debian, QemuVersion { major: 10, minor: 0 });
+        assert!(debian > QemuVersion::LEAST);
+        assert!(parse("QEMU emulator version 7.2.19").unwrap() < QemuVersion::LEAST);
+        assert!(parse("QEMU emulator version 9.1.0").unwrap() >= QemuVersion::LEAST);
+        assert_eq!(parse("QEMU emulator version ten"), None);
+        assert_eq!(parse("bash 5.2"), None);
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_or_not_qemu_is_named() {
+        let open = |binary: &str| {
+            let paths = QemuPaths { binary: binary.into(), firmware_dirs: vec![] };
+            QemuBackend::new(paths, Accelerator::Auto).unwrap_err().to_string()
+        };
+        assert!(open("/nowhere/qemu").contains("failed to run /nowhere/qemu --version"));
+        assert!(open("/bin/true").contains("does not answer like QEMU"));
+    }
+}

@@ -1,0 +1,376 @@
+//! What the virtual machine of a pod is made of.
+
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::command_line::{
+    Accel, Chardev, CommandLine, ConsolePort, Cpu, Firmware, FirmwareDir, Flag, Initrd, Kernel,
+    KernelCommandLine, Machine, MemoryBackend, MemorySize, Name, NoDisplay, Processors, QmpMonitor,
+    Sandbox, SerialPort, TapNetdev, VhostVsock, VirtioNet, VirtioSerial,
+};
+use crate::{AGENT_SERIAL_PORT, AGENT_VSOCK_PORT, AcceleratorChoice, AgentChannel};
+use crate::{LaunchError, VmConfig};
+
+/// Kernel parameters of every VM, before those of the configuration. They are part of what is
+/// measured of a guest, so the same for every pod.
+const KERNEL_PARAMETERS: &[&str] = &[
+    "console=hvc0",
+    "quiet",
+    // A guest that panics ends at once, by a reset, which ends QEMU (-no-reboot).
+    "panic=-1",
+    "reboot=t",
+    // The time stamp counter of these hosts is good; calibrating it against timers costs time.
+    "tsc=reliable",
+    "no_timer_check",
+    // Known-answer tests of every cipher at boot: the kernel that is booted is a pinned, measured build.
+    "cryptomgr.notests",
+];
+
+const VCPUS_MAX: u32 = 255;
+const MEMORY_MIB_MIN: u32 = 128;
+const MEMORY_MIB_MAX: u32 = 4 * 1024 * 1024;
+const NICS_MAX: usize = 8;
+const MTU_MIN: u16 = 68;
+const ID_MAX: usize = 128;
+/// `sockaddr_un.sun_path` has 108 bytes with its end (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+/// `COMMAND_LINE_SIZE` of x86 Linux is 2048 with its end.
+const KERNEL_COMMAND_LINE_MAX: usize = 2047;
+
+/// A configuration that was checked: everything in it can be given to QEMU.
+pub(super) struct PodMachine {
+    config: VmConfig,
+    netns: Option<File>,
+    kernel_command_line: String,
+}
+
+/// How the guest's agent will be reached.
+pub(super) enum AgentTransport {
+    VirtioSerial,
+    Vsock { cid: u32, vhost: OwnedFd },
+}
+
+/// QEMU's ends of the connections that it inherits.
+pub(super) struct QemuEnds {
+    pub(super) console: OwnedFd,
+    pub(super) qmp: OwnedFd,
+}
+
+impl PodMachine {
+    /// Checks `config`; an error names the field and what to do.
+    pub(super) fn check(config: VmConfig) -> Result<PodMachine, LaunchError> {
+        check_id(&config.id)?;
+        check_run_dir(&config.run_dir)?;
+        check_range("vcpus", config.vcpus, 1, VCPUS_MAX, "")?;
+        check_range("memory_mib", config.memory_mib, MEMORY_MIB_MIN, MEMORY_MIB_MAX, " MiB")?;
+        check_file("kernel", &config.kernel)?;
+        let initrd = check_file("initrd", &config.initrd)?;
+        let memory = u64::from(config.memory_mib) * 1024 * 1024;
+        if initrd > memory / 2 {
+            return refuse(
+                "memory_mib",
+                format!(
+                    "is {}, too little for an initrd of {} MiB; give at least {}",
+                    config.memory_mib,
+                    initrd.div_ceil(1024 * 1024),
+                    (2 * initrd).div_ceil(1024 * 1024),
+                ),
+            );
+        }
+        check_nics(&config)?;
+        let netns = config.netns.as_deref().map(open_netns).transpose()?;
+        let kernel_command_line = kernel_command_line(&config.kernel_parameters)?;
+        Ok(PodMachine { config, netns, kernel_command_line })
+    }
+
+    pub(super) fn take_netns(&mut self) -> Option<File> {
+        self.netns.take()
+    }
+
+    pub(super) fn run_dir(&self) -> &Path {
+        &self.config.run_dir
+    }
+
+    pub(super) fn agent_channel(&self, transport: &AgentTransport) -> AgentChannel {
+        match transport {
+            AgentTransport::VirtioSerial => AgentChannel::Unix(agent_socket(&self.config.run_dir)),
+            AgentTransport::Vsock { cid, .. } => {
+                AgentChannel::Vsock { cid: *cid, port: AGENT_VSOCK_PORT }
+            }
+        }
+    }
+
+    /// The whole machine as QEMU's command line.
+    pub(super) fn command_line(
+        self,
+        accelerator: &AcceleratorChoice,
+        firmware_dirs: &[PathBuf],
+        transport: AgentTransport,
+        ends: QemuEnds,
+    ) -> CommandLine {
+        const MEMORY: &str = "memory";
+        let config = self.config;
+        let mut line = CommandLine::default();
+        line.add(&Name(config.id))
+            .add(&Flag::NoDefaults)
+            .add(&Flag::NoUserConfig)
+            .add(&Flag::NoReboot)
+            .add(&NoDisplay)
+            .add(&Sandbox);
+        for dir in firmware_dirs {
+            line.add(&FirmwareDir(dir.clone()));
+        }
+        let (accel, cpu) = match accelerator {
+            AcceleratorChoice::Kvm { .. } => (Accel::Kvm, Cpu::Host),
+            AcceleratorChoice::Tcg { .. } => (Accel::Tcg, Cpu::Emulated),
+        };
+        line.add(&Machine { memory_backend: MEMORY })
+            .add(&MemoryBackend { id: MEMORY, size_mib: config.memory_mib })
+            .add(&MemorySize(config.memory_mib))
+            .add(&accel)
+            .add(&cpu)
+            .add(&Processors(config.vcpus))
+            .add(&Firmware("qboot.rom"));
+
+        let qmp = line.inherit(ends.qmp);
+        line.add(&Chardev::Connected { id: "qmp", fd: qmp }).add(&QmpMonitor { chardev: "qmp" });
+        let console = line.inherit(ends.console);
+        line.add(&VirtioSerial)
+            .add(&Chardev::Connected { id: "console", fd: console })
+            .add(&ConsolePort { chardev: "console" });
+        match transport {
+            AgentTransport::VirtioSerial => {
+                let path = agent_socket(&config.run_dir);
+                line.add(&Chardev::Listening { id: "agent", path })
+                    .add(&SerialPort { chardev: "agent", name: AGENT_SERIAL_PORT });
+            }
+            AgentTransport::Vsock { cid, vhost } => {
+                let fd = line.inherit(vhost);
+                line.add(&VhostVsock { guest_cid: cid, fd });
+            }
+        }
+        for (index, nic) in config.nics.into_iter().enumerate() {
+            let id = format!("net{index}");
+            let fd = line.inherit(nic.tap);
+            line.add(&TapNetdev { id: id.clone(), fd }).add(&VirtioNet {
+                netdev: id,
+                mac: nic.mac,
+                mtu: nic.mtu,
+            });
+        }
+        line.add(&Kernel(config.kernel))
+            .add(&Initrd(config.initrd))
+            .add(&KernelCommandLine(self.kernel_command_line));
+        line
+    }
+}
+
+/// The socket behind the agent's virtio-serial port.
+pub(super) fn agent_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("agent.sock")
+}
+
+fn refuse<T>(field: &'static str, problem: impl Into<String>) -> Result<T, LaunchError> {
+    Err(LaunchError::Config { field, problem: problem.into() })
+}
+
+fn check_id(id: &str) -> Result<(), LaunchError> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    if id.is_empty() || id.len() > ID_MAX || !id.bytes().all(fits) {
+        return refuse("id", format!("must be 1 to {ID_MAX} characters of A-Z a-z 0-9 . _ -"));
+    }
+    Ok(())
+}
+
+fn check_run_dir(dir: &Path) -> Result<(), LaunchError> {
+    const OTHERS: u32 = 0o077;
+    let metadata = match fs::symlink_metadata(dir) {
+        Ok(metadata) => metadata,
+        Err(error) => {
+            return refuse("run_dir", format!("{} cannot be used: {error}", dir.display()));
+        }
+    };
+    if !metadata.is_dir() || metadata.mode() & OTHERS != 0 {
+        let problem = format!("{} must be a directory with mode 0700", dir.display());
+        return refuse("run_dir", problem);
+    }
+    if metadata.uid() != rustix::process::geteuid().as_raw() {
+        return refuse("run_dir", format!("{} belongs to another user", dir.display()));
+    }
+    let length = agent_socket(dir).as_os_str().as_bytes().len();
+    if length > SOCKET_PATH_MAX {
+        return refuse(
+            "run_dir",
+            format!(
+                "{} is {} bytes too long for a Unix socket in it; choose a shorter path",
+                dir.display(),
+                length - SOCKET_PATH_MAX
+            ),
+        );
+    }
+    Ok(())
+}
+
+fn check_range(
+    field: &'static str,
+    value: u32,
+    least: u32,
+    most: u32,
+    unit: &str,
+) -> Result<(), LaunchError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    refuse(field, format!("is {value}{unit}; give {least} to {most}{unit}"))
+}
+
+/// Returns the size of the file in bytes.
+fn check_file(field: &'static str, path: &Path) -> Result<u64, LaunchError> {
+    let opened = File::open(path).and_then(|file| file.metadata());
+    match opened {
+        Ok(metadata) if metadata.is_file() && metadata.len() > 0 => Ok(metadata.len()),
+        Ok(_) => refuse(field, format!("{} is not a file, or empty", path.display())),
+        Err(error) => refuse(
+            field,
+            format!(
+                "{} cannot be read: {error}; build the guest image or correct the path",
+                path.display()
+            ),
+        ),
+    }
+}
+
+fn check_nics(config: &VmConfig) -> Result<(), LaunchError> {
+    const GROUP_ADDRESS: u8 = 1;
+    if config.nics.len() > NICS_MAX {
+        let count = config.nics.len();
+        return refuse("nics", format!("has {count} interfaces; give {NICS_MAX} at most"));
+    }
+    for (index, nic) in config.nics.iter().enumerate() {
+        if nic.mac[0] & GROUP_ADDRESS != 0 || nic.mac == [0; 6] {
+            return refuse("nics", format!("[{index}].mac must be a unicast hardware address"));
+        }
+        if nic.mtu < MTU_MIN {
+            let problem = format!("[{index}].mtu is {}; give at least {MTU_MIN}", nic.mtu);
+            return refuse("nics", problem);
+        }
+        let character_device = rustix::fs::fstat(&nic.tap)
+            .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device());
+        if !character_device {
+            let problem = format!("[{index}].tap (fd {}) is no tap device", nic.tap.as_raw_fd());
+            return refuse("nics", problem);
+        }
+    }
+    Ok(())
+}
+
+fn open_netns(path: &Path) -> Result<File, LaunchError> {
+    File::open(path).map_err(|error| LaunchError::Config {
+        field: "netns",
+        problem: format!("{} cannot be opened: {error}", path.display()),
+    })
+}
+
+fn kernel_command_line(extra: &[String]) -> Result<String, LaunchError> {
+    const FIELD: &str = "kernel_parameters";
+    for parameter in extra {
+        if parameter.is_empty() || !parameter.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return refuse(FIELD, format!("has {parameter:?}; give words of printable ASCII"));
+        }
+    }
+    let words: Vec<&str> =
+        KERNEL_PARAMETERS.iter().copied().chain(extra.iter().map(String::as_str)).collect();
+    let line = words.join(" ");
+    if line.len() > KERNEL_COMMAND_LINE_MAX {
+        let surplus = line.len() - KERNEL_COMMAND_LINE_MAX;
+        return refuse(FIELD, format!("are {surplus} bytes more than a kernel takes"));
+    }
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::Nic;
+
+    fn machine(dir: &Path) -> PodMachine {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+        for name in ["vmlinux", "initrd.img"] {
+            fs::write(dir.join(name), b"x").unwrap();
+        }
+        let tap = File::open("/dev/null").unwrap().into();
+        let config = VmConfig {
+            id: "pod-1".into(),
+            run_dir: dir.to_owned(),
+            kernel: dir.join("vmlinux"),
+            initrd: dir.join("initrd.img"),
+            kernel_parameters: vec!["nacre.log=info".into()],
+            vcpus: 2,
+            memory_mib: 512,
+            nics: vec![Nic { tap, mac: [2, 0, 0, 0, 0, 7], mtu: 1500 }],
+            netns: None,
+        };
+        PodMachine::check(config).unwrap()
+    }
+
+    /// The command line with names in place of what differs between runs.
+    fn rendered(accelerator: &AcceleratorChoice, transport: AgentTransport) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let (console, qmp) = UnixStream::pair().unwrap();
+        let ends = QemuEnds { console: console.into(), qmp: qmp.into() };
+        let mut replaced = vec![
+            (format!("fd={}", ends.console.as_raw_fd()), "fd=CONSOLE"),
+            (format!("fd={}", ends.qmp.as_raw_fd()), "fd=QMP"),
+            (dir.path().to_str().unwrap().to_owned(), "DIR"),
+        ];
+        let machine = machine(dir.path());
+        replaced.push((format!("fd={}", machine.config.nics[0].tap.as_raw_fd()), "fd=TAP"));
+        if let AgentTransport::Vsock { vhost, .. } = &transport {
+            replaced.push((format!("fd={}", vhost.as_raw_fd()), "fd=VHOST"));
+        }
+        let firmware = [PathBuf::from("/firmware")];
+        let line = machine.command_line(accelerator, &firmware, transport, ends);
+        let (arguments, _inherited) = line.into_parts();
+        let mut text = String::new();
+        for argument in arguments {
+            let argument = argument.into_string().unwrap();
+            text.push_str(if argument.starts_with('-') { "\n" } else { " " });
+            text.push_str(&argument);
+        }
+        text.push('\n');
+        for (from, to) in replaced {
+            text = text.replace(&format!("{from},"), &format!("{to},"));
+            text = text.replace(&format!("{from}\n"), &format!("{to}\n"));
+            text = text.replace(&format!("{from}/"), &format!("{to}/"));
+        }
+        text
+    }
+
+    #[test]
+    fn a_pod_under_software_emulation() {
+        let tcg = AcceleratorChoice::Tcg { why: String::new() };
+        assert_eq!(rendered(&tcg, AgentTransport::VirtioSerial), "GOLDEN");
+    }
+
+    #[test]
+    fn a_pod_under_kvm_with_vsock() {
+        let kvm = AcceleratorChoice::Kvm { why: String::new() };
+        let vhost = File::open("/dev/null").unwrap().into();
+        let text = rendered(&kvm, AgentTransport::Vsock { cid: 77, vhost });
+        for line in [
+            "-accel kvm",
+            "-cpu host",
+            "-device vhost-vsock-pci,guest-cid=77,vhostfd=VHOST,disable-legacy=on",
+        ] {
+            let line = line.replace("vhostfd=VHOST", "vhostfd=VHOST");
+            assert!(text.contains(&format!("\n{line}\n")), "no {line:?} in {text}");
+        }
+        assert!(!text.contains("agent.sock"));
+    }
+}

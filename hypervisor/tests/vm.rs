@@ -1,0 +1,383 @@
+//! VMs that really boot.
+
+mod lab;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lab::{Lab, PATIENCE, console_says, process_is_there};
+use nacre_hypervisor::{AgentChannel, Hypervisor, LaunchError};
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn a_guest_boots_speaks_and_powers_off() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = lab.boot("echo hello from $($B uname -sm); $B poweroff -f").await;
+    let exit = timeout(PATIENCE, vm.wait()).await.unwrap();
+    assert_eq!(exit.reason, "the guest powered off");
+    assert!(exit.clean);
+    assert!(vm.console_tail().contains("hello from Linux x86_64"), "{}", vm.console_tail());
+    assert_eq!(vm.wait().await, exit, "a late caller gets the same answer");
+    assert!(!lab.run_dir().join("agent.sock").exists());
+}
+
+#[tokio::test]
+async fn bytes_sent_before_the_guest_runs_reach_the_agents_port() {
+    let Some(lab) = Lab::open() else { return };
+    let script = "for p in /sys/class/virtio-ports/*; do
+            [ \"$($B cat $p/name)\" = org.nacre.agent.0 ] && port=/dev/${p##*/}
+        done
+        exec 3<>$port; read line <&3; echo \"guest got $line\" >&3; $B sleep 600";
+    let vm = lab.boot(script).await;
+    let AgentChannel::Unix(path) = vm.agent_channel().clone() else {
+        eprintln!("skipped: this host has vhost-vsock");
+        return;
+    };
+    let mut channel = UnixStream::connect(path).unwrap();
+    channel.set_read_timeout(Some(PATIENCE)).unwrap();
+    channel.write_all(b"early words\n").unwrap();
+    let mut answer = String::new();
+    let answered = tokio::task::spawn_blocking(move || {
+        BufReader::new(channel).read_line(&mut answer).map(|_| answer)
+    });
+    assert_eq!(answered.await.unwrap().unwrap(), "guest got early words\n");
+    vm.stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_killed_qemu_is_reported_to_all_who_wait() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = lab.boot("$B sleep 600").await;
+    let waiting: Vec<_> = (0..3)
+        .map(|_| {
+            let vm = vm.clone();
+            tokio::spawn(async move { vm.wait().await })
+        })
+        .collect();
+    kill("-9", vm.pid());
+    for waiter in waiting {
+        let exit = timeout(PATIENCE, waiter).await.unwrap().unwrap();
+        assert_eq!(exit.reason, "QEMU was killed by signal 9 (SIGKILL)");
+        assert!(!exit.clean);
+    }
+    assert!(!process_is_there(vm.pid()));
+}
+
+#[tokio::test]
+async fn a_terminated_qemu_says_who_asked() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = lab.boot("$B sleep 600").await;
+    kill("-TERM", vm.pid());
+    let exit = timeout(PATIENCE, vm.wait()).await.unwrap();
+    assert!(exit.reason.contains("terminating on signal 15"), "{}", exit.reason);
+    assert!(!exit.clean);
+}
+
+#[tokio::test]
+async fn a_guest_that_panics_is_quoted() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = lab.boot("exit 3").await;
+    let exit = timeout(PATIENCE, vm.wait()).await.unwrap();
+    let expected = "the guest's kernel panicked: Attempted to kill init! exitcode=0x00000300";
+    assert_eq!(exit.reason, expected, "{}", vm.console_tail());
+    assert!(!exit.clean);
+}
+
+#[tokio::test]
+async fn stop_waits_for_a_guest_that_is_powering_off() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = lab.boot("echo up; $B sleep 1; $B poweroff -f").await;
+    console_says(&vm, "up").await;
+    let exit = vm.stop(PATIENCE).await;
+    assert_eq!(exit.reason, "the guest powered off");
+}
+
+#[tokio::test]
+async fn stop_ends_a_guest_that_does_not_listen() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = lab.boot("echo up; while :; do :; done").await;
+    console_says(&vm, "up").await;
+    let exit = vm.stop(Duration::from_millis(200)).await;
+    assert_eq!(exit.reason, "the VM was stopped on request");
+    assert!(exit.clean);
+    assert_eq!(vm.stop(PATIENCE).await, exit, "stopping twice is harmless");
+    assert!(!lab.run_dir().join("agent.sock").exists());
+}
+
+#[tokio::test]
+async fn stop_kills_a_qemu_that_hangs() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = lab.boot("$B sleep 600").await;
+    kill("-STOP", vm.pid());
+    let exit = vm.stop(Duration::ZERO).await;
+    assert_eq!(exit.reason, "the VM did not stop when asked to, and was killed");
+    assert!(!exit.clean && !process_is_there(vm.pid()));
+}
+
+#[tokio::test]
+async fn a_vm_that_nobody_holds_is_killed() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = lab.boot("$B sleep 600").await;
+    let pid = vm.pid();
+    drop(vm);
+    gone_within(pid, Duration::from_secs(10));
+}
+
+#[tokio::test]
+async fn a_flood_on_the_console_is_bounded() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = lab.boot("$B yes flood-$$-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx").await;
+    console_says(&vm, "flood-").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(vm.console_tail().len() <= 2048);
+    for name in ["console.log", "console.log.1"] {
+        let size = std::fs::metadata(lab.run_dir().join(name)).map_or(0, |data| data.len());
+        assert!(size <= 128 * 1024, "{name} has {size} bytes");
+    }
+    assert!(vm.stop(Duration::ZERO).await.clean);
+}
+
+#[tokio::test]
+async fn processors_and_memory_are_what_was_asked_for() {
+    let Some(lab) = Lab::open() else { return };
+    let mut config =
+        lab.config("echo cpus=$($B nproc) $($B grep MemTotal /proc/meminfo); $B poweroff -f");
+    config.vcpus = 2;
+    config.memory_mib = 384;
+    config.kernel_parameters = vec!["nacre.test=a,b".into()];
+    let vm = lab.backend.launch(config).await.unwrap();
+    assert!(timeout(PATIENCE, vm.wait()).await.unwrap().clean, "{}", vm.console_tail());
+    let console = vm.console_tail();
+    let memory: u64 = console
+        .split_once("cpus=2 MemTotal:")
+        .and_then(|(_, rest)| rest.split_whitespace().next())
+        .and_then(|kib| kib.parse().ok())
+        .unwrap_or_else(|| panic!("{console}"));
+    assert!((300 * 1024..384 * 1024).contains(&memory), "{memory} KiB");
+}
+
+#[tokio::test]
+async fn qemu_runs_in_the_pods_network_without_capabilities_and_with_the_tap() {
+    let Some(lab) = Lab::open() else { return };
+    let Some((netns, tap)) = tap::in_new_namespace() else { return };
+    let script = "for d in /sys/bus/pci/devices/*; do echo pci $($B cat $d/vendor $d/device); done
+        echo end; $B sleep 600";
+    let mut config = lab.config(script);
+    config.netns = Some(netns.path());
+    config.nics = vec![nacre_hypervisor::Nic { tap, mac: [2, 0, 0, 0, 0, 1], mtu: 1400 }];
+    let vm = lab.backend.launch(config).await.unwrap();
+    let proc = |file: &str| format!("/proc/{}/{file}", vm.pid());
+    assert_eq!(
+        std::fs::read_link(proc("ns/net")).unwrap(),
+        std::fs::read_link(netns.path()).unwrap()
+    );
+    assert_ne!(
+        std::fs::read_link(proc("ns/net")).unwrap(),
+        std::fs::read_link("/proc/self/ns/net").unwrap()
+    );
+    let status = std::fs::read_to_string(proc("status")).unwrap();
+    for line in
+        ["CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]
+    {
+        assert!(status.contains(line), "no {line:?} in {status}");
+    }
+    console_says(&vm, "pci 0x1af4 0x1041").await;
+    assert!(vm.stop(Duration::ZERO).await.clean);
+}
+
+#[tokio::test]
+async fn qemu_dies_with_the_process_that_launched_it() {
+    let Some(lab) = Lab::open() else { return };
+    drop(lab);
+    let mut launcher = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "launcher_that_gets_killed", "--ignored", "--nocapture"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(launcher.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("qemu pid ") {
+        line.clear();
+        assert_ne!(output.read_line(&mut line).unwrap(), 0, "the launcher ended early");
+    }
+    let pid: u32 = line.rsplit("qemu pid ").next().unwrap().trim().parse().unwrap();
+    assert!(process_is_there(pid));
+    launcher.kill().unwrap();
+    launcher.wait().unwrap();
+    gone_within(pid, Duration::from_secs(10));
+}
+
+#[tokio::test]
+#[ignore = "run as a process of its own by qemu_dies_with_the_process_that_launched_it"]
+async fn launcher_that_gets_killed() {
+    let Some(lab) = Lab::open() else { return };
+    let vm = lab.boot("$B sleep 600").await;
+    println!("qemu pid {}", vm.pid());
+    vm.wait().await;
+}
+
+#[tokio::test]
+async fn a_configuration_that_cannot_work_is_refused_by_field() {
+    let Some(lab) = Lab::open() else { return };
+    let refused = |error: LaunchError| match error {
+        LaunchError::Config { field, problem } => format!("{field}: {problem}"),
+        other => panic!("{other}"),
+    };
+    let cases: Vec<(&str, String)> = vec![
+        ("vcpus: is 0; give 1 to 255", refused(lab.refused(|c| c.vcpus = 0).await)),
+        ("vcpus: is 256", refused(lab.refused(|c| c.vcpus = 256).await)),
+        ("memory_mib: is 64 MiB; give 128", refused(lab.refused(|c| c.memory_mib = 64).await)),
+        (
+            "kernel: /no/kernel cannot be read",
+            refused(lab.refused(|c| c.kernel = "/no/kernel".into()).await),
+        ),
+        ("initrd: /tmp is not a file", refused(lab.refused(|c| c.initrd = "/tmp".into()).await)),
+        ("id: must be", refused(lab.refused(|c| c.id = "a b".into()).await)),
+        ("id: must be", refused(lab.refused(|c| c.id = String::new()).await)),
+        (
+            "run_dir: /no/dir cannot be used",
+            refused(lab.refused(|c| c.run_dir = "/no/dir".into()).await),
+        ),
+        (
+            "run_dir: /usr must be a directory with mode 0700",
+            refused(lab.refused(|c| c.run_dir = "/usr".into()).await),
+        ),
+        (
+            "netns: /no/netns cannot be opened",
+            refused(lab.refused(|c| c.netns = Some("/no/netns".into())).await),
+        ),
+        (
+            "netns: cannot be entered",
+            refused(lab.refused(|c| c.netns = Some("/dev/null".into())).await),
+        ),
+        (
+            "kernel_parameters: has \"a b\"",
+            refused(lab.refused(|c| c.kernel_parameters = vec!["a b".into()]).await),
+        ),
+        (
+            "kernel_parameters: has \"a\\nb\"",
+            refused(lab.refused(|c| c.kernel_parameters = vec!["a\nb".into()]).await),
+        ),
+        (
+            "kernel_parameters: are ",
+            refused(lab.refused(|c| c.kernel_parameters = vec!["a".repeat(2048)]).await),
+        ),
+        (
+            "nics: [0].tap",
+            refused(
+                lab.refused(|c| {
+                    let tap = File::open("/etc/passwd").unwrap().into();
+                    c.nics =
+                        vec![nacre_hypervisor::Nic { tap, mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }];
+                })
+                .await,
+            ),
+        ),
+    ];
+    for (expected, message) in cases {
+        assert!(message.starts_with(expected), "{message:?} does not begin with {expected:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_qemu_itself_refuses_is_quoted() {
+    let Some(lab) = Lab::open() else { return };
+    let junk = lab.dir.path().join("junk");
+    std::fs::write(&junk, vec![0xff; 8192]).unwrap();
+    let error = lab.refused(|c| c.kernel = junk).await.to_string();
+    assert!(error.contains("QEMU exited with status 1: "), "{error}");
+    assert!(!lab.run_dir().join("agent.sock").exists());
+    // A device that is no tap: /dev/null passes for one until QEMU asks.
+    let error = lab.refused(|c| {
+        let tap = File::open("/dev/null").unwrap().into();
+        c.nics = vec![nacre_hypervisor::Nic { tap, mac: [2, 0, 0, 0, 0, 1], mtu: 1500 }];
+    });
+    let error = error.await.to_string();
+    assert!(error.contains("TUNGETIFF"), "{error}");
+}
+
+#[tokio::test]
+async fn more_memory_than_the_host_has_is_a_clear_error_or_a_clear_end() {
+    let Some(lab) = Lab::open() else { return };
+    let mut meminfo = String::new();
+    File::open("/proc/meminfo").unwrap().read_to_string(&mut meminfo).unwrap();
+    let mut config = lab.config("$B poweroff -f");
+    config.memory_mib = 4 * 1024 * 1024;
+    match lab.backend.launch(config).await {
+        Err(error) => assert!(error.to_string().contains("annot"), "{error}"),
+        Ok(vm) => drop(vm.stop(Duration::ZERO).await),
+    }
+}
+
+fn kill(signal: &str, pid: u32) {
+    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+}
+
+fn gone_within(pid: u32, patience: Duration) {
+    let start = Instant::now();
+    while process_is_there(pid) {
+        assert!(start.elapsed() < patience, "QEMU (pid {pid}) is still there");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A tap device in a network namespace of its own.
+#[allow(unsafe_code)]
+mod tap {
+    use std::fs::{File, OpenOptions};
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::path::PathBuf;
+    use std::sync::mpsc;
+
+    /// Lives as long as this value: a thread is in it.
+    pub struct Namespace {
+        file: File,
+        _alive: mpsc::Sender<()>,
+    }
+
+    impl Namespace {
+        pub fn path(&self) -> PathBuf {
+            format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+        }
+    }
+
+    pub fn in_new_namespace() -> Option<(Namespace, OwnedFd)> {
+        let (tell, told) = mpsc::channel();
+        let (alive, ended) = mpsc::channel();
+        std::thread::spawn(move || {
+            tell.send(make()).unwrap();
+            drop(ended.recv());
+        });
+        match told.recv().unwrap() {
+            Ok((file, tap)) => Some((Namespace { file, _alive: alive }, tap)),
+            Err(error) => {
+                eprintln!("skipped: no tap in a new network namespace ({error}); run as root");
+                None
+            }
+        }
+    }
+
+    fn make() -> std::io::Result<(File, OwnedFd)> {
+        // SAFETY: unshare takes flags only; CLONE_NEWNET changes this thread alone.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        let file = File::open("/proc/thread-self/ns/net")?;
+        let tap = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+        // SAFETY: an all-zero ifreq is valid.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(b"tap0") {
+            *to = i8::try_from(*from).unwrap();
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = i16::try_from(flags).unwrap();
+        // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
+        if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok((file, tap.into()))
+    }
+}
