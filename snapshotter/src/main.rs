@@ -1,1 +1,138 @@
-fn main() {}
+//! `nacre-snapshotter`: a containerd snapshotter that keeps image layers off the host.
+//!
+//! A Nacre guest pulls its images itself, so the host has no use for layers, and a host that is not
+//! trusted has no business with them. containerd insists on unpacking what it pulls; this program
+//! tells it that every layer is there already, and lends containers an empty directory. Left on the
+//! host are the manifest and the image's configuration, which CRI wants to read.
+//!
+//! It trusts containerd, on whose side of the boundary it runs. It never fetches, unpacks or mounts.
+
+mod api;
+mod filter;
+mod service;
+mod store;
+
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use clap::Parser;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use crate::service::Service;
+use crate::store::Store;
+
+/// Keeps image layers off a containerd host: Nacre's guests pull them by themselves.
+#[derive(Debug, Parser)]
+#[command(version, after_long_help = HOW_TO)]
+struct Arguments {
+    /// Directory for the snapshots' records and the empty directories lent to containers.
+    #[arg(long, default_value = "/var/lib/nacre/snapshotter")]
+    root: PathBuf,
+    /// Unix socket to serve on; a stale one is replaced.
+    #[arg(long, default_value = "/run/nacre/snapshotter.sock")]
+    socket: PathBuf,
+    /// What to log on stderr: error, warn, info, debug or trace.
+    #[arg(long, default_value = "info")]
+    log: tracing::Level,
+}
+
+const HOW_TO: &str = r#"Start it before containerd, and name it in /etc/containerd/config.toml:
+
+  [proxy_plugins.nacre]
+    type = "snapshot"
+    address = "/run/nacre/snapshotter.sock"
+
+Then let CRI use it. Containers that run without Nacre find no files in it, so on a node that also
+runs others give it to Nacre's runtime only, where containerd can.
+
+containerd 1.6 has one snapshotter for all of CRI (a node for Nacre pods only):
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "nacre"
+    disable_snapshot_annotations = false
+
+containerd 1.7, for one runtime (image pulls also need the pod annotation
+"io.containerd.cri.runtime-handler: nacre"; otherwise set it for all as with 1.6):
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre]
+    snapshotter = "nacre"
+
+containerd 2.x (version = 3), for one runtime:
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre]
+    snapshotter = "nacre"
+  [plugins.'io.containerd.cri.v1.images'.runtime_platforms.nacre]
+    platform = "linux/amd64"
+    snapshotter = "nacre"
+
+By hand: ctr image pull --snapshotter nacre IMAGE; ctr run --snapshotter nacre ...
+See that it works: `ctr -n k8s.io content ls` shows a manifest and a config, and no layers."#;
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(arguments.log)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    // What is made here is for root alone, unless said otherwise.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    // One thread: the store answers one request at a time, and a record must be on disk before the answer.
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(serve(&arguments))
+}
+
+async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
+    let store = Store::open(&arguments.root)
+        .with_context(|| format!("failed to open the snapshots in {}", arguments.root.display()))?;
+    let listener = listen(&arguments.socket)
+        .await
+        .with_context(|| format!("failed to listen on {}", arguments.socket.display()))?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let count = store.len();
+    let listener = Arc::new(listener);
+    let connections = futures_util::stream::unfold(listener, |listener| async move {
+        let connection = listener.accept().await.map(|(stream, _)| stream);
+        Some((connection, listener))
+    });
+    tracing::info!(socket = %arguments.socket.display(), snapshots = count, "ready");
+    tonic::transport::Server::builder()
+        .serve_with_incoming_shutdown(
+            SnapshotsServer::new(Service::new(store)),
+            connections,
+            async {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            },
+        )
+        .await
+        .context("failed to serve")?;
+    std::fs::remove_file(&arguments.socket)
+        .with_context(|| format!("failed to remove {}", arguments.socket.display()))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Binds the socket, in place of one that nobody listens on any more.
+async fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(parent) = socket.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match std::fs::symlink_metadata(socket) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+        Ok(found) if !found.file_type().is_socket() => {
+            bail!("it exists and is not a socket; give another --socket or remove it");
+        }
+        Ok(_) => {
+            if UnixStream::connect(socket).await.is_ok() {
+                bail!("another process listens on it; stop that, or give another --socket");
+            }
+            std::fs::remove_file(socket)?;
+        }
+    }
+    Ok(UnixListener::bind(socket)?)
+}
