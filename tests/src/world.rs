@@ -1,0 +1,675 @@
+//! A world: namespaces with a registry, the snapshotter and a containerd in them.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use k8s_cri::v1 as cri;
+use rustix::process::Signal;
+
+use crate::cluster_dns::{self, ClusterDns};
+use crate::cri::{Cri, call};
+use crate::ctr::Ctr;
+use crate::image::Image;
+use crate::namespaces::{Namespaces, Process};
+use crate::pod::PodBuilder;
+use crate::products::{ContainerdVersion, Products};
+use crate::registry::{self, Registry};
+
+/// A name that the world's name server knows.
+pub(crate) const KNOWN_NAME: &str = "registry.world.test";
+/// containerd's socket, inside.
+pub(crate) const SOCKET: &str = "/run/containerd/containerd.sock";
+/// The shim's configuration, inside.
+pub(crate) const SHIM_CONFIG: &str = "/run/world/shim.toml";
+/// The network that pods join, inside.
+pub(crate) const POD_NETWORK: &str = "/run/world/cni/10-world.conflist";
+
+/// What runs the pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    /// The product.
+    Nacre,
+    /// Plain runc with layers on the host: shows that a failure is not the harness's own.
+    Runc,
+}
+
+/// Choices for a world.
+#[derive(Debug, Clone)]
+pub struct WorldBuilder {
+    containerd: ContainerdVersion,
+    runtime: Runtime,
+    products: Products,
+    outlive: bool,
+}
+
+/// A running world. See the crate's documentation.
+#[derive(Debug)]
+pub struct World {
+    pub(crate) namespaces: Namespaces,
+    pub(crate) cri: Cri,
+    pub(crate) runtime: Runtime,
+    products: Products,
+    containerd: ContainerdVersion,
+    /// Daemons, as the `nsenter` that started each.
+    daemons: Mutex<Vec<Child>>,
+    _dns: ClusterDns,
+    logs: PathBuf,
+    outlive: bool,
+    mounts_at_start: BTreeSet<String>,
+    links_at_start: BTreeSet<String>,
+}
+
+impl WorldBuilder {
+    /// Which containerd.
+    #[must_use]
+    pub fn containerd(mut self, version: ContainerdVersion) -> WorldBuilder {
+        self.containerd = version;
+        self
+    }
+
+    /// What runs the pods.
+    #[must_use]
+    pub fn runtime(mut self, runtime: Runtime) -> WorldBuilder {
+        self.runtime = runtime;
+        self
+    }
+
+    /// Lets the world live on after this process ends, if it is left with [`World::leave`].
+    #[must_use]
+    pub fn outlive(mut self) -> WorldBuilder {
+        self.outlive = true;
+        self
+    }
+
+    /// Makes the world and waits until containerd is ready for pods.
+    pub async fn start(self) -> anyhow::Result<World> {
+        self.check()?;
+        let logs = new_log_directory(&self.products)?;
+        let namespaces = Namespaces::create(&logs.join("namespaces.log"), self.outlive)?;
+        let dns = cluster_dns::serve(&namespaces, KNOWN_NAME, Ipv4Addr::new(10, 88, 0, 1))?;
+        let mut world = World {
+            cri: Cri::new(namespaces.path(SOCKET)),
+            namespaces,
+            runtime: self.runtime,
+            products: self.products,
+            containerd: self.containerd,
+            daemons: Mutex::default(),
+            _dns: dns,
+            logs,
+            outlive: self.outlive,
+            mounts_at_start: BTreeSet::new(),
+            links_at_start: BTreeSet::new(),
+        };
+        world.write_configuration()?;
+        world.start_registry().await?;
+        world.push(&Image::busybox("pause").entrypoint(["sleep", "2147483647"]))?;
+        if world.runtime == Runtime::Nacre {
+            world.start_snapshotter().await?;
+        }
+        world.start_containerd().await?;
+        world.mounts_at_start = world.namespaces.mounts()?;
+        world.links_at_start = world.namespaces.links()?;
+        Ok(world)
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        let containerd = self.products.containerd(self.containerd).join("containerd");
+        for (program, package) in [
+            (containerd.as_path(), "containerd"),
+            (Path::new("/usr/bin/docker-registry"), "docker-registry"),
+            (Path::new("/usr/lib/cni/bridge"), "containernetworking-plugins"),
+            (Path::new("/bin/busybox"), "busybox-static"),
+        ] {
+            ensure!(program.exists(), "{} is absent: package {package}", program.display());
+        }
+        if self.runtime == Runtime::Nacre {
+            let program = self.products.snapshotter();
+            ensure!(program.exists(), "{} is not built; use cargo xtask", program.display());
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// A world with the system's containerd and Nacre.
+    pub async fn new() -> anyhow::Result<World> {
+        World::builder().start().await
+    }
+
+    /// Choices before it starts.
+    pub fn builder() -> WorldBuilder {
+        WorldBuilder {
+            containerd: ContainerdVersion::V1_6,
+            runtime: Runtime::Nacre,
+            products: Products::find(),
+            outlive: false,
+        }
+    }
+
+    /// Where the products under test are.
+    pub fn products(&self) -> &Products {
+        &self.products
+    }
+
+    /// The registry.
+    pub fn registry(&self) -> Registry<'_> {
+        Registry::new(&self.namespaces)
+    }
+
+    /// Pushes an image to the registry; returns the reference to pull it by.
+    pub fn push(&self, image: &Image) -> anyhow::Result<String> {
+        self.registry().push(image)
+    }
+
+    /// A pod to be run.
+    pub fn pod(&self, name: &str) -> PodBuilder<'_> {
+        PodBuilder::new(self, name)
+    }
+
+    /// `ctr`, in this world.
+    pub fn ctr(&self) -> Ctr<'_> {
+        Ctr::new(self, self.products.containerd(self.containerd).join("ctr"))
+    }
+
+    /// Lets containerd pull an image, as the kubelet does before it creates a container.
+    pub async fn pull(&self, reference: &str) -> anyhow::Result<()> {
+        let spec = cri::ImageSpec {
+            image: reference.to_owned(),
+            runtime_handler: self.runtime_handler().to_owned(),
+            ..Default::default()
+        };
+        let mut images = self.cri.images();
+        let request = cri::PullImageRequest { image: Some(spec), auth: None, sandbox_config: None };
+        call("PullImage", images.pull_image(request)).await?;
+        Ok(())
+    }
+
+    /// Whether containerd knows the image.
+    pub(crate) async fn has_image(&self, reference: &str) -> anyhow::Result<bool> {
+        let spec = cri::ImageSpec { image: reference.to_owned(), ..Default::default() };
+        let mut images = self.cri.images();
+        let request = cri::ImageStatusRequest { image: Some(spec), verbose: false };
+        Ok(call("ImageStatus", images.image_status(request)).await?.image.is_some())
+    }
+
+    /// Digests of what containerd's content store holds and is not a manifest or a configuration.
+    pub fn host_layers(&self) -> anyhow::Result<Vec<String>> {
+        let mut layers = Vec::new();
+        for (name, bytes) in self.host_content()? {
+            if serde_json::from_slice::<serde_json::Value>(&bytes).is_err() {
+                layers.push(format!("sha256:{name}"));
+            }
+        }
+        Ok(layers)
+    }
+
+    /// How many blobs containerd's content store holds.
+    pub fn host_blobs(&self) -> anyhow::Result<usize> {
+        Ok(self.host_content()?.len())
+    }
+
+    fn host_content(&self) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+        let store = "/run/world/containerd/io.containerd.content.v1.content/blobs/sha256";
+        let mut blobs = Vec::new();
+        for entry in fs::read_dir(self.namespaces.path(store))? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            blobs.push((name, fs::read(path)?));
+        }
+        Ok(blobs)
+    }
+
+    /// The shim's configuration, changed by `change`; holds for pods that start afterwards.
+    pub fn configure_shim(&self, change: impl FnOnce(String) -> String) -> anyhow::Result<()> {
+        let path = self.namespaces.path(SHIM_CONFIG);
+        let text = fs::read_to_string(&path)?;
+        Ok(fs::write(path, change(text))?)
+    }
+
+    /// Ends containerd, leaves the pods alone, and starts it again.
+    pub async fn restart_containerd(&self) -> anyhow::Result<()> {
+        self.end_daemon("containerd", Signal::TERM)?;
+        self.start_containerd().await
+    }
+
+    /// Kills the snapshotter and starts it again.
+    pub async fn restart_snapshotter(&self) -> anyhow::Result<()> {
+        self.end_daemon("nacre-snapshott", Signal::KILL)?;
+        self.start_snapshotter().await
+    }
+
+    /// Ends the registry.
+    pub fn stop_registry(&self) -> anyhow::Result<()> {
+        self.end_daemon("docker-registry", Signal::KILL)
+    }
+
+    /// The QEMU processes.
+    pub fn virtual_machines(&self) -> anyhow::Result<Vec<Process>> {
+        self.processes("qemu-system")
+    }
+
+    /// The shim processes.
+    pub fn shims(&self) -> anyhow::Result<Vec<Process>> {
+        self.processes("containerd-shim")
+    }
+
+    fn processes(&self, prefix: &str) -> anyhow::Result<Vec<Process>> {
+        let all = self.namespaces.processes()?;
+        Ok(all.into_iter().filter(|p| p.name.starts_with(prefix)).collect())
+    }
+
+    /// Kills a process of this world with SIGKILL.
+    pub fn kill(&self, process: &Process) -> anyhow::Result<()> {
+        self.namespaces.kill(process, Signal::KILL)
+    }
+
+    /// Runs a command in the world; returns what it prints.
+    pub fn run(&self, words: &[&str]) -> anyhow::Result<String> {
+        self.namespaces.run(words)
+    }
+
+    /// Where a path of the world is to be found from outside.
+    pub fn path(&self, inside: &str) -> PathBuf {
+        self.namespaces.path(inside)
+    }
+
+    /// Joins a new network namespace to the pod network, for use without CRI; returns its path.
+    pub fn network(&self, name: &str) -> anyhow::Result<String> {
+        self.run(&["ip", "netns", "add", name])?;
+        self.plug(name, "ADD")?;
+        Ok(format!("/run/netns/{name}"))
+    }
+
+    /// Undoes [`World::network`].
+    pub fn remove_network(&self, name: &str) -> anyhow::Result<()> {
+        self.plug(name, "DEL")?;
+        self.run(&["ip", "netns", "del", name])?;
+        Ok(())
+    }
+
+    fn plug(&self, name: &str, what: &str) -> anyhow::Result<()> {
+        let list: serde_json::Value = serde_json::from_str(&pod_network())?;
+        let mut plugin = list["plugins"][0].clone();
+        plugin["name"] = list["name"].clone();
+        plugin["cniVersion"] = list["cniVersion"].clone();
+        let script = format!(
+            "echo '{plugin}' | CNI_COMMAND={what} CNI_CONTAINERID={name} CNI_IFNAME=eth0 \
+             CNI_NETNS=/run/netns/{name} CNI_PATH=/usr/lib/cni /usr/lib/cni/bridge"
+        );
+        self.run(&["sh", "-c", &script]).map(drop)
+    }
+
+    /// What pods left behind: processes, mounts, interfaces, namespaces, sockets, addresses. Things
+    /// that go on their own are waited for, up to ten seconds.
+    pub async fn leftovers(&self) -> anyhow::Result<Vec<String>> {
+        let started = Instant::now();
+        loop {
+            let found = self.leftovers_now()?;
+            if found.is_empty() || started.elapsed() > Duration::from_secs(10) {
+                return Ok(found);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn leftovers_now(&self) -> anyhow::Result<Vec<String>> {
+        const DAEMONS: [&str; 3] = ["containerd", "docker-registry", "nacre-snapshott"];
+        let mut found = Vec::new();
+        for process in self.namespaces.processes()? {
+            if !DAEMONS.contains(&process.name.as_str()) {
+                found.push(format!("process {} {}", process.inner_pid, process.command));
+            }
+        }
+        for mount in self.namespaces.mounts()?.difference(&self.mounts_at_start) {
+            found.push(format!("mount {mount}"));
+        }
+        for link in self.namespaces.links()?.difference(&self.links_at_start) {
+            found.push(format!("interface {link}"));
+        }
+        let addresses = "/run/world/cni-addresses/world";
+        for directory in ["/run/netns", "/run/nacre", "/run/containerd/s", addresses] {
+            for name in names(&self.path(directory))? {
+                if name != "lock" && !name.starts_with("last_reserved") {
+                    found.push(format!("file {directory}/{name}"));
+                }
+            }
+        }
+        let tasks = "/run/containerd/io.containerd.runtime.v2.task";
+        for namespace in names(&self.path(tasks))? {
+            for task in names(&self.path(&format!("{tasks}/{namespace}")))? {
+                found.push(format!("task {namespace}/{task}"));
+            }
+        }
+        Ok(found)
+    }
+
+    /// All that containerd and the shims have logged.
+    pub fn containerd_log(&self) -> anyhow::Result<String> {
+        Ok(String::from_utf8_lossy(&fs::read(self.logs.join("containerd.log"))?).into_owned())
+    }
+
+    /// Directory with the logs.
+    pub fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// Process id, outside, of the world's first process.
+    pub fn init(&self) -> i32 {
+        self.namespaces.init()
+    }
+
+    /// Leaves the world running; returns the id of the process whose end ends it.
+    pub fn leave(self) -> anyhow::Result<u32> {
+        ensure!(self.outlive, "this world was not made to outlive its maker");
+        let keeper = self.namespaces.keeper();
+        std::mem::forget(self);
+        Ok(keeper)
+    }
+
+    /// The runtime's name for CRI.
+    pub(crate) fn runtime_handler(&self) -> &'static str {
+        match self.runtime {
+            Runtime::Nacre => "nacre",
+            Runtime::Runc => "runc",
+        }
+    }
+
+    fn snapshotter(&self) -> &'static str {
+        match self.runtime {
+            Runtime::Nacre => "nacre",
+            Runtime::Runc => "overlayfs",
+        }
+    }
+
+    fn write_configuration(&self) -> anyhow::Result<()> {
+        let hosts = format!("/run/world/certs.d/{}/hosts.toml", registry::ADDRESS);
+        let registry = registry::ADDRESS;
+        let plain = format!(
+            "server = \"http://{registry}\"\n[host.\"http://{registry}\"]\n\
+             capabilities = [\"pull\", \"resolve\"]\n"
+        );
+        let storage = format!(
+            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
+             http:\n  addr: :5000\n",
+            registry::STORAGE
+        );
+        for (path, text) in [
+            (hosts.as_str(), plain),
+            ("/run/world/registry.yml", storage),
+            (POD_NETWORK, pod_network()),
+            (SHIM_CONFIG, self.shim_config()),
+            ("/run/world/containerd.toml", self.containerd_config()),
+        ] {
+            let path = self.path(path);
+            fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
+            fs::write(&path, text)
+                .with_context(|| format!("failed to write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn shim_config(&self) -> String {
+        format!(
+            "[vm]\nqemu = {:?}\nfirmware_dirs = {:?}\nkernel = {:?}\ninitrd = {:?}\n\
+             accelerator = \"auto\"\nboot_timeout_seconds = 120\n\n\
+             [registry]\ndanger_plain_http = [{:?}]\n",
+            self.products.qemu(),
+            self.products.firmware_dirs(),
+            self.products.kernel(),
+            self.products.initrd(),
+            registry::ADDRESS,
+        )
+    }
+
+    fn containerd_config(&self) -> String {
+        let snapshotter = self.snapshotter();
+        let handler = self.runtime_handler();
+        let shim = self.products.shim();
+        let pause = format!("{}/pause:1", registry::ADDRESS);
+        let (version, own) = match self.containerd {
+            ContainerdVersion::V1_6 | ContainerdVersion::V1_7 => (
+                2,
+                format!(
+                    r#"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "{snapshotter}"
+    default_runtime_name = "{handler}"
+    disable_snapshot_annotations = false
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre]
+      runtime_type = {shim:?}
+      pod_annotations = ["io.nacre.*"]
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre.options]
+        ConfigPath = "{SHIM_CONFIG}"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "/run/world/cni"
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "/run/world/certs.d"
+"#
+                ),
+            ),
+            ContainerdVersion::V2_1 => (
+                3,
+                format!(
+                    r#"
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "overlayfs"
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = "{pause}"
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = "/run/world/certs.d"
+  [plugins.'io.containerd.cri.v1.images'.runtime_platforms.nacre]
+    platform = "linux/amd64"
+    snapshotter = "nacre"
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+  [plugins.'io.containerd.cri.v1.runtime'.containerd]
+    default_runtime_name = "{handler}"
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre]
+      runtime_type = {shim:?}
+      snapshotter = "nacre"
+      pod_annotations = ["io.nacre.*"]
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre.options]
+        ConfigPath = "{SHIM_CONFIG}"
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "/run/world/cni"
+"#
+                ),
+            ),
+        };
+        format!(
+            r#"version = {version}
+root = "/run/world/containerd"
+state = "/run/containerd"
+[grpc]
+  address = "{SOCKET}"
+[proxy_plugins.nacre]
+  type = "snapshot"
+  address = "/run/world/snapshotter.sock"
+{own}"#
+        )
+    }
+
+    async fn start_registry(&self) -> anyhow::Result<()> {
+        self.start_daemon("docker-registry".as_ref(), &["serve", "/run/world/registry.yml"])?;
+        let started = Instant::now();
+        while !self.registry().ready() {
+            self.check_started("docker-registry", started)?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    async fn start_snapshotter(&self) -> anyhow::Result<()> {
+        let (root, socket) = ("/run/world/snapshotter", "/run/world/snapshotter.sock");
+        let program = self.products.snapshotter();
+        self.start_daemon(&program, &["--root", root, "--socket", socket])?;
+        let started = Instant::now();
+        while tokio::net::UnixStream::connect(self.path(socket)).await.is_err() {
+            self.check_started("nacre-snapshotter", started)?;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    async fn start_containerd(&self) -> anyhow::Result<()> {
+        let program = self.products.containerd(self.containerd).join("containerd");
+        self.start_daemon(&program, &["--config", "/run/world/containerd.toml"])?;
+        let started = Instant::now();
+        while !self.containerd_ready().await {
+            self.check_started("containerd", started)?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    async fn containerd_ready(&self) -> bool {
+        let mut runtime = self.cri.runtime();
+        let request = cri::StatusRequest { verbose: false };
+        let conditions = match runtime.status(request).await {
+            Ok(answer) => answer.into_inner().status.unwrap_or_default().conditions,
+            Err(_) => return false,
+        };
+        !conditions.is_empty()
+            && conditions.iter().filter(|c| c.r#type.ends_with("Ready")).all(|c| c.status)
+    }
+
+    fn start_daemon(&self, program: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let log = File::options().create(true).append(true).open(self.log_file(&name))?;
+        // containerd finds its own shim for runc beside it.
+        let beside = program.parent().unwrap_or(Path::new("/")).display();
+        let path = format!("{beside}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        let child = self
+            .namespaces
+            .command("env")
+            .arg(format!("PATH={path}"))
+            .arg(program)
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("failed to start {name}"))?;
+        self.daemons.lock().expect("no holder panics").push(child);
+        Ok(())
+    }
+
+    fn end_daemon(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
+        let all = self.namespaces.processes()?;
+        let process = all.into_iter().find(|p| p.name == name);
+        let process = process.with_context(|| format!("{name} does not run"))?;
+        self.namespaces.kill(&process, signal)?;
+        let started = Instant::now();
+        while Path::new(&format!("/proc/{}", process.pid)).exists() {
+            ensure!(started.elapsed() < Duration::from_secs(10), "{name} does not end");
+            // The `nsenter` that started it is its parent and ends with it.
+            self.daemons
+                .lock()
+                .expect("no holder panics")
+                .retain_mut(|d| !matches!(d.try_wait(), Ok(Some(_))));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    fn check_started(&self, name: &str, started: Instant) -> anyhow::Result<()> {
+        let ended = self
+            .daemons
+            .lock()
+            .expect("no holder panics")
+            .last_mut()
+            .and_then(|daemon| daemon.try_wait().ok().flatten());
+        if ended.is_some() || started.elapsed() > Duration::from_secs(30) {
+            bail!("{name} did not become ready:\n{}", tail(&self.log_file(name)));
+        }
+        Ok(())
+    }
+
+    fn log_file(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.log"))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.namespaces.end();
+        for daemon in self.daemons.get_mut().expect("no holder panics") {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        if std::thread::panicking() {
+            for name in ["namespaces", "docker-registry", "nacre-snapshotter", "containerd"] {
+                eprintln!("--- {name}.log\n{}", tail(&self.log_file(name)));
+            }
+            eprintln!("--- all logs: {}", self.logs.display());
+        } else {
+            let _ = fs::remove_dir_all(&self.logs);
+        }
+    }
+}
+
+/// A bridge with IPv4 and IPv6, addresses from files in the world.
+fn pod_network() -> String {
+    serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": "world",
+        "plugins": [{
+            "type": "bridge",
+            "bridge": "cni0",
+            "isGateway": true,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": "/run/world/cni-addresses",
+                "ranges": [
+                    [{ "subnet": "10.88.0.0/16", "gateway": "10.88.0.1" }],
+                    [{ "subnet": "fd00:88::/64", "gateway": "fd00:88::1" }],
+                ],
+                "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
+            },
+        }],
+    })
+    .to_string()
+}
+
+fn new_log_directory(products: &Products) -> anyhow::Result<PathBuf> {
+    static WORLDS: AtomicU32 = AtomicU32::new(1);
+    let number = WORLDS.fetch_add(1, Ordering::Relaxed);
+    let path = products.prefix.join(format!("worlds/{}-{number}", std::process::id()));
+    fs::create_dir_all(&path).with_context(|| format!("failed to create {}", path.display()))?;
+    Ok(path)
+}
+
+fn names(directory: &Path) -> anyhow::Result<Vec<String>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => {
+            entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The last lines of a log.
+fn tail(path: &Path) -> String {
+    let bytes = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
