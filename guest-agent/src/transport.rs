@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::modules::{ModuleError, Modules};
+use crate::raw;
 
 /// How long the kernel may take to show the serial port's device node.
 const PORT_DEADLINE: Duration = Duration::from_secs(20);
@@ -104,7 +105,7 @@ async fn connect(port: &Path, free: &Arc<Semaphore>) -> io::Result<SerialStream>
     while !host_is_connected(&fd)? {
         tokio::time::sleep(PORT_POLL).await;
     }
-    Ok(SerialStream { fd: AsyncFd::new(fd)?, _permit: permit })
+    Ok(SerialStream { fd: raw::register(fd)?, _permit: permit })
 }
 
 /// A port whose host end is closed reports a hang-up.

@@ -1,0 +1,329 @@
+//! Making a container: image, mounts, limits, first process. What fails leaves nothing behind.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use nacre_image_pull::{Image, UserSource, merge_process};
+use nacre_protocol::agent::{CreateContainerRequest, Storage};
+use nacre_protocol::channel::{
+    ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX, CONTAINERS_ROOT, DRIVER_IMAGE_PULL,
+    PAUSE_IMAGE,
+};
+use rustix::mount::MountFlags;
+use tokio::sync::oneshot;
+
+use super::footprint::Footprint;
+use super::{Container, Execs, sources, stdio_of};
+use crate::cgroup::{Cgroup, Limits};
+use crate::device_policy::{DevicePolicy, GuestDevices};
+use crate::error::RpcError;
+use crate::launcher::{self, Kind};
+use crate::oci::{ParsedSpec, missing, refuse_if};
+use crate::sandbox::Sandbox;
+
+/// The built-in root file system of the pod's own container.
+const PAUSE_ROOT: &str = "/pause_bundle/rootfs";
+/// Longest image reference.
+const LONGEST_REFERENCE: usize = 512;
+
+/// Makes the container of a request, up to where its program waits to be run. When the request is
+/// given up on the way, what was made is undone.
+pub(crate) async fn create(
+    sandbox: &Arc<Sandbox>,
+    request: &CreateContainerRequest,
+    given_up: oneshot::Receiver<()>,
+) -> Result<(), RpcError> {
+    let begun = Instant::now();
+    let plan = Plan::parse(request)?;
+    let reservation = sandbox.reserve(&plan.id)?;
+    let id = plan.id.clone();
+    let context = format!("failed to create container {id:?}");
+    let footprint = Footprint::make(&id).map_err(|e| RpcError::internal(&context, e))?;
+    let built = tokio::select! {
+        built = build(sandbox, plan, &footprint, request) => built,
+        _ = given_up => Err(RpcError::Internal(format!("{context}: the request was given up"))),
+    };
+    match built {
+        Ok(parts) => {
+            reservation.fill(parts.into_container(sandbox, footprint));
+            sandbox.report.record(&id, "create", begun.elapsed());
+            Ok(())
+        }
+        Err(error) => {
+            if let Err(left) = footprint.release().await {
+                tracing::error!(container = id, "failed to undo a failed creation: {left}");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// A checked request.
+struct Plan {
+    id: String,
+    is_pod: bool,
+    in_kubernetes: bool,
+    shares_processes: bool,
+    image: String,
+    readonly: bool,
+    spec: ParsedSpec,
+    limits: Limits,
+    devices: DevicePolicy,
+}
+
+impl Plan {
+    fn parse(request: &CreateContainerRequest) -> Result<Self, RpcError> {
+        let id = request.container_id.clone();
+        let same = request.exec_id.is_empty() || request.exec_id == id;
+        refuse_if(!same, "exec_id", "must be the container's for its first process")?;
+        refuse_if(!request.devices.is_empty(), "devices", "no devices are attached to this guest")?;
+        let why = "the user comes with OCI.Process.User";
+        refuse_if(request.string_user.is_some(), "string_user", why)?;
+        let why = "mounts shared between containers are not supported";
+        refuse_if(!request.shared_mounts.is_empty(), "shared_mounts", why)?;
+        let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
+        let why = "streams go through ReadStdout, ReadStderr and WriteStdin";
+        refuse_if(ports != [0, 0, 0], "stdin_port, stdout_port, stderr_port", why)?;
+        let rootfs = Path::new(CONTAINERS_ROOT).join(&id).join("rootfs");
+        let spec = request.OCI.as_ref().ok_or_else(|| missing("OCI"))?;
+        let kind = spec.Annotations.get(ANNOTATION_CONTAINER_TYPE).map(String::as_str);
+        let is_pod = kind == Some(CONTAINER_TYPE_SANDBOX);
+        let absent = nacre_protocol::oci::LinuxResources::new();
+        let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
+        let resources = resources.unwrap_or(&absent);
+        let guests_own = GuestDevices::find(Path::new("/sys/class/virtio-ports"));
+        Ok(Self {
+            is_pod,
+            in_kubernetes: kind.is_some(),
+            shares_processes: request.sandbox_pidns && !is_pod,
+            image: image_of(&request.storages, &rootfs)?,
+            readonly: spec.Root.as_ref().is_some_and(|root| root.Readonly),
+            limits: Limits::parse("OCI.Linux.Resources", resources)?,
+            devices: DevicePolicy::new(
+                "OCI.Linux.Resources.Devices",
+                &resources.Devices,
+                &guests_own,
+            )?,
+            spec: ParsedSpec::parse(spec, &rootfs)?,
+            id,
+        })
+    }
+}
+
+/// The one image among the storages; it goes to the container's root.
+fn image_of(storages: &[Storage], rootfs: &Path) -> Result<String, RpcError> {
+    let mut images =
+        storages.iter().enumerate().filter(|(_, storage)| storage.driver == DRIVER_IMAGE_PULL);
+    let (index, storage) = images.next().ok_or_else(|| {
+        let why = format!("no storage has the driver {DRIVER_IMAGE_PULL}: there is no root");
+        RpcError::invalid("storages", why)
+    })?;
+    let field = format!("storages[{index}]");
+    refuse_if(images.next().is_some(), "storages", "more than one image")?;
+    let why = format!("must be {}", rootfs.display());
+    refuse_if(Path::new(&storage.mount_point) != rootfs, &format!("{field}.mount_point"), &why)?;
+    let length = storage.source.len();
+    let bad = length == 0 || length > LONGEST_REFERENCE;
+    refuse_if(bad, &format!("{field}.source"), "must be an image reference of up to 512 bytes")?;
+    Ok(storage.source.clone())
+}
+
+/// What a launched container consists of beside its footprint.
+struct Parts {
+    id: String,
+    is_pod: bool,
+    shares_processes: bool,
+    seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
+    process: crate::process::Process,
+    starter: launcher::Control,
+}
+
+impl Parts {
+    fn into_container(self, sandbox: &Sandbox, footprint: Footprint) -> Container {
+        Container {
+            id: self.id,
+            is_pod: self.is_pod,
+            shares_processes: self.shares_processes,
+            init: Arc::new(self.process),
+            starter: tokio::sync::Mutex::new(Some(self.starter)),
+            started: AtomicBool::new(false),
+            seccomp: self.seccomp,
+            reaper: Arc::clone(&sandbox.reaper),
+            execs: Mutex::new(Execs::default()),
+            exec_number: AtomicU64::new(0),
+            footprint,
+        }
+    }
+}
+
+async fn build(
+    sandbox: &Arc<Sandbox>,
+    mut plan: Plan,
+    footprint: &Footprint,
+    request: &CreateContainerRequest,
+) -> Result<Parts, RpcError> {
+    let context = format!("failed to create container {:?}", plan.id);
+    let fail = |doing: &str, error: &dyn std::fmt::Display| {
+        RpcError::internal(&context, format!("failed to {doing}: {error}"))
+    };
+    sandbox.modules.ensure("overlay").map_err(|e| fail("prepare overlay mounts", &e))?;
+    let image = pull(sandbox, &plan).await?;
+    mount_root(footprint, &plan, image.as_ref()).map_err(|e| RpcError::internal(&context, e))?;
+    if let Some(image) = &image {
+        let user = if plan.in_kubernetes { UserSource::Spec } else { UserSource::Image };
+        let rootfs = footprint.directory().join("rootfs");
+        merge_process(&image.config, &mut plan.spec.process, user, &rootfs)
+            .map_err(|e| RpcError::internal(&context, e))?;
+    }
+    let no_program = plan.spec.process.args().as_ref().is_none_or(Vec::is_empty);
+    let why = "names no program, and the image has none either";
+    refuse_if(no_program, "OCI.Process.Args", why)?;
+    for (index, storage) in request.storages.iter().enumerate() {
+        if storage.driver != DRIVER_IMAGE_PULL {
+            sandbox.add_ephemeral(&format!("storages[{index}]"), storage)?;
+        }
+    }
+    set_network_sysctls(&plan.spec.network_sysctls)?;
+    let cgroup = footprint.cgroup();
+    cgroup.apply(&plan.limits).map_err(|e| RpcError::internal(&context, e))?;
+    cgroup.kill_as_one_when_out_of_memory().map_err(|e| fail("set up the control group", &e))?;
+    fs::File::open(cgroup.path())
+        .and_then(|group| plan.devices.attach(group))
+        .map_err(|e| fail("restrict the container's devices", &e))?;
+    sandbox
+        .oom
+        .watch(&plan.id, cgroup.path())
+        .map_err(|e| fail("watch the container's memory", &e))?;
+    let mounts = std::mem::take(&mut plan.spec.mounts);
+    let mounts = sources::prepare(sandbox, footprint, mounts)?;
+    let namespaces = sandbox.namespaces(plan.shares_processes)?;
+    let seccomp = plan.spec.seccomp().cloned();
+    let owner = plan.spec.process.user().uid();
+    let spec = plan.spec.into_runtime_spec(mounts, &namespaces, &Cgroup::oci_path(&plan.id));
+    let bundle = footprint.directory();
+    spec.save(bundle.join("config.json")).map_err(|e| fail("write the bundle", &e))?;
+    let process = request.OCI.get_or_default().Process.get_or_default();
+    let kind = Kind::Init { bundle: bundle.to_string_lossy().into_owned() };
+    let stdio = stdio_of(process, bundle.to_owned());
+    let launched = launcher::launch(&sandbox.reaper, &plan.id, owner, kind, stdio).await;
+    let launched = launched.map_err(|e| RpcError::internal(&context, e))?;
+    let (process, starter) = launched.into_parts();
+    Ok(Parts {
+        id: plan.id,
+        is_pod: plan.is_pod,
+        shares_processes: plan.shares_processes,
+        seccomp,
+        process,
+        starter,
+    })
+}
+
+/// `None` for the built-in pause program.
+async fn pull(sandbox: &Sandbox, plan: &Plan) -> Result<Option<Image>, RpcError> {
+    if plan.image == PAUSE_IMAGE {
+        return Ok(None);
+    }
+    let begun = Instant::now();
+    let (id, reference) = (plan.id.clone(), plan.image.clone());
+    tracing::info!(container = id, image = reference, "pulling");
+    let progress = move |progress| tracing::debug!(container = id, "{progress:?}");
+    let image = sandbox.puller()?.pull(&reference, progress).await.map_err(|e| {
+        RpcError::internal(format!("failed to pull image {reference:?} in the guest"), e)
+    })?;
+    sandbox.report.record(&plan.id, "pull", begun.elapsed());
+    tracing::info!(container = plan.id, image = reference, digest = %image.manifest_digest, "pulled");
+    Ok(Some(image))
+}
+
+fn mount_root(footprint: &Footprint, plan: &Plan, image: Option<&Image>) -> Result<(), String> {
+    let doing = |e: io::Error| format!("failed to mount the root file system: {e}");
+    let scratch = footprint.directory().join("scratch");
+    fs::create_dir(&scratch).map_err(doing)?;
+    let rootfs = footprint.mount_point("rootfs").map_err(doing)?;
+    match image {
+        Some(image) => image.mount(&scratch, &rootfs, plan.readonly).map_err(|e| e.to_string()),
+        None => mount_pause(&scratch, &rootfs).map_err(doing),
+    }
+}
+
+/// The runtime library makes directories in the root, so the built-in one gets a writable layer.
+fn mount_pause(scratch: &Path, rootfs: &PathBuf) -> io::Result<()> {
+    let (upper, work) = (scratch.join("upper"), scratch.join("work"));
+    fs::create_dir(&upper)?;
+    fs::create_dir(&work)?;
+    let options =
+        format!("lowerdir={PAUSE_ROOT},upperdir={},workdir={}", upper.display(), work.display());
+    let options = CString::new(options).map_err(io::Error::other)?;
+    rustix::mount::mount(
+        "overlay",
+        rootfs,
+        "overlay",
+        MountFlags::NODEV,
+        Some(options.as_c_str()),
+    )?;
+    Ok(())
+}
+
+/// The VM's network is the pod's, so these are set where the agent is.
+fn set_network_sysctls(sysctls: &HashMap<String, String>) -> Result<(), RpcError> {
+    for (name, value) in sysctls {
+        // Names are checked; in them `/` stands for a dot within a component.
+        let path: String = name
+            .chars()
+            .map(|c| match c {
+                '.' => '/',
+                '/' => '.',
+                c => c,
+            })
+            .collect();
+        fs::write(Path::new("/proc/sys").join(path), value).map_err(|e| {
+            RpcError::invalid(format!("OCI.Linux.Sysctl[{name:?}]"), format!("{value:?}: {e}"))
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(source: &str, mount_point: &str) -> Storage {
+        Storage {
+            driver: DRIVER_IMAGE_PULL.into(),
+            source: source.into(),
+            mount_point: mount_point.into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_container_has_one_image_at_its_root() {
+        let rootfs = Path::new("/run/kata-containers/a/rootfs");
+        let good = image("registry/x:1", "/run/kata-containers/a/rootfs");
+        assert_eq!(image_of(&[good.clone()], rootfs).unwrap(), "registry/x:1");
+        for (bad, text) in [
+            (vec![], "storages"),
+            (vec![good.clone(), good.clone()], "more than one"),
+            (vec![image("x", "/run/kata-containers/b/rootfs")], "storages[0].mount_point"),
+            (vec![image("", "/run/kata-containers/a/rootfs")], "storages[0].source"),
+        ] {
+            let error = image_of(&bad, rootfs).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_this_guest_cannot_do_is_refused_before_anything_is_made() {
+        let mut request = CreateContainerRequest::new();
+        request.container_id = "a".into();
+        request.devices.push(Default::default());
+        let error = Plan::parse(&request).err().unwrap().to_string();
+        assert!(error.contains("devices"), "{error}");
+    }
+}

@@ -1,0 +1,86 @@
+//! Bind mounts: which paths of the guest a container may see.
+//!
+//! A source is opened once, without following symbolic links, and bound by that descriptor to a place
+//! that only the agent writes. The runtime library binds from there: what the host copies in the meantime cannot
+//! change what the container gets.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nacre_protocol::channel::{COPY_ROOT, SANDBOX_SHM};
+use oci_spec::runtime::Mount;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+
+use super::footprint::Footprint;
+use crate::error::RpcError;
+use crate::oci::{BindSource, ParsedMount};
+use crate::sandbox::Sandbox;
+
+/// Replaces the sources of bind mounts by places that only the agent writes.
+pub(super) fn prepare(
+    sandbox: &Sandbox,
+    footprint: &Footprint,
+    mounts: Vec<ParsedMount>,
+) -> Result<Vec<Mount>, RpcError> {
+    let each = mounts.into_iter().enumerate();
+    each.map(|(index, parsed)| {
+        let ParsedMount { field, mut mount, bind } = parsed;
+        if let Some(source) = bind {
+            let field = format!("{field}.source");
+            let fd = open(sandbox, &field, &source)?;
+            let place = bind_to_place(footprint, index, &fd).map_err(|e| {
+                let doing = format!("failed to bind {} ({field})", source.0.display());
+                RpcError::internal(doing, e)
+            })?;
+            mount.set_source(Some(place));
+        }
+        Ok(mount)
+    })
+    .collect()
+}
+
+fn open(sandbox: &Sandbox, field: &str, source: &BindSource) -> Result<OwnedFd, RpcError> {
+    let path = &source.0;
+    let absent = |e: io::Error| {
+        RpcError::invalid(field, format!("{} cannot be opened: {e}", path.display()))
+    };
+    if path == Path::new(SANDBOX_SHM) || sandbox.is_ephemeral(path) {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        return rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|e| absent(e.into()));
+    }
+    let copied = sandbox.with_copies(|copies| Ok(copies.open(path)))?;
+    match copied {
+        Some(opened) => opened.map_err(absent),
+        None => {
+            let why = format!(
+                "{} may not be bound: only files copied beneath {COPY_ROOT}, {SANDBOX_SHM} and \
+                 ephemeral storages exist in this guest",
+                path.display()
+            );
+            Err(RpcError::invalid(field, why))
+        }
+    }
+}
+
+fn bind_to_place(
+    footprint: &Footprint,
+    index: usize,
+    source: &OwnedFd,
+) -> io::Result<std::path::PathBuf> {
+    let stat = rustix::fs::fstat(source)?;
+    let name = format!("bind-{index}");
+    let place = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => footprint.mount_point(&name)?,
+        FileType::RegularFile => footprint.file_mount_point(&name)?,
+        _ => return Err(io::Error::other("it is neither a file nor a directory")),
+    };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(source.as_fd(), "", flags)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(tree.as_fd(), "", CWD, &place, flags)?;
+    Ok(place)
+}

@@ -1,0 +1,90 @@
+//! Requests about processes and their streams.
+
+use nacre_protocol::agent::{
+    CloseStdinRequest, ExecProcessRequest, ReadStreamRequest, ReadStreamResponse,
+    SignalProcessRequest, TtyWinResizeRequest, WaitProcessRequest, WaitProcessResponse,
+    WriteStreamRequest, WriteStreamResponse,
+};
+use nacre_protocol::channel::STREAM_CHUNK;
+
+use crate::error::RpcError;
+use crate::oci::{missing, refuse_if};
+use crate::sandbox::Sandbox;
+
+pub(super) async fn exec(sandbox: &Sandbox, request: &ExecProcessRequest) -> Result<(), RpcError> {
+    refuse_if(request.string_user.is_some(), "string_user", "the user comes with process.User")?;
+    let ports = [request.stdin_port, request.stdout_port, request.stderr_port];
+    let why = "streams go through ReadStdout, ReadStderr and WriteStdin";
+    refuse_if(ports != [0, 0, 0], "stdin_port, stdout_port, stderr_port", why)?;
+    let process = request.process.as_ref().ok_or_else(|| missing("process"))?;
+    sandbox.container(&request.container_id)?.exec(&request.exec_id, process).await
+}
+
+pub(super) fn signal(sandbox: &Sandbox, request: &SignalProcessRequest) -> Result<(), RpcError> {
+    sandbox.container(&request.container_id)?.signal(&request.exec_id, request.signal)
+}
+
+pub(super) async fn wait(
+    sandbox: &Sandbox,
+    request: &WaitProcessRequest,
+) -> Result<WaitProcessResponse, RpcError> {
+    let process = sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+    let status = process.wait().await?;
+    Ok(WaitProcessResponse { status, ..Default::default() })
+}
+
+pub(super) async fn write_stdin(
+    sandbox: &Sandbox,
+    request: &WriteStreamRequest,
+) -> Result<WriteStreamResponse, RpcError> {
+    let why = format!("must be at most {STREAM_CHUNK} bytes");
+    refuse_if(request.data.len() > STREAM_CHUNK, "data", &why)?;
+    let process = sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+    process.streams.stdin.write(&request.data).await?;
+    let len = u32::try_from(request.data.len()).map_err(|e| RpcError::invalid("data", e))?;
+    Ok(WriteStreamResponse { len, ..Default::default() })
+}
+
+pub(super) async fn read_stdout(
+    sandbox: &Sandbox,
+    request: &ReadStreamRequest,
+) -> Result<ReadStreamResponse, RpcError> {
+    let most = length(request)?;
+    let process = sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+    let data = process.streams.stdout.read(most).await?;
+    Ok(ReadStreamResponse { data, ..Default::default() })
+}
+
+pub(super) async fn read_stderr(
+    sandbox: &Sandbox,
+    request: &ReadStreamRequest,
+) -> Result<ReadStreamResponse, RpcError> {
+    let most = length(request)?;
+    let process = sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+    let data = process.streams.stderr.read(most).await?;
+    Ok(ReadStreamResponse { data, ..Default::default() })
+}
+
+pub(super) fn close_stdin(sandbox: &Sandbox, request: &CloseStdinRequest) -> Result<(), RpcError> {
+    let process = sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+    process.streams.stdin.close();
+    Ok(())
+}
+
+pub(super) fn resize_terminal(
+    sandbox: &Sandbox,
+    request: &TtyWinResizeRequest,
+) -> Result<(), RpcError> {
+    let size = |field: &str, number: u32| {
+        u16::try_from(number).map_err(|_| RpcError::invalid(field, "must be at most 65535"))
+    };
+    let (rows, columns) = (size("row", request.row)?, size("column", request.column)?);
+    let process = sandbox.container(&request.container_id)?.process(&request.exec_id)?;
+    process.streams.resize(rows, columns)
+}
+
+fn length(request: &ReadStreamRequest) -> Result<usize, RpcError> {
+    let length = usize::try_from(request.len).unwrap_or(usize::MAX);
+    refuse_if(length == 0, "len", "must be at least 1")?;
+    Ok(length)
+}
