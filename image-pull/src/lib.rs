@@ -1,1 +1,48 @@
-//! TODO
+//! Pulls a container image inside the guest: from a reference to a verified, unpacked, mounted root
+//! file system, and to the process that its configuration describes.
+//!
+//! Distrusted: the registry and everybody on the way to it, the image's author as far as the guest's
+//! own files go, and the host, which only sees encrypted traffic pass. What is trusted about an image
+//! is its digest; what a tag means is the registry's word.
+//!
+//! Never: content is used before its digest matched, a layer writes outside its own directory, a size
+//! from outside decides how much memory is taken, or a failed pull leaves anything behind.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), nacre_image_pull::PullError> {
+//! use nacre_image_pull::{Limits, PullConfig, Puller};
+//! let puller = Puller::new(PullConfig {
+//!     store: "/run/nacre/image".into(),
+//!     plain_http: vec![],
+//!     limits: Limits::default(),
+//!     ca_file: None,
+//! })?;
+//! let image = puller.pull("busybox:1.36", |progress| println!("{progress:?}")).await?;
+//! image.mount("/run/scratch".as_ref(), "/run/rootfs".as_ref(), false)?;
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod archive;
+mod authentication;
+mod budget;
+mod error;
+mod extract;
+mod layer;
+mod limits;
+mod manifest;
+mod mount;
+mod parents;
+mod process;
+mod puller;
+mod reference;
+mod registry;
+mod removal;
+mod store;
+
+pub use error::PullError;
+pub use limits::Limits;
+pub use process::{UserSource, merge_process};
+pub use puller::{Image, Progress, PullConfig, Puller};
