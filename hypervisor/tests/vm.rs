@@ -1,4 +1,5 @@
 //! VMs that really boot.
+#![allow(clippy::unwrap_used)]
 
 mod lab;
 
@@ -333,23 +334,23 @@ mod tap {
     use std::sync::mpsc;
 
     /// Lives as long as this value: a thread is in it.
-    pub struct Namespace {
+    pub(crate) struct Namespace {
         file: File,
         _alive: mpsc::Sender<()>,
     }
 
     impl Namespace {
-        pub fn path(&self) -> PathBuf {
+        pub(crate) fn path(&self) -> PathBuf {
             format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
         }
     }
 
-    pub fn in_new_namespace() -> Option<(Namespace, OwnedFd)> {
+    pub(crate) fn in_new_namespace() -> Option<(Namespace, OwnedFd)> {
         let (tell, told) = mpsc::channel();
         let (alive, ended) = mpsc::channel();
         std::thread::spawn(move || {
             tell.send(make()).unwrap();
-            drop(ended.recv());
+            let _ = ended.recv();
         });
         match told.recv().unwrap() {
             Ok((file, tap)) => Some((Namespace { file, _alive: alive }, tap)),

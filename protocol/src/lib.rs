@@ -11,6 +11,7 @@
 #[allow(
     clippy::all,
     clippy::pedantic,
+    clippy::unwrap_used,
     missing_docs,
     unreachable_pub,
     unused_qualifications,

@@ -37,14 +37,14 @@ pub(super) trait Argument {
     fn render(&self) -> (&'static str, Option<OsString>);
 }
 
-/// Flags without a value.
-pub(super) enum Flag {
-    /// No devices but those that are asked for.
-    NoDefaults,
-    /// No configuration files of the host.
-    NoUserConfig,
-    /// A guest that resets ends QEMU.
-    NoReboot,
+/// What QEMU does by itself and shall not.
+pub(super) enum Without {
+    /// Devices that nobody asked for.
+    DefaultDevices,
+    /// Configuration files of the host.
+    UserConfig,
+    /// Starting again when the guest resets: QEMU ends instead.
+    Reboot,
 }
 
 /// `-sandbox`: what QEMU, once running, may not ask of the kernel.
@@ -134,16 +134,6 @@ pub(super) struct VirtioNet {
     pub(super) mtu: u16,
 }
 
-/// `-object rng-random` on the host's /dev/urandom.
-pub(super) struct RngBackend {
-    pub(super) id: &'static str,
-}
-
-/// `-device virtio-rng-pci`.
-pub(super) struct VirtioRng {
-    pub(super) rng: &'static str,
-}
-
 /// `-device vhost-vsock-pci` on an inherited `/dev/vhost-vsock`.
 pub(super) struct VhostVsock {
     pub(super) guest_cid: u32,
@@ -159,12 +149,12 @@ pub(super) struct Initrd(pub(super) PathBuf);
 /// `-append`: the kernel command line.
 pub(super) struct KernelCommandLine(pub(super) String);
 
-impl Argument for Flag {
+impl Argument for Without {
     fn render(&self) -> (&'static str, Option<OsString>) {
         let flag = match self {
-            Flag::NoDefaults => "-nodefaults",
-            Flag::NoUserConfig => "-no-user-config",
-            Flag::NoReboot => "-no-reboot",
+            Without::DefaultDevices => "-nodefaults",
+            Without::UserConfig => "-no-user-config",
+            Without::Reboot => "-no-reboot",
         };
         (flag, None)
     }
@@ -173,10 +163,10 @@ impl Argument for Flag {
 impl Argument for Sandbox {
     fn render(&self) -> (&'static str, Option<OsString>) {
         let denied = Options::of("on")
-            .word("obsolete", "deny")
-            .word("elevateprivileges", "deny")
-            .word("spawn", "deny")
-            .word("resourcecontrol", "deny");
+            .value("obsolete", "deny")
+            .value("elevateprivileges", "deny")
+            .value("spawn", "deny")
+            .value("resourcecontrol", "deny");
         ("-sandbox", denied.done())
     }
 }
@@ -228,7 +218,7 @@ impl Argument for Accel {
     fn render(&self) -> (&'static str, Option<OsString>) {
         let accel = match self {
             Accel::Kvm => Options::of("kvm"),
-            Accel::Tcg => Options::of("tcg").word("thread", "multi"),
+            Accel::Tcg => Options::of("tcg").value("thread", "multi"),
         };
         ("-accel", accel.done())
     }
@@ -287,13 +277,13 @@ impl Argument for Chardev {
 
 impl Argument for QmpMonitor {
     fn render(&self) -> (&'static str, Option<OsString>) {
-        ("-mon", Options::named("chardev", self.chardev).word("mode", "control").done())
+        ("-mon", Options::named("chardev", self.chardev).value("mode", "control").done())
     }
 }
 
 impl Argument for VirtioSerial {
     fn render(&self) -> (&'static str, Option<OsString>) {
-        // Two ports of each kind would do; each further port costs the guest two virtqueues.
+        // The console and the agent; each further port would cost the guest two virtqueues.
         let device = Options::of("virtio-serial-pci")
             .value("id", "serial")
             .value("max_ports", "2")
@@ -339,22 +329,6 @@ impl Argument for VirtioNet {
             .value("host_mtu", self.mtu.to_string())
             .value("romfile", "")
             .switch("disable-legacy", true);
-        ("-device", device.done())
-    }
-}
-
-impl Argument for RngBackend {
-    fn render(&self) -> (&'static str, Option<OsString>) {
-        let object =
-            Options::of("rng-random").value("id", self.id).value("filename", "/dev/urandom");
-        ("-object", object.done())
-    }
-}
-
-impl Argument for VirtioRng {
-    fn render(&self) -> (&'static str, Option<OsString>) {
-        let device =
-            Options::of("virtio-rng-pci").value("rng", self.rng).switch("disable-legacy", true);
         ("-device", device.done())
     }
 }
@@ -412,10 +386,6 @@ impl Options {
             }
         }
         self
-    }
-
-    fn word(self, key: &str, value: &'static str) -> Options {
-        self.value(key, value)
     }
 
     fn switch(self, key: &str, on: bool) -> Options {

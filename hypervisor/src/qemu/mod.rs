@@ -127,7 +127,7 @@ impl QemuBackend {
                 );
             }
             AcceleratorChoice::Tcg { why } => {
-                tracing::info!(why, "VMs run with software emulation")
+                tracing::info!(why, "VMs run with software emulation");
             }
         }
         Ok(QemuBackend { paths, version, accelerator: choice })

@@ -41,8 +41,15 @@ pub(super) struct Running {
     pub(super) pid: u32,
     /// Names the process even after its number was given to another.
     pub(super) pidfd: Arc<OwnedFd>,
-    /// How it ended; comes after all that it wrote has been logged.
-    pub(super) exit: oneshot::Receiver<io::Result<ExitStatus>>,
+    exit: oneshot::Receiver<io::Result<ExitStatus>>,
+}
+
+impl Running {
+    /// Waits for the process to end; returns after all that it wrote has been logged.
+    pub(super) async fn exit_status(&mut self) -> io::Result<ExitStatus> {
+        let told = (&mut self.exit).await;
+        told.unwrap_or_else(|_| Err(io::Error::other("the thread that reaps it ended early")))
+    }
 }
 
 impl QemuProcess {

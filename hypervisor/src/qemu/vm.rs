@@ -1,8 +1,10 @@
 //! A VM that QEMU runs.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -44,8 +46,12 @@ struct Undertaker {
     action: Arc<Mutex<HostAction>>,
     console: Arc<Tail>,
     stderr: Arc<Tail>,
-    agent_socket: PathBuf,
+    /// Held for its end only.
+    _agent_socket: SocketFile,
 }
+
+/// A Unix socket that QEMU makes and does not always remove.
+struct SocketFile(PathBuf);
 
 impl QemuVm {
     /// Starts the process and waits until its machine is complete and runs.
@@ -63,8 +69,13 @@ impl QemuVm {
             pidfd: Arc::clone(&running.pidfd),
             action: Arc::clone(&action),
         };
-        let undertaker =
-            Undertaker { running, action, console: Arc::clone(&console), stderr, agent_socket };
+        let undertaker = Undertaker {
+            running,
+            action,
+            console: Arc::clone(&console),
+            stderr,
+            _agent_socket: SocketFile(agent_socket),
+        };
         match control(qmp_socket).await {
             Ok((qmp, listener)) => {
                 let (ended, exit) = watch::channel(None);
@@ -133,35 +144,35 @@ impl Undertaker {
     /// Waits for the end. A QEMU that stops the guest's processors by itself (nobody else does) will
     /// not go on, so it is killed.
     async fn attend(mut self, mut listener: Listener) -> VmExit {
-        let halted = tokio::select! {
-            status = &mut self.running.exit => Some(status),
+        let ended = tokio::select! {
+            status = self.running.exit_status() => Some(status),
             () = listener.halted() => None,
         };
-        let status = match halted {
+        let status = match ended {
             Some(status) => status,
             None => {
                 self.note(HostAction::KillHalted);
                 kill(&self.running.pidfd);
-                (&mut self.running.exit).await
+                self.running.exit_status().await
             }
         };
         let events = listener.finish(EVENTS_PATIENCE).await;
-        self.conclude(status, &events)
+        self.conclude(&status, &events)
     }
 
     /// Ends what was started, and finds the error that says most.
     async fn failed_launch(mut self, handle: &Handle, error: QmpError) -> LaunchError {
         // A QEMU that refuses its command line ends by itself and says why.
-        let ended = timeout(QUIT_PATIENCE, &mut self.running.exit).await;
+        let ended = timeout(QUIT_PATIENCE, self.running.exit_status()).await;
         let by_itself = ended.is_ok();
         let status = match ended {
             Ok(status) => status,
             Err(_) => {
                 handle.kill();
-                (&mut self.running.exit).await
+                self.running.exit_status().await
             }
         };
-        let end = self.conclude(status, &Events::default());
+        let end = self.conclude(&status, &Events::default());
         if by_itself {
             LaunchError::Ended { reason: end.reason }
         } else {
@@ -169,20 +180,9 @@ impl Undertaker {
         }
     }
 
-    fn conclude(
-        &self,
-        status: Result<
-            std::io::Result<std::process::ExitStatus>,
-            tokio::sync::oneshot::error::RecvError,
-        >,
-        events: &Events,
-    ) -> VmExit {
-        let status =
-            status.unwrap_or_else(|_| Err(std::io::Error::other("its thread ended early")));
-        // A virtio-serial VM leaves its socket behind; with vsock there is none.
-        drop(std::fs::remove_file(&self.agent_socket));
+    fn conclude(&self, status: &io::Result<ExitStatus>, events: &Events) -> VmExit {
         let action = *self.action.lock().unwrap_or_else(PoisonError::into_inner);
-        explain(&status, action, events, &self.console, &self.stderr)
+        explain(status, action, events, &self.console, &self.stderr)
     }
 
     fn note(&self, action: HostAction) {
@@ -203,5 +203,12 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // With vsock, or if QEMU came to nothing, there is none.
+        drop(std::fs::remove_file(&self.0));
     }
 }

@@ -12,21 +12,21 @@ use nacre_hypervisor::{
 };
 
 /// Long enough for an emulated boot on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One VM at a time: they are measured in seconds of processor time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-pub struct Lab {
-    pub dir: tempfile::TempDir,
-    pub kernel: PathBuf,
-    pub backend: QemuBackend,
+pub(crate) struct Lab {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) kernel: PathBuf,
+    pub(crate) backend: QemuBackend,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Lab {
     /// `None`, with a line that says why, where QEMU, kernel or BusyBox are missing.
-    pub fn open() -> Option<Lab> {
+    pub(crate) fn open() -> Option<Lab> {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let nacre = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nacre");
         let from_environment = |name, default: &str| {
@@ -51,7 +51,7 @@ impl Lab {
     }
 
     /// A VM that runs `script` as its first process.
-    pub fn config(&self, script: &str) -> VmConfig {
+    pub(crate) fn config(&self, script: &str) -> VmConfig {
         let run_dir = self.dir.path().join("run");
         fs::create_dir_all(&run_dir).unwrap();
         fs::set_permissions(&run_dir, fs::Permissions::from_mode(0o700)).unwrap();
@@ -70,11 +70,11 @@ impl Lab {
         }
     }
 
-    pub async fn boot(&self, script: &str) -> Arc<dyn Vm> {
+    pub(crate) async fn boot(&self, script: &str) -> Arc<dyn Vm> {
         self.backend.launch(self.config(script)).await.unwrap()
     }
 
-    pub async fn refused(&self, change: impl FnOnce(&mut VmConfig)) -> LaunchError {
+    pub(crate) async fn refused(&self, change: impl FnOnce(&mut VmConfig)) -> LaunchError {
         let mut config = self.config("");
         change(&mut config);
         match self.backend.launch(config).await {
@@ -83,13 +83,13 @@ impl Lab {
         }
     }
 
-    pub fn run_dir(&self) -> PathBuf {
+    pub(crate) fn run_dir(&self) -> PathBuf {
         self.dir.path().join("run")
     }
 }
 
 /// Waits until the guest has written `words` to its console.
-pub async fn console_says(vm: &Arc<dyn Vm>, words: &str) {
+pub(crate) async fn console_says(vm: &Arc<dyn Vm>, words: &str) {
     let start = Instant::now();
     while !vm.console_tail().contains(words) {
         assert!(start.elapsed() < PATIENCE, "no {words:?} in:\n{}", vm.console_tail());
@@ -97,7 +97,7 @@ pub async fn console_says(vm: &Arc<dyn Vm>, words: &str) {
     }
 }
 
-pub fn process_is_there(pid: u32) -> bool {
+pub(crate) fn process_is_there(pid: u32) -> bool {
     // A zombie is not there any more, it only has not been buried.
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().starts_with(" Z"))
