@@ -27,7 +27,7 @@ pub(crate) fn all(tree: &Tree) -> Result<()> {
     };
     clippy(&["--workspace", "--all-targets"])?;
     // The pause program's freestanding half exists only where a panic aborts.
-    clippy(&["--release", "--package", "nacre-pause"])?;
+    clippy(&["--profile", "freestanding", "--package", "nacre-pause"])?;
     step.done();
     Ok(())
 }
