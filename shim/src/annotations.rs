@@ -1,0 +1,216 @@
+//! What a pod may ask for by annotations: little, and within the administrator's bounds.
+
+use std::collections::HashMap;
+
+use nacre_protocol::channel::{
+    ANNOTATION_CONTAINER_TYPE, ANNOTATION_IMAGE_NAME, ANNOTATION_SANDBOX_ID,
+    CONTAINER_TYPE_CONTAINER, CONTAINER_TYPE_SANDBOX,
+};
+
+use crate::config::VmSection;
+use crate::error::{Code, Coded};
+
+const PREFIX: &str = "io.nacre.";
+const VCPUS: &str = "io.nacre.vm.vcpus";
+const MEMORY_MIB: &str = "io.nacre.vm.memory_mib";
+
+/// Why an annotation cannot be honoured.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AnnotationError {
+    #[error("annotation {0} is unknown: {VCPUS} and {MEMORY_MIB} are the ones a pod may set")]
+    Unknown(String),
+    #[error(
+        "annotation {key} is {value:?}: give a number from {least} to {most}; the upper bound is \
+         {bound} in the configuration"
+    )]
+    Value { key: &'static str, value: String, least: u32, most: u32, bound: &'static str },
+    #[error("annotation {ANNOTATION_CONTAINER_TYPE} is {0:?}: it must be sandbox or container")]
+    Kind(String),
+    #[error(
+        "annotation {ANNOTATION_SANDBOX_ID} is missing: a container of a pod must name its sandbox"
+    )]
+    NoSandbox,
+    #[error(
+        "annotation {ANNOTATION_IMAGE_NAME} is missing: the guest pulls the image by itself and must \
+         know its reference; with ctr give --annotation {ANNOTATION_IMAGE_NAME}=REGISTRY/NAME:TAG"
+    )]
+    NoImage,
+    #[error(
+        "annotation {ANNOTATION_IMAGE_NAME} is {0:?}, an image id of this host's store: the guest \
+         needs a reference it can pull, REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:DIGEST"
+    )]
+    LocalImage(String),
+    #[error("annotation {ANNOTATION_IMAGE_NAME} is not printable ASCII of at most 1024 characters")]
+    BadImage,
+}
+
+impl Coded for AnnotationError {
+    fn code(&self) -> Code {
+        Code::INVALID_ARGUMENT
+    }
+}
+
+/// What a container is to its pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The pod's own (pause) container: it brings the virtual machine.
+    Sandbox,
+    /// A container that joins the pod of that id.
+    Member {
+        /// Id of the pod's sandbox container.
+        sandbox: String,
+    },
+    /// A container by itself, as `ctr` makes it: machine and container in one.
+    Single,
+}
+
+impl Kind {
+    /// Reads the annotations that containerd's CRI plugin sets.
+    pub(crate) fn of(annotations: &HashMap<String, String>) -> Result<Kind, AnnotationError> {
+        match annotations.get(ANNOTATION_CONTAINER_TYPE).map(String::as_str) {
+            None => Ok(Kind::Single),
+            Some(CONTAINER_TYPE_SANDBOX) => Ok(Kind::Sandbox),
+            Some(CONTAINER_TYPE_CONTAINER) => match annotations.get(ANNOTATION_SANDBOX_ID) {
+                Some(sandbox) if !sandbox.is_empty() => {
+                    Ok(Kind::Member { sandbox: sandbox.clone() })
+                }
+                _ => Err(AnnotationError::NoSandbox),
+            },
+            Some(other) => Err(AnnotationError::Kind(other.to_owned())),
+        }
+    }
+}
+
+/// The image that the guest is to pull.
+pub(crate) fn image(annotations: &HashMap<String, String>) -> Result<&str, AnnotationError> {
+    let image = annotations.get(ANNOTATION_IMAGE_NAME).ok_or(AnnotationError::NoImage)?;
+    if image.is_empty() {
+        return Err(AnnotationError::NoImage);
+    }
+    if image.len() > 1024 || !image.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(AnnotationError::BadImage);
+    }
+    if image.starts_with("sha256:") {
+        return Err(AnnotationError::LocalImage(image.clone()));
+    }
+    Ok(image)
+}
+
+/// Size of the pod's virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct VmSize {
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mib: u32,
+}
+
+impl VmSize {
+    /// The configured size, or what the pod's annotations ask for.
+    pub(crate) fn of(
+        annotations: &HashMap<String, String>,
+        vm: &VmSection,
+    ) -> Result<VmSize, AnnotationError> {
+        let mut size = VmSize { vcpus: vm.vcpus, memory_mib: vm.memory_mib };
+        let mut ours: Vec<_> =
+            annotations.iter().filter(|(key, _)| key.starts_with(PREFIX)).collect();
+        ours.sort();
+        for (key, value) in ours {
+            match key.as_str() {
+                VCPUS => size.vcpus = number(VCPUS, value, 1, vm.max_vcpus, "vm.max_vcpus")?,
+                MEMORY_MIB => {
+                    size.memory_mib =
+                        number(MEMORY_MIB, value, 128, vm.max_memory_mib, "vm.max_memory_mib")?;
+                }
+                other => return Err(AnnotationError::Unknown(other.to_owned())),
+            }
+        }
+        Ok(size)
+    }
+}
+
+fn number(
+    key: &'static str,
+    value: &str,
+    least: u32,
+    most: u32,
+    bound: &'static str,
+) -> Result<u32, AnnotationError> {
+    let digits_only = value.bytes().all(|b| b.is_ascii_digit());
+    match value.parse::<u32>() {
+        Ok(number) if digits_only && (least..=most).contains(&number) => Ok(number),
+        _ => Err(AnnotationError::Value {
+            key,
+            value: value.chars().take(32).collect(),
+            least,
+            most,
+            bound,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn annotations(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_pod_may_choose_its_size_within_bounds() {
+        let vm = VmSection::default();
+        let asked = annotations(&[(VCPUS, "4"), (MEMORY_MIB, "1024"), ("other.io/x", "y")]);
+        assert_eq!(VmSize::of(&asked, &vm), Ok(VmSize { vcpus: 4, memory_mib: 1024 }));
+        assert_eq!(
+            VmSize::of(&annotations(&[]), &vm),
+            Ok(VmSize { vcpus: vm.vcpus, memory_mib: vm.memory_mib })
+        );
+    }
+
+    #[test]
+    fn nothing_else_may_be_set() {
+        let vm = VmSection::default();
+        for (key, value) in [
+            (VCPUS, "0"),
+            (VCPUS, "17"),
+            (VCPUS, "+1"),
+            (VCPUS, " 1"),
+            (VCPUS, "1.5"),
+            (VCPUS, "99999999999999999999"),
+            (MEMORY_MIB, "127"),
+            (MEMORY_MIB, "16385"),
+            (MEMORY_MIB, ""),
+            ("io.nacre.vm.kernel", "/tmp/k"),
+            ("io.nacre.vm.qemu", "/bin/sh"),
+            ("io.nacre.", ""),
+        ] {
+            let error = VmSize::of(&annotations(&[(key, value)]), &vm).unwrap_err();
+            assert!(error.to_string().contains(key), "{key}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn kinds_come_from_the_cri_annotations() {
+        let kind = |pairs: &[(&str, &str)]| Kind::of(&annotations(pairs));
+        assert_eq!(kind(&[]), Ok(Kind::Single));
+        assert_eq!(kind(&[(ANNOTATION_CONTAINER_TYPE, "sandbox")]), Ok(Kind::Sandbox));
+        let member = [(ANNOTATION_CONTAINER_TYPE, "container"), (ANNOTATION_SANDBOX_ID, "s")];
+        assert_eq!(kind(&member), Ok(Kind::Member { sandbox: "s".into() }));
+        assert_eq!(kind(&member[..1]), Err(AnnotationError::NoSandbox));
+        assert!(kind(&[(ANNOTATION_CONTAINER_TYPE, "pod")]).is_err());
+    }
+
+    #[test]
+    fn an_image_must_be_something_the_guest_can_pull() {
+        let of =
+            |value: &str| image(&annotations(&[(ANNOTATION_IMAGE_NAME, value)])).map(str::to_owned);
+        assert_eq!(of("10.88.0.1:5000/a:b"), Ok("10.88.0.1:5000/a:b".to_owned()));
+        assert_eq!(of(""), Err(AnnotationError::NoImage));
+        assert_eq!(of("a b"), Err(AnnotationError::BadImage));
+        assert!(matches!(of("sha256:00"), Err(AnnotationError::LocalImage(_))));
+        let missing = image(&annotations(&[])).unwrap_err().to_string();
+        assert!(
+            missing.contains("ctr give --annotation io.kubernetes.cri.image-name="),
+            "{missing}"
+        );
+    }
+}

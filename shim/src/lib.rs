@@ -1,0 +1,38 @@
+//! The containerd shim of Nacre: one process a pod, between containerd's task API and the agent in
+//! the pod's virtual machine.
+//!
+//! It runs on the host and trusts containerd, which starts it. It distrusts the guest: every answer
+//! of the agent is bounded in size and time, its words are cleaned before they reach a log or an
+//! error, and nothing it says selects a file or a process of the host. It also distrusts what comes
+//! through containerd from users (the OCI specification, annotations): what has no meaning in a guest
+//! is refused by name. The pod's owner in turn does not trust this program: whatever it asks of the
+//! agent is judged there.
+//!
+//! It never mounts a container's root file system, never pulls an image and never sees a secret.
+
+mod agent;
+mod annotations;
+mod bootstrap;
+mod config;
+mod container;
+mod error;
+mod events;
+mod files;
+mod guest_network;
+mod io;
+pub mod network;
+mod pod;
+mod process;
+mod record;
+mod sandbox;
+mod service;
+mod spec;
+mod start_report;
+mod stats;
+mod volumes;
+
+/// The whole program; containerd says by arguments and environment what it is called for.
+#[must_use]
+pub fn main() -> std::process::ExitCode {
+    bootstrap::run()
+}

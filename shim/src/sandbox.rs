@@ -1,0 +1,293 @@
+//! One pod: its virtual machine, the agent in it and its network.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nacre_hypervisor::{Hypervisor, Nic, QemuBackend, QemuPaths, Vm, VmConfig, VmExit};
+use nacre_protocol::agent as api;
+use nacre_protocol::channel::{DRIVER_EPHEMERAL, SANDBOX_SHM};
+use oci_spec::runtime::Spec;
+use protobuf::MessageField;
+use tokio::sync::{Mutex, watch};
+
+use crate::agent::{Agent, AgentError, Ending};
+use crate::annotations::VmSize;
+use crate::config::Config;
+use crate::error::{Code, Coded, Doing, TaskError, tail};
+use crate::network::{Namespace, Network, NetworkError};
+use crate::record::{ProcessRef, RUN_ROOT, Record, RunDir};
+use crate::spec::NetworkWanted;
+use crate::{guest_network, spec, start_report};
+
+/// What the pod's shared memory may hold, in bytes; Docker's and containerd's own default.
+const SHM_BYTES: u32 = 64 * 1024 * 1024;
+
+/// Time for the guest to power off after it has answered `DestroySandbox`.
+const POWER_OFF: Duration = Duration::from_secs(3);
+
+/// Most of the guest's console that an error message quotes, in bytes.
+const QUOTED_CONSOLE: usize = 600;
+
+/// A pod whose machine runs, or has ended.
+pub(crate) struct Sandbox {
+    pub(crate) id: String,
+    pub(crate) agent: Agent,
+    ending: Ending,
+    parts: Mutex<Option<Parts>>,
+    vm: Arc<dyn Vm>,
+}
+
+/// What a sandbox consists of on the host, in the order of its making.
+#[derive(Default)]
+struct Parts {
+    run_dir: Option<RunDir>,
+    network: Option<Network>,
+    vm: Option<Arc<dyn Vm>>,
+}
+
+impl Sandbox {
+    /// Boots the machine of a pod and configures it. If that fails, nothing is left.
+    pub(crate) async fn start(
+        id: &str,
+        spec: &Spec,
+        config: &Config,
+    ) -> Result<Arc<Sandbox>, TaskError> {
+        let mut parts = Parts::default();
+        match Sandbox::build(id, spec, config, &mut parts).await {
+            Ok((agent, ending, vm)) => Ok(Arc::new(Sandbox {
+                id: id.to_owned(),
+                agent,
+                ending,
+                parts: Mutex::new(Some(parts)),
+                vm,
+            })),
+            Err(error) => {
+                parts.take_down(id, Duration::ZERO).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn build(
+        id: &str,
+        spec: &Spec,
+        config: &Config,
+        parts: &mut Parts,
+    ) -> Result<(Agent, Ending, Arc<dyn Vm>), TaskError> {
+        let starting = format!("start sandbox {id}");
+        let annotations = spec::annotations(spec);
+        let size = VmSize::of(&annotations, &config.vm).doing(&starting)?;
+        let wanted = spec::network(spec).doing(&starting)?;
+        let backend = backend(config).await.doing(&starting)?;
+
+        let run_dir = RunDir::create(Path::new(RUN_ROOT), id).await.doing(&starting)?;
+        let run_dir = parts.run_dir.insert(run_dir);
+        let attaching = attach(wanted);
+        let network = start_report::timed(id, "-", "network", attaching).await;
+        let network = parts.network.insert(network.doing(&starting)?);
+        let mut record = Record {
+            shim: ProcessRef::of(std::process::id()),
+            namespace: Some(network.namespace_path()),
+            interfaces: network.interface_names(),
+            machine: None,
+        };
+        run_dir.write(&record).doing(&starting)?;
+
+        let machine = VmConfig {
+            id: id.to_owned(),
+            run_dir: run_dir.path().to_owned(),
+            kernel: config.vm.kernel.clone(),
+            initrd: config.vm.initrd.clone(),
+            kernel_parameters: config.kernel_parameters(),
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            nics: nics(network).doing(&starting)?,
+            netns: Some(network.namespace_path()),
+        };
+        let launched = start_report::timed(id, "-", "vmm", backend.launch(machine)).await;
+        let vm = parts.vm.insert(launched.doing(&starting)?).clone();
+        record.machine = ProcessRef::of(vm.pid());
+        run_dir.write(&record).doing(&starting)?;
+
+        let ending = watch_ending(vm.clone());
+        let within = Duration::from_secs(config.vm.boot_timeout_seconds.into());
+        let connecting = Agent::connect(vm.agent_channel(), ending.clone(), within);
+        let agent = start_report::timed(id, "-", "boot", connecting).await;
+        let explain = |doing: String| {
+            let vm = vm.clone();
+            move |error: AgentError| explain(vm.as_ref(), &doing, &error)
+        };
+        let agent = agent.map_err(explain(format!("boot the machine of sandbox {id}")))?;
+
+        let request = create_sandbox_request(id, spec);
+        let creating = agent.create_sandbox(request);
+        start_report::timed(id, "-", "sandbox", creating)
+            .await
+            .map_err(explain(format!("set up sandbox {id} in the guest")))?;
+        let began = Instant::now();
+        guest_network::configure(&agent, &network.layout)
+            .await
+            .map_err(explain(format!("configure the network of sandbox {id} in the guest")))?;
+        start_report::line(id, "-", "guest-network", began.elapsed());
+        Ok((agent, ending, vm))
+    }
+
+    /// The host process that stands for every process of the pod.
+    pub(crate) fn pid(&self) -> u32 {
+        self.vm.pid()
+    }
+
+    /// The reason, once the machine is gone.
+    pub(crate) fn end(&self) -> Option<Arc<str>> {
+        self.ending.borrow().clone()
+    }
+
+    /// Waits for the machine to end and returns the reason.
+    pub(crate) async fn ended(&self) -> Arc<str> {
+        let mut ending = self.ending.clone();
+        match ending.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_else(|| "".into()),
+            Err(_) => "the shim is stopping".into(),
+        }
+    }
+
+    /// What containerd is told when the agent fails: the reason, and for the machine's own trouble
+    /// the end of the guest's console.
+    pub(crate) fn explain(&self, doing: &str, error: &AgentError) -> TaskError {
+        explain(self.vm.as_ref(), doing, error)
+    }
+
+    /// Ends the pod and removes all of it from the host. Only the first call does anything.
+    pub(crate) async fn stop(&self) {
+        let Some(parts) = self.parts.lock().await.take() else { return };
+        if self.end().is_none()
+            && let Err(error) = self.agent.destroy_sandbox(api::DestroySandboxRequest::new()).await
+        {
+            tracing::warn!("sandbox {} does not end by itself: {error}", self.id);
+        }
+        parts.take_down(&self.id, POWER_OFF).await;
+    }
+}
+
+impl Parts {
+    async fn take_down(self, id: &str, grace: Duration) {
+        if let Some(vm) = self.vm {
+            let VmExit { reason, clean } = vm.stop(grace).await;
+            tracing::info!("machine of sandbox {id} ended (clean: {clean}): {reason}");
+        }
+        if let Some(network) = self.network
+            && let Err(error) = network.detach().await
+        {
+            tracing::warn!("network of sandbox {id}: {error}");
+        }
+        if let Some(run_dir) = self.run_dir
+            && let Err(error) = run_dir.remove()
+        {
+            tracing::warn!("run directory of sandbox {id}: {error}");
+        }
+    }
+}
+
+/// Asks QEMU for its version, which means to run it: not on the runtime's only thread.
+async fn backend(config: &Config) -> Result<QemuBackend, BackendError> {
+    let paths = QemuPaths {
+        binary: config.vm.qemu.clone(),
+        firmware_dirs: config.vm.firmware_dirs.clone(),
+    };
+    let accelerator = config.vm.accelerator.into();
+    let made = tokio::task::spawn_blocking(move || QemuBackend::new(paths, accelerator)).await;
+    Ok(made??)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BackendError {
+    #[error(transparent)]
+    Qemu(#[from] nacre_hypervisor::QemuError),
+    #[error("the check of QEMU was cut short: {0}")]
+    Cut(#[from] tokio::task::JoinError),
+}
+
+impl Coded for BackendError {
+    fn code(&self) -> Code {
+        Code::FAILED_PRECONDITION
+    }
+}
+
+async fn attach(wanted: NetworkWanted) -> Result<Network, NetworkError> {
+    let namespace = match wanted {
+        NetworkWanted::Path(path) => Namespace::open(&path)?,
+        NetworkWanted::Isolated => Namespace::isolated()?,
+    };
+    Network::attach(namespace).await
+}
+
+fn nics(network: &mut Network) -> Result<Vec<Nic>, NetworkError> {
+    let taps = std::mem::take(&mut network.taps);
+    let pairs = network.layout.interfaces.iter().zip(taps);
+    pairs
+        .map(|(interface, tap)| {
+            let mtu = u16::try_from(interface.mtu).map_err(|_| {
+                NetworkError::Unsupported(format!(
+                    "interface {} has the MTU {}",
+                    interface.name, interface.mtu
+                ))
+            })?;
+            Ok(Nic { tap, mac: interface.mac, mtu })
+        })
+        .collect()
+}
+
+/// Turns the machine's end into something that every call to the agent can wait for as well.
+fn watch_ending(vm: Arc<dyn Vm>) -> Ending {
+    let (ended, ending) = watch::channel(None);
+    tokio::spawn(async move {
+        let exit = vm.wait().await;
+        ended.send_replace(Some(Arc::from(exit.reason)));
+    });
+    ending
+}
+
+fn explain(vm: &dyn Vm, doing: &str, error: &AgentError) -> TaskError {
+    let advice = match error {
+        AgentError::Deadline { method: "Check", .. } => {
+            "; if the host is merely slow, raise vm.boot_timeout_seconds"
+        }
+        _ => "",
+    };
+    // The reason of an end quotes the console by itself.
+    let quotes = error.is_about_the_machine() && !matches!(error, AgentError::Gone(_));
+    let console = if quotes { vm.console_tail() } else { String::new() };
+    if console.trim().is_empty() {
+        return TaskError::new(error.code(), doing, format!("{error}{advice}"));
+    }
+    let console = tail(console.trim_end(), QUOTED_CONSOLE);
+    TaskError::new(
+        error.code(),
+        doing,
+        format!("{error}{advice}; the guest's console ends: {console}"),
+    )
+}
+
+fn create_sandbox_request(id: &str, spec: &Spec) -> api::CreateSandboxRequest {
+    let shm = api::Storage {
+        driver: DRIVER_EPHEMERAL.to_owned(),
+        source: "shm".to_owned(),
+        fstype: "tmpfs".to_owned(),
+        mount_point: SANDBOX_SHM.to_owned(),
+        options: ["noexec", "nosuid", "nodev", "mode=1777"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([format!("size={SHM_BYTES}")])
+            .collect(),
+        fs_group: MessageField::none(),
+        ..Default::default()
+    };
+    api::CreateSandboxRequest {
+        hostname: spec.hostname().clone().unwrap_or_default(),
+        dns: guest_network::name_servers(spec),
+        sandbox_id: id.to_owned(),
+        storages: vec![shm],
+        ..Default::default()
+    }
+}
