@@ -54,12 +54,12 @@ containerd 1.6 has one snapshotter for all of CRI (a node for Nacre pods only):
     snapshotter = "nacre"
     disable_snapshot_annotations = false
 
-containerd 1.7, for one runtime (image pulls also need the pod annotation
-"io.containerd.cri.runtime-handler: nacre"; otherwise set it for all as with 1.6):
+containerd 1.7, for one runtime (pods need the annotation "io.containerd.cri.runtime-handler: nacre",
+or their images are pulled for the general snapshotter; otherwise set it for all as with 1.6):
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre]
     snapshotter = "nacre"
 
-containerd 2.x (version = 3), for one runtime:
+containerd 2.x (version = 3), for one runtime (same annotation):
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre]
     snapshotter = "nacre"
   [plugins.'io.containerd.cri.v1.images'.runtime_platforms.nacre]
@@ -67,7 +67,9 @@ containerd 2.x (version = 3), for one runtime:
     snapshotter = "nacre"
 
 By hand: ctr image pull --snapshotter nacre IMAGE; ctr run --snapshotter nacre ...
-See that it works: `ctr -n k8s.io content ls` shows a manifest and a config, and no layers."#;
+(ctr of containerd 1.6 fetches layers before it asks; what it unpacks is dropped at once.)
+See that it works: after a pull by CRI, `ctr -n k8s.io content ls` shows a manifest and a config, and
+no layers. After a restart of this program containerd's first call may fail and the next succeeds."#;
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();

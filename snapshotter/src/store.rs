@@ -3,7 +3,7 @@
 //! ```text
 //! ROOT/lock             held while a snapshotter uses ROOT
 //! ROOT/records/12.json  one snapshot; written beside, synced, renamed: whole or not there
-//! ROOT/fs/12/           the empty directory that is mounted for it (active and view snapshots)
+//! ROOT/fs/12/           the empty directory that is mounted for it, unless it is committed
 //! ```
 //!
 //! The record is the commit point. A directory without a record is what a crash left; it is removed
@@ -180,6 +180,9 @@ impl Store {
     }
 
     /// Turns the active snapshot `key` into the committed snapshot `name`.
+    ///
+    /// Some clients unpack layers without asking first (`ctr image pull` of containerd 1.6); nobody
+    /// will ever look at what they unpacked, so it is dropped.
     pub(crate) fn commit(
         &mut self,
         name: &str,
@@ -201,9 +204,10 @@ impl Store {
         committed.labels = labels;
         committed.updated = now();
         // The same record under its new name: one rename, nothing between.
+        let directory = self.directory(&committed);
         self.insert(committed)?;
         self.snapshots.remove(key);
-        Ok(())
+        remove_tree(&directory)
     }
 
     /// Removes a snapshot that has no children.
@@ -282,7 +286,10 @@ impl Store {
             }
         }
         for path in entries(&self.directories)? {
-            let known = self.snapshots.values().any(|s| self.directory(s) == path);
+            let known = self
+                .snapshots
+                .values()
+                .any(|s| s.kind != Kind::Committed && self.directory(s) == path);
             if !known {
                 remove_tree(&path)?;
             }
@@ -526,11 +533,14 @@ mod tests {
     }
 
     #[test]
-    fn commit_renames_and_keeps_the_parent() {
+    fn commit_renames_keeps_the_parent_and_drops_the_content() {
         let (_root, mut store) = store();
         store.record_layer("base", "", Labels::new()).unwrap();
         store.create(Kind::Active, "work", "base", labels(&[("gone", "1")])).unwrap();
+        let unpacked = store.mount_source("work").unwrap();
+        fs::write(unpacked.join("file"), "from the layer").unwrap();
         store.commit("layer", "work", labels(&[("kept", "1")])).unwrap();
+        assert!(!unpacked.exists(), "no layer stays on the host");
         assert!(matches!(store.get("work"), Err(StoreError::NotFound(_))));
         let layer = store.get("layer").unwrap();
         assert_eq!((layer.kind, layer.parent.as_deref()), (Kind::Committed, Some("base")));

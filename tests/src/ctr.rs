@@ -14,6 +14,9 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::world::{SHIM_CONFIG, SOCKET, World};
 
+/// Longest wait for a terminal to show something.
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// `ctr` in a world, in a containerd namespace.
 #[derive(Debug)]
 pub struct Ctr<'w> {
@@ -171,18 +174,30 @@ impl Terminal {
         Ok(writer.write_all(format!("{line}\n").as_bytes())?)
     }
 
+    /// Types a line again and again until the terminal shows `text`.
+    pub fn type_until(&mut self, line: &str, text: &str) -> anyhow::Result<()> {
+        let started = Instant::now();
+        loop {
+            self.type_line(line)?;
+            match self.wait_for(text, Duration::from_millis(500)) {
+                Err(_) if started.elapsed() < LONGEST => {}
+                result => return result,
+            }
+        }
+    }
+
     /// Waits until the terminal shows `text`; what came before it is not looked at again.
-    pub fn wait_for(&mut self, text: &str) -> anyhow::Result<()> {
+    fn wait_for(&mut self, text: &str, longest: Duration) -> anyhow::Result<()> {
         let started = Instant::now();
         loop {
             if let Some(found) = self.unread.find(text) {
                 self.unread.drain(..found + text.len());
                 return Ok(());
             }
-            if started.elapsed() > Duration::from_secs(60) {
+            if started.elapsed() > longest {
                 bail!("the terminal does not show {text:?} but {:?}", self.unread);
             }
-            if let Ok(bytes) = self.shown.recv_timeout(Duration::from_millis(200)) {
+            if let Ok(bytes) = self.shown.recv_timeout(Duration::from_millis(100)) {
                 self.unread.push_str(&String::from_utf8_lossy(&bytes));
             }
         }

@@ -1,6 +1,7 @@
 //! Small test images, made on the spot from BusyBox.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use anyhow::Context as _;
 use serde_json::json;
@@ -63,7 +64,7 @@ impl Image {
     pub fn busybox(name: &str) -> Image {
         Image {
             name: name.to_owned(),
-            layers: vec![Layer::busybox()],
+            layers: Vec::new(),
             entrypoint: Vec::new(),
             command: vec!["sh".into()],
             environment: vec!["PATH=/bin".into()],
@@ -115,8 +116,11 @@ impl Image {
     }
 
     pub(crate) fn build(&self) -> anyhow::Result<Built> {
+        let busybox = busybox()?;
         let mut layers = Vec::new();
         let mut diff_ids = Vec::new();
+        layers.push(busybox.0.clone());
+        diff_ids.push(busybox.1.clone());
         for layer in &self.layers {
             let (blob, diff_id) = layer.build().context("failed to build a layer")?;
             layers.push(blob);
@@ -180,26 +184,6 @@ impl Layer {
         self
     }
 
-    fn busybox() -> Layer {
-        let mut layer = Layer::new(Compression::Gzip)
-            .directory("bin", 0o755)
-            .directory("etc", 0o755)
-            .directory("root", 0o700)
-            .directory("tmp", 0o1777)
-            .file(
-                "etc/passwd",
-                0o644,
-                b"root:x:0:0::/root:/bin/sh\ntester:x:1000:1000::/tmp:/bin/sh\n",
-            )
-            .file("etc/group", 0o644, b"root:x:0:\ntester:x:1000:\nextra:x:2000:tester\n");
-        let program = std::fs::read("/bin/busybox").unwrap_or_default();
-        layer = layer.file("bin/busybox", 0o755, &program);
-        for command in COMMANDS.split_whitespace() {
-            layer = layer.link(&format!("bin/{command}"), "busybox");
-        }
-        layer
-    }
-
     /// The compressed archive, and the digest of what is inside.
     fn build(&self) -> anyhow::Result<(Blob, String)> {
         let (media_type, sink) = match self.compression {
@@ -223,6 +207,30 @@ impl Layer {
     }
 }
 
+/// The lowest layer of every image, made once.
+fn busybox() -> anyhow::Result<&'static (Blob, String)> {
+    static LAYER: OnceLock<(Blob, String)> = OnceLock::new();
+    if let Some(made) = LAYER.get() {
+        return Ok(made);
+    }
+    let program = std::fs::read("/bin/busybox").context("package busybox-static is not here")?;
+    let mut layer = Layer::new(Compression::Gzip)
+        .directory("bin", 0o755)
+        .directory("etc", 0o755)
+        .directory("root", 0o700)
+        .directory("tmp", 0o1777)
+        .file("etc/passwd", 0o644, PASSWD.as_bytes())
+        .file("etc/group", 0o644, GROUP.as_bytes())
+        .file("bin/busybox", 0o755, &program);
+    for command in COMMANDS.split_whitespace() {
+        layer = layer.link(&format!("bin/{command}"), "busybox");
+    }
+    let made = layer.build()?;
+    Ok(LAYER.get_or_init(|| made))
+}
+
+const PASSWD: &str = "root:x:0:0::/root:/bin/sh\ntester:x:1000:1000::/tmp:/bin/sh\n";
+const GROUP: &str = "root:x:0:\ntester:x:1000:\nextra:x:2000:tester\n";
 const COMMANDS: &str = "awk cat chmod cp cut date dd df dmesg echo env false free grep head hostname \
     httpd id ip kill ln ls mkdir mount mv nc nproc nslookup ping ping6 printf ps pwd rm sed seq sh \
     sha256sum sleep stat stty sync tail tee test touch tr true tty umount uname wc wget yes";

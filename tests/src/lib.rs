@@ -38,3 +38,9 @@ pub use pod::{Container, ContainerBuilder, Exit, Pod, PodBuilder};
 pub use products::{ContainerdVersion, Products};
 pub use registry::Registry;
 pub use world::{Runtime, World, WorldBuilder};
+
+/// SHA-256 of some bytes, in hex.
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    hex::encode(sha2::Sha256::digest(bytes))
+}

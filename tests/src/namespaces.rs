@@ -49,14 +49,16 @@ pub(crate) struct Namespaces {
 impl Namespaces {
     /// Makes them, with a bridge `cni0` (10.88.0.1/16, fd00:88::1/64) and an empty `/run` of its own.
     ///
-    /// They live no longer than the calling thread, unless `outlive` is set.
+    /// They live no longer than the calling thread, unless `outlive` is set: then in a session of their
+    /// own, which a terminal does not end.
     pub(crate) fn create(log: &Path, outlive: bool) -> anyhow::Result<Namespaces> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "this needs root (namespaces, VMs): use sudo"
         );
-        let mut command = Command::new("setpriv");
+        let mut command = Command::new("setsid");
         if !outlive {
+            command = Command::new("setpriv");
             command.args(["--pdeathsig", "KILL"]);
         }
         command
@@ -73,7 +75,8 @@ impl Namespaces {
             .stdin(Stdio::null())
             .stdout(File::create(log)?)
             .stderr(fs::OpenOptions::new().append(true).open(log)?);
-        let mut keeper = command.spawn().context("failed to run setpriv (package util-linux)")?;
+        let mut keeper =
+            command.spawn().context("failed to run setpriv or setsid (package util-linux)")?;
         let started = Instant::now();
         loop {
             if let Some(status) = keeper.try_wait()? {

@@ -12,7 +12,7 @@ use k8s_cri::v1 as cri;
 use crate::cluster_dns;
 use crate::cri::call;
 use crate::ctr::Output;
-use crate::world::{Runtime, World};
+use crate::world::{RUNTIME_HANDLER, Runtime, World};
 
 type Pending<'w, T> = Pin<Box<dyn Future<Output = anyhow::Result<T>> + 'w>>;
 
@@ -74,6 +74,7 @@ impl<'w> PodBuilder<'w> {
                 searches: vec!["world.test".to_owned()],
                 options: Vec::new(),
             }),
+            annotations: [(RUNTIME_HANDLER.to_owned(), world.runtime_handler().to_owned())].into(),
             linux: Some(cri::LinuxPodSandboxConfig::default()),
             ..Default::default()
         };
@@ -123,7 +124,6 @@ impl Pod<'_> {
         let image = cri::ImageSpec {
             image: image.to_owned(),
             user_specified_image: image.to_owned(),
-            runtime_handler: self.world.runtime_handler().to_owned(),
             ..Default::default()
         };
         let config = cri::ContainerConfig {

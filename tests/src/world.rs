@@ -28,8 +28,10 @@ pub(crate) const KNOWN_NAME: &str = "registry.world.test";
 pub(crate) const SOCKET: &str = "/run/containerd/containerd.sock";
 /// The shim's configuration, inside.
 pub(crate) const SHIM_CONFIG: &str = "/run/world/shim.toml";
+/// Annotation that names a pod's runtime.
+pub(crate) const RUNTIME_HANDLER: &str = "io.containerd.cri.runtime-handler";
 /// The network that pods join, inside.
-pub(crate) const POD_NETWORK: &str = "/run/world/cni/10-world.conflist";
+const POD_NETWORK: &str = "/run/world/cni/10-world.conflist";
 
 /// What runs the pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +111,7 @@ impl WorldBuilder {
         };
         world.write_configuration()?;
         world.start_registry().await?;
-        world.push(&Image::busybox("pause").entrypoint(["sleep", "2147483647"]))?;
+        world.push(&Image::busybox("pause").command(["sleep", "2147483647"]))?;
         if world.runtime == Runtime::Nacre {
             world.start_snapshotter().await?;
         }
@@ -180,13 +182,12 @@ impl World {
 
     /// Lets containerd pull an image, as the kubelet does before it creates a container.
     pub async fn pull(&self, reference: &str) -> anyhow::Result<()> {
-        let spec = cri::ImageSpec {
-            image: reference.to_owned(),
-            runtime_handler: self.runtime_handler().to_owned(),
-            ..Default::default()
-        };
+        let spec = cri::ImageSpec { image: reference.to_owned(), ..Default::default() };
+        // By this annotation containerd 1.7 and 2.1 find the snapshotter.
+        let annotations = [(RUNTIME_HANDLER.to_owned(), self.runtime_handler().to_owned())].into();
+        let sandbox_config = Some(cri::PodSandboxConfig { annotations, ..Default::default() });
         let mut images = self.cri.images();
-        let request = cri::PullImageRequest { image: Some(spec), auth: None, sandbox_config: None };
+        let request = cri::PullImageRequest { image: Some(spec), auth: None, sandbox_config };
         call("PullImage", images.pull_image(request)).await?;
         Ok(())
     }
@@ -465,7 +466,6 @@ impl World {
                 format!(
                     r#"
 [plugins.'io.containerd.cri.v1.images']
-  snapshotter = "overlayfs"
   [plugins.'io.containerd.cri.v1.images'.pinned_images]
     sandbox = "{pause}"
   [plugins.'io.containerd.cri.v1.images'.registry]

@@ -1,0 +1,208 @@
+//! A pod's life with Nacre: what a user of Kubernetes expects, now in a VM.
+
+use nacre_tests::{Compression, Image, Layer, World};
+
+async fn nothing_left(world: &World) {
+    assert_eq!(world.leftovers().await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_pod_runs_in_its_own_kernel_and_leaves_nothing() {
+    let world = World::new().await.unwrap();
+    let top = Layer::new(Compression::Zstd).file("greeting", 0o644, b"hello from a layer\n");
+    let image = world.push(&Image::busybox("app").layer(top)).unwrap();
+    let pod = world.pod("first").await.unwrap();
+    let app = pod.container("app", &image).script("uname -r; cat /greeting").start().await.unwrap();
+    assert_eq!(app.wait_exit().await.unwrap().code, 0);
+    let said = app.stdout().unwrap();
+    let host = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert!(!said.starts_with(host.trim()), "the guest's kernel is the host's");
+    assert!(said.ends_with("hello from a layer\n"), "{said}");
+    assert_eq!(world.host_layers().unwrap(), Vec::<String>::new());
+    assert_eq!((world.virtual_machines().unwrap().len(), world.shims().unwrap().len()), (1, 1));
+    pod.stop().await.unwrap();
+    pod.remove().await.unwrap();
+    nothing_left(&world).await;
+}
+
+#[tokio::test]
+async fn exit_codes_and_both_outputs_arrive() {
+    let world = World::new().await.unwrap();
+    let image = world.push(&Image::busybox("app")).unwrap();
+    let pod = world.pod("codes").await.unwrap();
+    for code in [0, 1, 7, 255] {
+        let name = format!("exit-{code}");
+        let script = format!("echo out {code}; echo err {code} >&2; exit {code}");
+        let app = pod.container(&name, &image).script(&script).start().await.unwrap();
+        assert_eq!(app.wait_exit().await.unwrap().code, code);
+        assert_eq!(app.stdout().unwrap(), format!("out {code}\n"));
+        assert_eq!(app.stderr().unwrap(), format!("err {code}\n"));
+        app.remove().await.unwrap();
+    }
+    let killed = pod.container("killed", &image).script("kill -KILL $$").start().await.unwrap();
+    assert_eq!(killed.wait_exit().await.unwrap().code, 137);
+    let absent = pod.container("absent", &image).command(["/no/such/program"]).start().await;
+    let error = absent.unwrap_err().to_string();
+    assert!(error.contains("/no/such/program"), "{error}");
+}
+
+#[tokio::test]
+async fn exec_answers_with_output_and_code() {
+    let world = World::new().await.unwrap();
+    let image = world.push(&Image::busybox("app")).unwrap();
+    let pod = world.pod("exec").await.unwrap();
+    let app = pod.container("app", &image).args(["sleep", "1000"]).start().await.unwrap();
+    let answer = app.exec(["sh", "-c", "echo out; echo err >&2; exit 7"]).await.unwrap();
+    assert_eq!((answer.text().as_str(), answer.stderr.as_slice()), ("out", &b"err\n"[..]));
+    assert_eq!(answer.code, 7);
+    let error = app.exec(["/no/such/program"]).await.unwrap_err().to_string();
+    assert!(error.contains("/no/such/program"), "{error}");
+    assert_eq!(app.sh("echo still here").await.unwrap(), "still here");
+}
+
+#[tokio::test]
+async fn a_stop_is_polite_first_and_then_firm() {
+    let world = World::new().await.unwrap();
+    let image = world.push(&Image::busybox("app")).unwrap();
+    let pod = world.pod("stop").await.unwrap();
+    let script = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done";
+    let polite = pod.container("polite", &image).script(script).start().await.unwrap();
+    polite.wait_for("up").await.unwrap();
+    polite.stop(30).await.unwrap();
+    assert_eq!(polite.wait_exit().await.unwrap().code, 3);
+    assert_eq!(polite.stdout().unwrap(), "up\nbye\n");
+    let script = "trap '' TERM; echo up; while :; do sleep 0.1; done";
+    let deaf = pod.container("deaf", &image).script(script).start().await.unwrap();
+    deaf.wait_for("up").await.unwrap();
+    deaf.stop(1).await.unwrap();
+    assert_eq!(deaf.wait_exit().await.unwrap().code, 137);
+}
+
+#[tokio::test]
+async fn two_containers_share_localhost_and_hostname_but_not_files() {
+    let world = World::new().await.unwrap();
+    let image = world.push(&Image::busybox("app")).unwrap();
+    let pod = world.pod("pair").await.unwrap();
+    let script =
+        "mkdir /www; echo served > /www/index.html; echo up; httpd -f -p 127.0.0.1:80 -h /www";
+    let server = pod.container("server", &image).script(script).start().await.unwrap();
+    server.wait_for("up").await.unwrap();
+    let client = pod.container("client", &image).args(["sleep", "1000"]).start().await.unwrap();
+    let fetch = "until wget -q -O- http://127.0.0.1/; do sleep 0.1; done";
+    assert_eq!(client.sh(fetch).await.unwrap(), "served");
+    assert_eq!(client.sh("hostname").await.unwrap(), "pair");
+    assert_ne!(client.exec(["test", "-e", "/www"]).await.unwrap().code, 0);
+    assert_eq!(client.sh("ps | grep -c '[h]ttpd' || true").await.unwrap(), "0");
+    let watcher = pod.container("watcher", &image).shared_processes().args(["sleep", "1000"]);
+    let watcher = watcher.start().await.unwrap();
+    assert!(!watcher.sh("ps").await.unwrap().is_empty());
+    assert_eq!(world.virtual_machines().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn names_and_both_kinds_of_addresses_work() {
+    let world = World::new().await.unwrap();
+    let image = world.push(&Image::busybox("app")).unwrap();
+    let pod = world.pod("net").await.unwrap();
+    let app = pod.container("app", &image).args(["sleep", "1000"]).start().await.unwrap();
+    let addresses = pod.addresses().await.unwrap();
+    let shown = app.sh("ip addr").await.unwrap();
+    assert!(addresses.len() == 2 && addresses.iter().all(|a| shown.contains(a)), "{shown}");
+    assert!(app.sh("nslookup registry.world.test").await.unwrap().contains("10.88.0.1"));
+    assert!(app.sh("wget -q -O- http://registry:5000/v2/").await.unwrap().contains("{}"));
+    assert!(app.sh("wget -q -O- http://[fd00:88::1]:5000/v2/").await.unwrap().contains("{}"));
+    let reached = world.run(&["ping", "-c", "1", &addresses[1]]);
+    assert!(reached.is_ok() || world.run(&["busybox", "ping6", "-c", "1", &addresses[1]]).is_ok());
+}
+
+#[tokio::test]
+async fn the_container_is_what_its_spec_says() {
+    let world = World::new().await.unwrap();
+    let image = Image::busybox("app").env("FROM_IMAGE", "one").directory("/tmp").user("1000");
+    let image = world.push(&image).unwrap();
+    let pod = world.pod("spec").await.unwrap();
+    let report = "id -u; id -G; pwd; echo $FROM_IMAGE $FROM_POD; cat /shown/file; hostname";
+    std::fs::create_dir(world.path("/run/world/shown")).unwrap();
+    std::fs::write(world.path("/run/world/shown/file"), "from the host\n").unwrap();
+    let app =
+        pod.container("app", &image).env("FROM_POD", "two").mount("/run/world/shown", "/shown");
+    let app = app.script(report).start().await.unwrap();
+    assert_eq!(app.wait_exit().await.unwrap().code, 0);
+    let said = app.stdout().unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!((lines[0], lines[2], lines[3]), ("1000", "/tmp", "one two"), "{said}");
+    assert_eq!(lines[4..], ["from the host", "spec"]);
+    let other = pod.container("other", &image).user(1234).directory("/etc").script("id -u; pwd");
+    let other = other.start().await.unwrap();
+    other.wait_exit().await.unwrap();
+    assert_eq!(other.stdout().unwrap(), "1234\n/etc\n");
+}
+
+#[tokio::test]
+async fn limits_statistics_and_the_freezer_work() {
+    let world = World::new().await.unwrap();
+    let image = world.push(&Image::busybox("app")).unwrap();
+    let pod = world.pod("limits").await.unwrap();
+    let count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done";
+    let app = pod.container("app", &image).memory_mib(64).script(count).start().await.unwrap();
+    app.wait_for("3").await.unwrap();
+    let (cpu, memory) = app.stats().await.unwrap();
+    assert!(cpu > 0 && memory > 0 && memory < 64 << 20, "{cpu} ns, {memory} bytes");
+    let ctr = world.ctr().in_pods();
+    ctr.check(&["task", "pause", app.id()]).unwrap();
+    assert!(ctr.check(&["task", "ls"]).unwrap().contains("PAUSED"));
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let before = app.stdout().unwrap();
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(app.stdout().unwrap(), before, "a paused container does nothing");
+    ctr.check(&["task", "resume", app.id()]).unwrap();
+    app.wait_for(&format!("\n{}\n", before.lines().count() + 2)).await.unwrap();
+    app.set_memory_mib(24).await.unwrap();
+    let eat =
+        app.exec(["sh", "-c", "head -c 100000000 /dev/zero | tail -c 90000000 | wc -c"]).await;
+    assert!(eat.is_err() || eat.unwrap().text() != "90000000", "the new limit does not hold");
+}
+
+#[tokio::test]
+async fn a_container_that_eats_its_memory_is_oom_killed_and_said_to_be() {
+    let world = World::new().await.unwrap();
+    let image = world.push(&Image::busybox("app")).unwrap();
+    let pod = world.pod("oom").await.unwrap();
+    let app = pod.container("app", &image).memory_mib(32).args(["tail", "/dev/zero"]);
+    let exit = app.start().await.unwrap().wait_exit().await.unwrap();
+    assert_eq!((exit.code, exit.reason.as_str()), (137, "OOMKilled"));
+    let next = pod.container("next", &image).script("echo fine").start().await.unwrap();
+    assert_eq!(next.wait_exit().await.unwrap().code, 0);
+}
+
+#[tokio::test]
+async fn a_pod_outlives_a_restart_of_containerd() {
+    let world = World::new().await.unwrap();
+    let image = world.push(&Image::busybox("app")).unwrap();
+    let pod = world.pod("survivor").await.unwrap();
+    let count = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done";
+    let app = pod.container("app", &image).script(count).start().await.unwrap();
+    app.wait_for("3").await.unwrap();
+    world.restart_containerd().await.unwrap();
+    assert!(pod.ready().await.unwrap() && app.runs().await.unwrap());
+    assert_eq!(app.sh("echo still here").await.unwrap(), "still here");
+    let next = pod.container("next", &image).script("exit 5").start().await.unwrap();
+    assert_eq!(next.wait_exit().await.unwrap().code, 5);
+    pod.stop().await.unwrap();
+    pod.remove().await.unwrap();
+    nothing_left(&world).await;
+}
+
+#[tokio::test]
+async fn twenty_pods_in_a_row_leave_nothing() {
+    let world = World::new().await.unwrap();
+    let image = world.push(&Image::busybox("app")).unwrap();
+    for number in 1..=20 {
+        let pod = world.pod(&format!("pod-{number}")).await.unwrap();
+        let app = pod.container("app", &image).script("echo done").start().await.unwrap();
+        assert_eq!(app.wait_exit().await.unwrap().code, 0);
+        pod.stop().await.unwrap();
+        pod.remove().await.unwrap();
+        assert_eq!(world.leftovers().await.unwrap(), Vec::<String>::new(), "after pod {number}");
+    }
+}
