@@ -47,7 +47,7 @@ pub(crate) struct Namespaces {
 }
 
 impl Namespaces {
-    /// Makes them, with a bridge `cni0` (10.88.0.1/16, fd00:88::1/64) and an empty `/run` of its own.
+    /// Makes them, with a bridge `cni0` (10.88.0.1/16, `fd00:88::1/64`) and an empty `/run` of its own.
     ///
     /// They live no longer than the calling thread, unless `outlive` is set: then in a session of their
     /// own, which a terminal does not end.

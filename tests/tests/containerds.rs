@@ -1,5 +1,7 @@
 //! The other containerds that Nacre supports, and pods side by side.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use nacre_tests::{ContainerdVersion, Image, World};
 
 async fn a_pod_runs_with(version: ContainerdVersion) {

@@ -1,6 +1,8 @@
 //! The harness itself, with runc in Nacre's place: if these fail, so does everything else, and for
 //! a reason that is not Nacre's. No VM is started.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use nacre_tests::{Image, Runtime, World};
 
 #[tokio::test]

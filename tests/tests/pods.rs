@@ -1,5 +1,7 @@
 //! A pod's life with Nacre: what a user of Kubernetes expects, now in a VM.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use nacre_tests::{Compression, Image, Layer, World};
 
 async fn nothing_left(world: &World) {

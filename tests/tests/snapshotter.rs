@@ -1,5 +1,7 @@
 //! The snapshotter behind a real containerd: what the host stores, and what it does not.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use nacre_tests::{Compression, ContainerdVersion, Image, Layer, World};
 
 fn three_layers(name: &str) -> Image {

@@ -1,5 +1,7 @@
 //! Big and interactive streams, with `ctr`.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use nacre_tests::{Image, World};
 
 const SIZE: usize = 64 << 20;

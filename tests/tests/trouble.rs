@@ -1,5 +1,7 @@
 //! Things go wrong: each time a clear error within seconds, and nothing left behind.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::time::{Duration, Instant};
 
 use nacre_tests::{Compression, Image, Layer, World};
