@@ -507,3 +507,6 @@ fn refused<T>(problem: impl Into<String>) -> Result<T, ExtractError> {
 fn write_error(path: &[u8], errno: Errno) -> ExtractError {
     ExtractError::Write(printable(path), errno)
 }
+
+#[cfg(test)]
+mod tests;

@@ -609,10 +609,12 @@ fn innermost(error: &reqwest::Error) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
 }
 
-fn is_certificate_error(error: &reqwest::Error) -> bool {
-    chain(error)
-        .filter_map(|e| e.downcast_ref::<std::io::Error>()?.get_ref())
-        .any(|e| matches!(e.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))))
+/// An `io::Error` does not name what it wraps as its source, so both ways are followed.
+fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
+        || wrapped.is_some_and(|wrapped| is_certificate_error(wrapped))
+        || error.source().is_some_and(is_certificate_error)
 }
 
 fn is_name_error(error: &reqwest::Error) -> bool {
