@@ -103,9 +103,7 @@ impl Archive {
             .map(|(_, node)| if let Node::File(bytes) = node { bytes.len() } else { 0 })
             .sum();
         let mut out = Vec::with_capacity(content + 256 * (self.entries.len() + 4));
-        let mut inode = 0;
-        for (path, mode, node) in self.entries() {
-            inode += 1;
+        for (inode, (path, mode, node)) in (1..).zip(self.entries()) {
             let (links, device) = match node {
                 Node::Directory => (2, (0, 0)),
                 Node::File(_) => (1, (0, 0)),
@@ -122,6 +120,7 @@ impl Archive {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Fields {
     inode: u32,
     mode: u32,
@@ -162,8 +161,10 @@ mod tests {
         archive
     }
 
+    type ReadBack = (String, u32, (u32, u32), Vec<u8>);
+
     /// Reads an archive back as the kernel does (init/initramfs.c), by field positions.
-    fn read_back(mut bytes: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    fn read_back(mut bytes: &[u8]) -> Vec<ReadBack> {
         let mut found = Vec::new();
         let whole = bytes.len();
         loop {

@@ -47,16 +47,14 @@ pub enum FetchError {
     },
     /// The mirror has moved on.
     #[error(
-        "{uri} no longer has {package} in {suite}: get {file} from Debian's snapshot archive and put \
-         it in {directory} (its SHA-256 is checked), or move the pin in guest-image/pins.toml"
+        "{mirror} no longer has {package}: get {file} from Debian's snapshot archive and put it in \
+         {directory} (its SHA-256 is checked), or move the pin in guest-image/pins.toml"
     )]
     Gone {
-        /// The package.
-        package: Package,
-        /// Its suite.
-        suite: String,
-        /// The mirror.
-        uri: String,
+        /// Name and version.
+        package: String,
+        /// The mirror and the suite.
+        mirror: String,
         /// The file that is needed.
         file: String,
         /// Where to put it.
@@ -65,8 +63,8 @@ pub enum FetchError {
     /// The package did not come.
     #[error("failed to download {package}:\n{output}")]
     Download {
-        /// The package.
-        package: Package,
+        /// Name and version.
+        package: String,
         /// apt's last words.
         output: String,
     },
@@ -248,14 +246,13 @@ impl Apt {
         let gone = ["was not found", "Unable to locate"].iter().any(|text| words.contains(text));
         Err(if gone {
             FetchError::Gone {
-                package: package.clone(),
-                suite: self.suite.clone(),
-                uri: self.uri.clone(),
+                package: package.to_string(),
+                mirror: format!("{} {}", self.uri, self.suite),
                 file: package.file_name(),
                 directory: debs.to_owned(),
             }
         } else {
-            FetchError::Download { package: package.clone(), output: words }
+            FetchError::Download { package: package.to_string(), output: words }
         })
     }
 
@@ -313,6 +310,7 @@ fn remove(directory: &Path) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::slice::from_ref;
 
     const SILENT: Progress = &|_| {};
 
@@ -348,14 +346,14 @@ mod tests {
         let sample = destination.join("usr/share/sample");
 
         let first = package(root.path(), "one");
-        store.unpack(&[first.clone()], &destination, SILENT).unwrap();
+        store.unpack(from_ref(&first), &destination, SILENT).unwrap();
         assert_eq!(fs::read_to_string(&sample).unwrap(), "one");
         fs::write(&sample, "kept").unwrap();
-        store.unpack(&[first], &destination, SILENT).unwrap();
+        store.unpack(from_ref(&first), &destination, SILENT).unwrap();
         assert_eq!(fs::read_to_string(&sample).unwrap(), "kept", "not unpacked a second time");
 
         let second = package(root.path(), "two");
-        store.unpack(&[second], &destination, SILENT).unwrap();
+        store.unpack(from_ref(&second), &destination, SILENT).unwrap();
         assert_eq!(fs::read_to_string(&sample).unwrap(), "two");
     }
 

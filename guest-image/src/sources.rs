@@ -102,7 +102,7 @@ fn parse_line(line: &str) -> Option<Origin> {
 fn parse_stanzas(text: &str) -> Vec<Origin> {
     let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
     let stanzas = lines.split(|line| line.trim().is_empty());
-    stanzas.filter_map(|stanza| parse_stanza(stanza)).collect()
+    stanzas.filter_map(parse_stanza).collect()
 }
 
 fn parse_stanza(lines: &[&str]) -> Option<Origin> {

@@ -3,12 +3,15 @@
 //! The packages come from the store of `cargo xtask image`. Where they were never fetched the tests
 //! say so and pass; nothing is downloaded from here.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::slice::from_ref;
 
 use nacre_guest_image::debian::Store;
-use nacre_guest_image::{Inputs, Manifest, Package, Pins, Sha256Hex, build};
+use nacre_guest_image::{Inputs, Manifest, Pins, Sha256Hex, build};
 
 const SILENT: &dyn Fn(&str) = &|_| {};
 
@@ -38,8 +41,7 @@ impl World {
                 println!("SKIPPED: {package} was not fetched; run `cargo xtask image` first");
                 return None;
             }
-            let package: Package = package.clone();
-            store.unpack(&[package], &root.path().join(name), SILENT).unwrap();
+            store.unpack(from_ref(package), &root.path().join(name), SILENT).unwrap();
         }
         stand_in(&root.path().join("agent"), 1);
         stand_in(&root.path().join("pause"), 2);

@@ -1,6 +1,7 @@
 //! Compiles the programs and makes the guest image.
 
 use std::os::unix::process::CommandExt;
+use std::slice::from_ref;
 
 use anyhow::{Context, Result};
 use nacre_guest_image::{Inputs, Pins};
@@ -9,32 +10,37 @@ use crate::setup::store;
 use crate::step::{Step, run};
 use crate::tree::Tree;
 
-/// What runs in the guest.
-const GUEST: [&str; 2] = ["nacre-agent", "nacre-pause"];
+/// The agent, the runtime, the snapshotter and the harness's programs.
+const PROGRAMS: [&str; 4] = ["nacre-agent", "nacre-shim", "nacre-snapshotter", "nacre-tests"];
 
-/// What runs on the host: runtime, snapshotter, and the harness's programs.
-const HOST: [&str; 3] = ["nacre-shim", "nacre-snapshotter", "nacre-tests"];
+/// The pause program's profile: no unwinding, no standard library.
+const FREESTANDING: &str = "freestanding";
 
 /// Compiles everything that runs in a demo or a test with VMs.
 pub(crate) fn programs(tree: &Tree) -> Result<()> {
-    compile(tree, "programs", &[&GUEST[..], &HOST].concat())
+    let step = Step::new("programs");
+    compile(tree, "release", &PROGRAMS)?;
+    compile(tree, FREESTANDING, &["nacre-pause"])?;
+    step.done();
+    Ok(())
 }
 
 /// Compiles what the guest image holds.
 pub(crate) fn guest_programs(tree: &Tree) -> Result<()> {
-    compile(tree, "guest programs", &GUEST)
+    let step = Step::new("guest programs");
+    compile(tree, "release", &["nacre-agent"])?;
+    compile(tree, FREESTANDING, &["nacre-pause"])?;
+    step.done();
+    Ok(())
 }
 
-fn compile(tree: &Tree, name: &'static str, packages: &[&str]) -> Result<()> {
-    let step = Step::new(name);
+fn compile(tree: &Tree, profile: &str, packages: &[&str]) -> Result<()> {
     let mut cargo = tree.cargo("build");
-    cargo.args(["--release", "--locked", "--bins"]);
+    cargo.args(["--locked", "--bins", "--profile", profile]);
     for package in packages {
         cargo.args(["--package", package]);
     }
-    run(&mut cargo)?;
-    step.done();
-    Ok(())
+    run(&mut cargo)
 }
 
 /// Builds kernel, initrd and manifest from the pinned packages and the compiled programs.
@@ -43,14 +49,14 @@ pub(crate) fn image(tree: &Tree) -> Result<()> {
     let progress = |line: &str| step.say(line);
     let pins = Pins::shipped()?;
     let (kernel, certificates) = (tree.prefix().join("kernel"), tree.prefix().join("certificates"));
-    store(tree).unpack(&[pins.kernel.package.clone()], &kernel, &progress)?;
-    store(tree).unpack(&[pins.certificates.clone()], &certificates, &progress)?;
+    store(tree).unpack(from_ref(&pins.kernel.package), &kernel, &progress)?;
+    store(tree).unpack(from_ref(&pins.certificates), &certificates, &progress)?;
     let inputs = Inputs {
         pins: &pins,
         kernel: &kernel,
         certificates: &certificates,
         agent: &tree.programs().join("nacre-agent"),
-        pause: &tree.programs().join("nacre-pause"),
+        pause: &tree.programs_of(FREESTANDING).join("nacre-pause"),
     };
     let manifest = nacre_guest_image::build(inputs, &tree.prefix().join("image"), &progress)?;
     for artifact in [&manifest.kernel.vmlinux, &manifest.initrd.file] {

@@ -61,7 +61,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// From RunPodSandbox to the first output byte, by phase, against a bare boot
+    /// From `RunPodSandbox` to the first output byte, by phase, against a bare boot
     Start {
         /// Further arguments for nacre-bench
         #[arg(last = true)]

@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::slice::from_ref;
 
 use anyhow::{Context, Result, bail};
 use nacre_guest_image::Pins;
@@ -81,7 +82,7 @@ pub(crate) fn further_containerds(tree: &Tree) {
     };
     for (release, package) in &pins.containerd {
         let destination = tree.prefix().join(format!("containerd-{release}"));
-        let unpacked = store(tree).unpack(&[package.clone()], &destination, &|line| step.say(line));
+        let unpacked = store(tree).unpack(from_ref(package), &destination, &|line| step.say(line));
         if let Err(error) = unpacked {
             step.say(format!("tests with containerd {release} will be SKIPPED: {error}"));
         }

@@ -37,7 +37,12 @@ impl Tree {
 
     /// The release programs: `NACRE_BIN`.
     pub(crate) fn programs(&self) -> PathBuf {
-        self.target().join(TARGET).join("release")
+        self.programs_of("release")
+    }
+
+    /// The programs of a profile.
+    pub(crate) fn programs_of(&self, profile: &str) -> PathBuf {
+        self.target().join(TARGET).join(profile)
     }
 
     /// A cargo command of this workspace.

@@ -1,9 +1,10 @@
 //! The first process of a pod: it keeps the pod's namespaces alive, ends on SIGTERM or SIGINT, and, as
 //! process 1 of a shared PID namespace, reaps what others leave behind.
 //!
-//! The release build needs neither a C library nor the standard library: a few KiB that read no file,
-//! no argument and no environment. Builds that unwind (`cargo check`, `cargo test`) need the standard
-//! library's panic machinery and are the same program on top of it.
+//! Built with the profile "freestanding" it needs neither a C library nor the standard library: a few KiB
+//! that read no file, no argument and no environment. In the other profiles a panic unwinds, which needs
+//! the standard library: there it is the same program on top of it, so that the workspace's ordinary
+//! commands (check, clippy, test) take it along.
 
 #![cfg_attr(panic = "abort", no_std, no_main)]
 
