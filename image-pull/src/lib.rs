@@ -27,6 +27,7 @@
 
 mod archive;
 mod authentication;
+mod blob;
 mod budget;
 mod error;
 mod extract;
@@ -35,6 +36,7 @@ mod limits;
 mod manifest;
 mod mount;
 mod parents;
+mod pax;
 mod process;
 mod puller;
 mod reference;

@@ -10,6 +10,7 @@ use nacre_trust::{Algorithm, Digest, Untrusted};
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use crate::blob::Blob;
 use crate::budget::Budget;
 use crate::layer::{LayerJob, PIECES, Piece};
 use crate::manifest::{Descriptor, LayerBlob, Manifest, for_this_guest, read_config};
@@ -249,7 +250,8 @@ impl Shared {
         if descriptor.size > limit {
             return Err(PullError::Limit { what, limit, unit: "bytes" });
         }
-        let mut blob = self.registry.blob(reference, descriptor.digest, descriptor.size, &what);
+        let mut blob =
+            Blob::new(&self.registry, reference, descriptor.digest, descriptor.size, &what);
         let mut content = Vec::new();
         while let Some(piece) = blob.next().await? {
             content.extend_from_slice(&piece);
@@ -357,7 +359,7 @@ impl Shared {
     ) -> Result<(), PullError> {
         let what = format!("layer {}", blob.digest);
         let meter = Meter { blob, report, last: Mutex::new(Instant::now()) };
-        let mut stream = self.registry.blob(reference, blob.digest, blob.size, &what);
+        let mut stream = Blob::new(&self.registry, reference, blob.digest, blob.size, &what);
         let mut done = 0;
         while let Some(piece) = stream.next().await? {
             done += piece.len() as u64;

@@ -57,8 +57,8 @@ pub(crate) struct Registry {
 }
 
 /// A failed attempt, and whether another one makes sense.
-struct Failure {
-    error: PullError,
+pub(crate) struct Failure {
+    pub(crate) error: PullError,
     retry: Option<Duration>,
 }
 
@@ -110,29 +110,8 @@ impl Registry {
         }
     }
 
-    /// Starts to fetch a blob of exactly `size` bytes.
-    pub(crate) fn blob<'a>(
-        &'a self,
-        reference: &'a Reference,
-        digest: Digest,
-        size: u64,
-        what: &'a str,
-    ) -> Blob<'a> {
-        Blob {
-            registry: self,
-            reference,
-            resource: format!("blobs/{digest}"),
-            what,
-            size,
-            done: 0,
-            skip: 0,
-            response: None,
-            attempt: 1,
-        }
-    }
-
     /// A successful answer, after as many attempts as make sense.
-    async fn get(&self, request: &Request<'_>) -> Result<Response, PullError> {
+    pub(crate) async fn get(&self, request: &Request<'_>) -> Result<Response, PullError> {
         let mut attempt = 1;
         loop {
             match self.authenticated(request).await {
@@ -145,7 +124,7 @@ impl Registry {
     }
 
     /// Waits before the next attempt; an error if there is to be none.
-    async fn pause(&self, failure: &Failure, attempt: &mut u32) -> Result<(), ()> {
+    pub(crate) async fn pause(&self, failure: &Failure, attempt: &mut u32) -> Result<(), ()> {
         let Some(wait) = failure.retry.filter(|_| *attempt < ATTEMPTS) else {
             return Err(());
         };
@@ -314,7 +293,7 @@ impl Registry {
         Ok(body)
     }
 
-    async fn chunk(
+    pub(crate) async fn chunk(
         &self,
         response: &mut Response,
         registry: &str,
@@ -464,18 +443,19 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
     }
 }
 
-struct Request<'a> {
-    reference: &'a Reference,
+/// One `GET` beneath a repository.
+pub(crate) struct Request<'a> {
+    pub(crate) reference: &'a Reference,
     /// Below `/v2/<path>/`.
-    resource: &'a str,
+    pub(crate) resource: &'a str,
     /// For people.
-    what: &'a str,
+    pub(crate) what: &'a str,
     /// First byte that is wanted.
-    offset: u64,
+    pub(crate) offset: u64,
 }
 
 impl Request<'_> {
-    fn problem(&self, problem: String) -> PullError {
+    pub(crate) fn problem(&self, problem: String) -> PullError {
         PullError::Registry {
             registry: self.reference.registry().to_owned(),
             what: self.what.to_owned(),
@@ -492,91 +472,6 @@ impl Request<'_> {
     }
 }
 
-/// A blob on its way. A cut connection is taken up where it was.
-pub(crate) struct Blob<'a> {
-    registry: &'a Registry,
-    reference: &'a Reference,
-    resource: String,
-    what: &'a str,
-    size: u64,
-    done: u64,
-    /// Bytes to drop because the registry started again from the first.
-    skip: u64,
-    response: Option<Response>,
-    attempt: u32,
-}
-
-impl Blob<'_> {
-    /// The next piece; none after exactly the announced size.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, PullError> {
-        loop {
-            let mut response = match self.response.take() {
-                Some(response) => response,
-                None => self.open().await?,
-            };
-            let host = self.reference.registry();
-            match self.registry.chunk(&mut response, host, self.what).await {
-                Ok(Some(mut chunk)) => {
-                    self.response = Some(response);
-                    let skip =
-                        usize::try_from(self.skip).map_or(chunk.len(), |n| n.min(chunk.len()));
-                    chunk = chunk.split_off(skip);
-                    self.skip -= skip as u64;
-                    if chunk.is_empty() {
-                        continue;
-                    }
-                    self.done += chunk.len() as u64;
-                    if self.done > self.size {
-                        return Err(self.size_mismatch("the registry sends more".into()));
-                    }
-                    return Ok(Some(chunk));
-                }
-                // Everything came; how the connection ended no longer matters.
-                Ok(None) | Err(_) if self.done == self.size => return Ok(None),
-                Ok(None) => {
-                    return Err(self.size_mismatch(format!("it ended after {}", self.done)));
-                }
-                Err(failure) => self
-                    .registry
-                    .pause(&failure, &mut self.attempt)
-                    .await
-                    .map_err(|()| failure.error)?,
-            }
-        }
-    }
-
-    async fn open(&mut self) -> Result<Response, PullError> {
-        let request = Request {
-            reference: self.reference,
-            resource: &self.resource,
-            what: self.what,
-            offset: self.done,
-        };
-        let response = self.registry.get(&request).await?;
-        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
-        if partial {
-            let expected = format!("bytes {}-", self.done);
-            let range = text(response.headers(), header::CONTENT_RANGE.as_str());
-            if !range.is_some_and(|range| range.starts_with(&expected)) {
-                return Err(request.problem("it resumed at another place than asked".into()));
-            }
-        }
-        self.skip = if partial { 0 } else { self.done };
-        let expected = self.size - (self.done - self.skip);
-        match response.content_length() {
-            Some(length) if length != expected => {
-                Err(self
-                    .size_mismatch(format!("the registry has {}", length + self.done - self.skip)))
-            }
-            _ => Ok(response),
-        }
-    }
-
-    fn size_mismatch(&self, actual: String) -> PullError {
-        PullError::SizeMismatch { what: self.what.to_owned(), expected: self.size, actual }
-    }
-}
-
 fn is_temporary(status: StatusCode) -> bool {
     status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
 }
@@ -588,7 +483,7 @@ fn retry_after(headers: &HeaderMap) -> Duration {
         .min(MAX_RETRY_AFTER)
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
