@@ -107,8 +107,8 @@ pub(crate) fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd
 /// Makes `program` judge each device access of the processes in `cgroup`, replacing none.
 pub(crate) fn attach_device_program(cgroup: impl AsFd, program: impl AsFd) -> io::Result<()> {
     let attributes = ProgramAttach {
-        target_fd: descriptor(cgroup)?,
-        attach_bpf_fd: descriptor(program)?,
+        target_fd: descriptor(&cgroup)?,
+        attach_bpf_fd: descriptor(&program)?,
         attach_type: BPF_CGROUP_DEVICE,
         attach_flags: 0,
     };
@@ -124,7 +124,8 @@ pub(crate) fn attach_device_program(cgroup: impl AsFd, program: impl AsFd) -> io
     check(result).map(|_| ())
 }
 
-fn descriptor(fd: impl AsFd) -> io::Result<u32> {
+/// The descriptor's number; it is the caller's to keep open.
+fn descriptor(fd: &impl AsFd) -> io::Result<u32> {
     u32::try_from(fd.as_fd().as_raw_fd()).map_err(io::Error::other)
 }
 
