@@ -266,7 +266,7 @@ const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 
-/// Operation codes (linux/bpf.h and linux/bpf_common.h).
+/// Operation codes (`linux/bpf.h` and `linux/bpf_common.h`).
 const LOAD_WORD: u8 = 0x61;
 const MOVE_REGISTER: u8 = 0xbc;
 const MOVE_IMMEDIATE: u8 = 0xb4;

@@ -8,7 +8,7 @@ use std::ffi::c_int;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
@@ -57,7 +57,7 @@ impl Modules {
 
     /// Loads `name` and what it depends on, unless that was done before. Concurrent callers wait.
     pub(crate) fn ensure(&self, name: &str) -> Result<(), ModuleError> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(|e| e.into_inner());
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if loaded.contains(name) {
             return Ok(());
         }

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 /// Unclaimed statuses kept while launches are under way.
 const MOST_UNCLAIMED: usize = 1024;
 
-/// Resolves to the exit status of one process, as WaitProcess reports it.
+/// Resolves to the exit status of one process, as `WaitProcess` reports it.
 pub(crate) type Exit = watch::Receiver<Option<i32>>;
 
 /// What has exited, and who waits for what.
@@ -81,7 +81,7 @@ impl Reaper {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nacre_image_pull::{Limits as PullLimits, PullConfig, Puller};
 use nacre_protocol::agent::{CreateSandboxRequest, Storage};
@@ -193,7 +193,7 @@ impl Sandbox {
         &self,
         work: impl FnOnce(&mut CopyRoot) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
-        let mut copies = self.copies.lock().unwrap_or_else(|e| e.into_inner());
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
         if copies.is_none() {
             let root = CopyRoot::create(Path::new(COPY_ROOT)).map_err(|e| {
                 RpcError::internal("failed to make the directory of copied files", e)
@@ -208,7 +208,7 @@ impl Sandbox {
 
     /// The image puller, made when the first image is wanted.
     pub(crate) fn puller(&self) -> Result<Arc<Puller>, RpcError> {
-        let mut puller = self.puller.lock().unwrap_or_else(|e| e.into_inner());
+        let mut puller = self.puller.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(puller) = puller.as_ref() {
             return Ok(Arc::clone(puller));
         }
@@ -235,7 +235,7 @@ impl Sandbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

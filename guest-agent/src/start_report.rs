@@ -1,6 +1,6 @@
 //! How long each phase of a start took in the guest; the host adds its own phases.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nacre_protocol::start_report::Phase;
@@ -17,7 +17,7 @@ pub(crate) struct StartReport {
 impl StartReport {
     /// Records a finished phase; `container` is `-` for the pod.
     pub(crate) fn record(&self, container: &str, name: &str, took: Duration) {
-        let mut phases = self.phases.lock().unwrap_or_else(|e| e.into_inner());
+        let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
         if phases.len() < MOST_PHASES {
             phases.push(Phase {
                 container: container.to_owned(),
@@ -29,7 +29,7 @@ impl StartReport {
 
     /// One line a phase, in the form of [`nacre_protocol::start_report`].
     pub(crate) fn to_text(&self) -> String {
-        let phases = self.phases.lock().unwrap_or_else(|e| e.into_inner());
+        let phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
         phases.iter().map(|phase| format!("{phase}\n")).collect()
     }
 }

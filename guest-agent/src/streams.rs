@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nacre_protocol::channel::STREAM_CHUNK;
 use rustix::fs::OFlags;
@@ -177,7 +177,7 @@ impl End {
     }
 
     fn open(&self) -> Option<Arc<AsyncFd<OwnedFd>>> {
-        self.fd.lock().unwrap_or_else(|e| e.into_inner()).clone()
+        self.fd.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn closed(&self) {
@@ -186,7 +186,7 @@ impl End {
     }
 
     fn close(&self) {
-        self.fd.lock().unwrap_or_else(|e| e.into_inner()).take();
+        self.fd.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.closed.send_replace(true);
     }
 }

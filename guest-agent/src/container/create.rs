@@ -306,7 +306,7 @@ mod tests {
     fn a_container_has_one_image_at_its_root() {
         let rootfs = Path::new("/run/kata-containers/a/rootfs");
         let good = image("registry/x:1", "/run/kata-containers/a/rootfs");
-        assert_eq!(image_of(&[good.clone()], rootfs).unwrap(), "registry/x:1");
+        assert_eq!(image_of(std::slice::from_ref(&good), rootfs).unwrap(), "registry/x:1");
         for (bad, text) in [
             (vec![], "storages"),
             (vec![good.clone(), good.clone()], "more than one"),

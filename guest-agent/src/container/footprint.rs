@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nacre_protocol::channel::CONTAINERS_ROOT;
 use rustix::mount::UnmountFlags;
@@ -89,6 +89,6 @@ impl Footprint {
     }
 
     fn mounts(&self) -> MutexGuard<'_, Vec<PathBuf>> {
-        self.mounts.lock().unwrap_or_else(|e| e.into_inner())
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,7 +7,7 @@ mod sources;
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nacre_protocol::agent::CgroupStats;
 use nacre_protocol::oci as proto;
@@ -215,7 +215,7 @@ impl Container {
     }
 
     fn execs(&self) -> MutexGuard<'_, Execs> {
-        self.execs.lock().unwrap_or_else(|e| e.into_inner())
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

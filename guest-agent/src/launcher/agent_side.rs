@@ -152,6 +152,8 @@ impl Control {
             ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         }
         sendmsg(&ours, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)?;
+        // Ours would keep the streams from ending.
+        drop(ends);
         ours.set_nonblocking(true)?;
         let socket = BufReader::new(UnixStream::from_std(ours)?);
         Ok(Self { socket, details: Vec::new() })

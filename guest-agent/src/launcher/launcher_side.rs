@@ -91,11 +91,11 @@ fn builder(
     confinement: Option<Confinement>,
 ) -> Result<ContainerBuilder, LibcontainerError> {
     let program = Program { control: Arc::clone(control), confinement };
-    Ok(ContainerBuilder::new(order.container.clone(), SyscallType::default())
+    ContainerBuilder::new(order.container.clone(), SyscallType::default())
         .with_executor(program)
         .with_root_path(Path::new(STATES))?
         .with_console_socket(order.console_socket.as_deref())
-        .validate_id()?)
+        .validate_id()
 }
 
 /// The order and, unless the process gets a terminal, its three streams.
@@ -166,12 +166,9 @@ pub(super) fn tell(control: &OwnedFd, report: &Report) {
 }
 
 impl Report {
-    /// JSON may need up to six bytes for one.
+    /// JSON may need up to twelve bytes for a character.
     fn bounded(&self) -> Self {
-        let cut = |text: &String| {
-            let end = text.floor_char_boundary(LONGEST_MESSAGE / 8);
-            text[..end].to_owned()
-        };
+        let cut = |text: &String| text.chars().take(LONGEST_MESSAGE / 32).collect();
         match self {
             Self::Born(pid) => Self::Born(*pid),
             Self::Failed(text) => Self::Failed(cut(text)),

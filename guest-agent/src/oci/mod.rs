@@ -313,7 +313,8 @@ mod tests {
         let runtime = parsed.into_runtime_spec(Vec::new(), &namespaces, "/nacre/a");
         let linux = runtime.linux().as_ref().unwrap();
         assert_eq!(linux.cgroups_path().as_ref().unwrap(), Path::new("/nacre/a"));
-        let kinds: Vec<_> = linux.namespaces().as_ref().unwrap().iter().map(|n| n.typ()).collect();
+        let kinds: Vec<_> =
+            linux.namespaces().as_ref().unwrap().iter().map(LinuxNamespace::typ).collect();
         assert!(kinds.contains(&LinuxNamespaceType::Pid), "own, although not asked for");
         assert!(!kinds.contains(&LinuxNamespaceType::Network), "the VM's");
         assert!(runtime.hostname().is_none());

@@ -15,7 +15,7 @@ use crate::boot;
 use crate::error::RpcError;
 use crate::sandbox::Sandbox;
 
-/// Time for the answer to DestroySandbox to reach the host before the VM powers off.
+/// Time for the answer to `DestroySandbox` to reach the host before the VM powers off.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Most bytes that the host may mix into the random generator at once.
 const MOST_SEED: usize = 4096;

@@ -361,7 +361,7 @@ impl AgentService for Agent {
     }
 
     async fn get_metrics(&self, _: &TtrpcContext, _: GetMetricsRequest) -> Answer<Metrics> {
-        unimplemented("GetMetrics")
+        Ok(diagnostics::metrics()?)
     }
 
     async fn remove_stale_virtiofs_share_mounts(
