@@ -1,10 +1,9 @@
 //! Kernel modules of the guest image, loaded when something needs them.
 //!
-//! The kernel decompresses them itself (`MODULE_INIT_COMPRESSED_FILE`), and nothing outside the
-//! measured initrd is ever loaded: requests cannot name a module.
+//! The image holds them neither compressed nor signed, because nothing outside the measured initrd is
+//! ever loaded: requests cannot name a module.
 
 use std::collections::HashSet;
-use std::ffi::c_int;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,9 +13,6 @@ use rustix::io::Errno;
 
 /// Where the guest image keeps its modules, and `modules.order` with their dependencies.
 const DIRECTORY: &str = "/lib/modules/nacre";
-
-/// `finit_module`'s flag for a compressed file (linux/module.h).
-const MODULE_INIT_COMPRESSED_FILE: c_int = 4;
 
 /// The modules of this guest image.
 #[derive(Debug)]
@@ -83,9 +79,9 @@ impl Modules {
     }
 
     fn load(&self, name: &str) -> Result<(), ModuleError> {
-        let path = self.directory.join(Path::new(name).with_extension("ko.xz"));
+        let path = self.directory.join(Path::new(name).with_extension("ko"));
         let file = fs::File::open(&path).map_err(|source| ModuleError::Read { path, source })?;
-        match rustix::system::finit_module(&file, c"", MODULE_INIT_COMPRESSED_FILE) {
+        match rustix::system::finit_module(&file, c"", 0) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(ModuleError::Load { name: name.to_owned(), source: error.into() }),
         }

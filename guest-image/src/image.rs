@@ -143,9 +143,8 @@ fn initrd(inputs: Inputs) -> Result<Archive, ImageError> {
     }
     let order = modules::order_file(&modules).into_bytes();
     archive.add("lib/modules/nacre/modules.order", 0o644, Node::File(order))?;
-    for Module { name, compressed, .. } in modules {
-        let path = format!("lib/modules/nacre/{name}.ko.xz");
-        archive.add(&path, 0o644, Node::File(compressed))?;
+    for Module { name, content, .. } in modules {
+        archive.add(&format!("lib/modules/nacre/{name}.ko"), 0o644, Node::File(content))?;
     }
     Ok(archive)
 }

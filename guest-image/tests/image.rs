@@ -92,9 +92,9 @@ fn two_builds_give_the_same_bytes_and_the_manifest_describes_them() {
         "/pause_bundle/rootfs/pause",
         "/etc/ssl/certs/ca-certificates.crt",
         "/lib/modules/nacre/modules.order",
-        "/lib/modules/nacre/virtio_net.ko.xz",
-        "/lib/modules/nacre/net_failover.ko.xz",
-        "/lib/modules/nacre/vsock.ko.xz",
+        "/lib/modules/nacre/virtio_net.ko",
+        "/lib/modules/nacre/net_failover.ko",
+        "/lib/modules/nacre/vsock.ko",
     ] {
         assert!(paths.contains(&expected), "{expected} is not in {paths:?}");
     }
