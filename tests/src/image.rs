@@ -73,6 +73,13 @@ impl Image {
         }
     }
 
+    /// What holds a pod's namespaces: `/pause`, as in the images that clusters use.
+    pub(crate) fn pause() -> Image {
+        let program = b"#!/bin/sh\nexec sleep 2147483647\n";
+        let layer = Layer::new(Compression::Gzip).file("pause", 0o755, program);
+        Image::busybox("pause").layer(layer).command(["/pause"])
+    }
+
     /// Adds a layer on top.
     #[must_use]
     pub fn layer(mut self, layer: Layer) -> Image {

@@ -111,7 +111,7 @@ impl WorldBuilder {
         };
         world.write_configuration()?;
         world.start_registry().await?;
-        world.push(&Image::busybox("pause").command(["sleep", "2147483647"]))?;
+        world.push(&Image::pause())?;
         if world.runtime == Runtime::Nacre {
             world.start_snapshotter().await?;
         }
