@@ -75,7 +75,13 @@ impl<'w> PodBuilder<'w> {
                 options: Vec::new(),
             }),
             annotations: [(RUNTIME_HANDLER.to_owned(), world.runtime_handler().to_owned())].into(),
-            linux: Some(cri::LinuxPodSandboxConfig::default()),
+            linux: Some(cri::LinuxPodSandboxConfig {
+                security_context: Some(cri::LinuxSandboxSecurityContext {
+                    namespace_options: Some(own_processes()),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         PodBuilder { world, config }
@@ -132,7 +138,9 @@ impl Pod<'_> {
             log_path: format!("{name}.log"),
             ..Default::default()
         };
-        ContainerBuilder { pod: self, config, linux: cri::LinuxContainerConfig::default() }
+        let mut linux = cri::LinuxContainerConfig::default();
+        linux.security_context.get_or_insert_default().namespace_options = Some(own_processes());
+        ContainerBuilder { pod: self, config, linux }
     }
 
     /// Its addresses, IPv4 first.
@@ -329,7 +337,13 @@ impl Container<'_> {
             let text = words.next().context("the container's log has another form")?;
             if name == Some(stream.as_bytes()) {
                 let full = tag == Some(b"F");
-                bytes.extend_from_slice(if full { text } else { text.trim_suffix_newline() });
+                let partial = text
+                    .strip_suffix(
+                        b"
+",
+                    )
+                    .unwrap_or(text);
+                bytes.extend_from_slice(if full { text } else { partial });
             }
         }
         Ok(bytes)
@@ -413,16 +427,13 @@ impl Container<'_> {
     }
 }
 
+/// What the kubelet asks for unless a pod says otherwise: each container sees its own processes only.
+fn own_processes() -> cri::NamespaceOption {
+    let mut options = cri::NamespaceOption::default();
+    options.set_pid(cri::NamespaceMode::Container);
+    options
+}
+
 fn memory(mib: i64) -> cri::LinuxContainerResources {
     cri::LinuxContainerResources { memory_limit_in_bytes: mib << 20, ..Default::default() }
-}
-
-trait TrimNewline {
-    fn trim_suffix_newline(&self) -> &[u8];
-}
-
-impl TrimNewline for [u8] {
-    fn trim_suffix_newline(&self) -> &[u8] {
-        self.strip_suffix(b"\n").unwrap_or(self)
-    }
 }

@@ -36,7 +36,7 @@ impl<'w> Registry<'w> {
         let manifest = &built.manifest;
         let path = format!("/v2/{}/manifests/1", image.name);
         let answer = self.request("PUT", &path, &manifest.media_type, &manifest.bytes)?;
-        ensure!(answer.status == 201, "the registry refused the manifest: {answer:?}");
+        answer.expect(201, "the manifest")?;
         Ok(format!("{ADDRESS}/{}:1", image.name))
     }
 
@@ -72,14 +72,13 @@ impl<'w> Registry<'w> {
 
     fn push_blob(&self, name: &str, blob: &Blob) -> anyhow::Result<()> {
         let started = self.request("POST", &format!("/v2/{name}/blobs/uploads/"), "", &[])?;
-        ensure!(started.status == 202, "the registry refused an upload: {started:?}");
+        started.expect(202, "an upload")?;
         let location = started.location.context("the registry gave no upload location")?;
         let location = location.trim_start_matches("http://").trim_start_matches(ADDRESS);
         let joint = if location.contains('?') { '&' } else { '?' };
         let path = format!("{location}{joint}digest={}", blob.digest);
         let done = self.request("PUT", &path, "application/octet-stream", &blob.bytes)?;
-        ensure!(done.status == 201, "the registry refused a blob: {done:?}");
-        Ok(())
+        done.expect(201, "a blob")
     }
 
     /// One HTTP/1.1 request on its own connection.
@@ -108,11 +107,16 @@ impl<'w> Registry<'w> {
 struct Answer {
     status: u16,
     location: Option<String>,
-    #[allow(dead_code, reason = "shown in error messages")]
     body: String,
 }
 
 impl Answer {
+    fn expect(&self, status: u16, what: &str) -> anyhow::Result<()> {
+        let Answer { status: given, body, .. } = self;
+        ensure!(*given == status, "the registry refused {what}: {given} {body}");
+        Ok(())
+    }
+
     fn parse(text: &str) -> anyhow::Result<Answer> {
         let Some((head, body)) = text.split_once("\r\n\r\n") else {
             bail!("the registry closed the connection in the middle: {text:?}");

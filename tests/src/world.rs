@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -63,6 +63,7 @@ pub struct World {
     daemons: Mutex<Vec<Child>>,
     _dns: ClusterDns,
     logs: PathBuf,
+    keeps_logs: AtomicBool,
     outlive: bool,
     mounts_at_start: BTreeSet<String>,
     links_at_start: BTreeSet<String>,
@@ -105,6 +106,7 @@ impl WorldBuilder {
             daemons: Mutex::default(),
             _dns: dns,
             logs,
+            keeps_logs: AtomicBool::new(false),
             outlive: self.outlive,
             mounts_at_start: BTreeSet::new(),
             links_at_start: BTreeSet::new(),
@@ -354,6 +356,15 @@ impl World {
     /// All that containerd and the shims have logged.
     pub fn containerd_log(&self) -> anyhow::Result<String> {
         Ok(String::from_utf8_lossy(&fs::read(self.logs.join("containerd.log"))?).into_owned())
+    }
+
+    /// Prints the ends of all logs, and keeps them, for somebody has to find out what happened.
+    pub fn show_logs(&self) {
+        self.keeps_logs.store(true, Ordering::Relaxed);
+        for name in ["namespaces", "docker-registry", "nacre-snapshotter", "containerd"] {
+            eprintln!("--- {name}.log\n{}", tail(&self.log_file(name)));
+        }
+        eprintln!("--- all logs: {}", self.logs.display());
     }
 
     /// Directory with the logs.
@@ -615,11 +626,9 @@ impl Drop for World {
             let _ = daemon.wait();
         }
         if std::thread::panicking() {
-            for name in ["namespaces", "docker-registry", "nacre-snapshotter", "containerd"] {
-                eprintln!("--- {name}.log\n{}", tail(&self.log_file(name)));
-            }
-            eprintln!("--- all logs: {}", self.logs.display());
-        } else {
+            self.show_logs();
+        }
+        if !self.keeps_logs.load(Ordering::Relaxed) {
             let _ = fs::remove_dir_all(&self.logs);
         }
     }

@@ -94,10 +94,13 @@ async fn two_containers_share_localhost_and_hostname_but_not_files() {
     assert_eq!(client.sh(fetch).await.unwrap(), "served");
     assert_eq!(client.sh("hostname").await.unwrap(), "pair");
     assert_ne!(client.exec(["test", "-e", "/www"]).await.unwrap().code, 0);
-    assert_eq!(client.sh("ps | grep -c '[h]ttpd' || true").await.unwrap(), "0");
+    let count = "ps | grep -c '[h]ttpd -f' || true";
+    assert_eq!(client.sh(count).await.unwrap(), "0", "it sees the other's processes");
+    let watched = pod.container("watched", &image).shared_processes().script("sleep 54321");
+    watched.start().await.unwrap();
     let watcher = pod.container("watcher", &image).shared_processes().args(["sleep", "1000"]);
     let watcher = watcher.start().await.unwrap();
-    assert!(!watcher.sh("ps").await.unwrap().is_empty());
+    assert!(watcher.sh("ps").await.unwrap().contains("sleep 54321"));
     assert_eq!(world.virtual_machines().unwrap().len(), 1);
 }
 

@@ -43,18 +43,26 @@ type Samples = BTreeMap<String, Vec<f64>>;
 
 async fn start(runs: u32) -> anyhow::Result<String> {
     let world = World::new().await?;
+    let table = measure(&world, runs).await;
+    if table.is_err() {
+        world.show_logs();
+    }
+    table
+}
+
+async fn measure(world: &World, runs: u32) -> anyhow::Result<String> {
     let image = world.push(&Image::busybox("bench"))?;
     // A first pod warms the page cache, and shows how the VM is launched.
-    let bare = warm_up(&world, &image).await?;
+    let bare = warm_up(world, &image).await?;
     let mut samples = Samples::new();
     let mut memory = Samples::new();
     for run in 1..=runs {
         eprintln!("run {run} of {runs}");
         let time = bare.boot().context("the bare boot failed")?;
         samples.entry("bare boot".into()).or_default().push(time);
-        one_pod(&world, &image, run, &mut samples, &mut memory).await?;
+        one_pod(world, &image, run, &mut samples, &mut memory).await?;
     }
-    report(&world, &samples, &memory, runs)
+    report(world, &samples, &memory, runs)
 }
 
 async fn warm_up(world: &World, image: &str) -> anyhow::Result<BareBoot> {

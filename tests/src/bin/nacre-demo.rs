@@ -5,7 +5,7 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Instant;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use clap::Parser;
 use nacre_tests::{Container, Image, Pod, World};
 
@@ -33,13 +33,25 @@ async fn main() -> anyhow::Result<()> {
         "containerd, registry, snapshotter and pod network run, apart from this machine's own",
     );
 
+    if let Err(error) = story(&world, arguments.keep).await {
+        world.show_logs();
+        return Err(error);
+    }
+    if arguments.keep {
+        return keep(world);
+    }
+    println!("\nAll of it held. {:.1} s in all.\n", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+async fn story(world: &World, keep: bool) -> anyhow::Result<()> {
     let step = Step::begin("making a test image");
     let image = world.push(&Image::busybox("demo"))?;
     step.done(&format!("test image made and pushed: {image}"));
 
     let step = Step::begin("starting the pod: QEMU, kernel, agent");
     let pod = world.pod("demo").await?;
-    let machine = &world.virtual_machines()?[0];
+    let machine = world.virtual_machines()?.into_iter().next().context("no VM runs")?;
     step.done(&format!("pod is ready: its VM is process {}", machine.pid));
     if machine.command.contains("tcg") {
         note("no hardware virtualization here: QEMU emulates the processor, so all is slower");
@@ -50,16 +62,12 @@ async fn main() -> anyhow::Result<()> {
     step.done("first container runs, its image was pulled inside the guest");
 
     show_kernels(&server).await?;
-    show_host_content(&world)?;
+    show_host_content(world)?;
     show_output_and_exec(&server).await?;
-    show_two_containers(&world, &pod, &image).await?;
-
-    if arguments.keep {
-        let container = server.id().to_owned();
-        return keep(world, &container);
+    show_two_containers(world, &pod, &image).await?;
+    if !keep {
+        end(world, &pod).await?;
     }
-    end(&world, &pod).await?;
-    println!("\nAll of it held. {:.1} s in all.\n", started.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -128,18 +136,18 @@ async fn end(world: &World, pod: &Pod<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn keep(world: World, container: &str) -> anyhow::Result<()> {
-    let init = world.init();
+fn keep(world: World) -> anyhow::Result<()> {
+    let enter = format!("sudo nsenter -t {} -p -m -n", world.init());
+    let end = format!("sudo kill -9 {}", world.init());
     let logs = world.logs().display().to_string();
     world.leave()?;
-    let enter = format!("sudo nsenter -t {init} -p -m -n");
     println!("\nEverything keeps running. To play with it:\n");
     println!("  {enter} ctr -n k8s.io containers ls");
-    println!("  {enter} ctr -n k8s.io task ls");
-    println!("  {enter} ctr -n k8s.io task exec -t --exec-id me {container} sh");
     println!("  {enter} ctr -n k8s.io content ls");
+    println!("  {enter} ctr -n k8s.io task ls");
+    println!("  {enter} ctr -n k8s.io task exec -t --exec-id me CONTAINER sh");
     println!("  less {logs}/containerd.log");
-    println!("\nTo end all of it:\n\n  sudo kill -9 {init}\n");
+    println!("\nTo end all of it:\n\n  {end}\n");
     Ok(())
 }
 
