@@ -6,11 +6,15 @@ use oci_spec::runtime as spec;
 use super::{SpecError, unsupported};
 
 /// Reads the resources of an update request.
+///
+/// containerd repeats in it the rules about devices with which the container was created. They are in
+/// force and cannot change, so they are left out.
 pub(crate) fn resources_from_json(json: &[u8]) -> Result<oci::LinuxResources, SpecError> {
     let source: spec::LinuxResources = serde_json::from_slice(json).map_err(|cause| {
         SpecError::Parse { what: "the resources of the update request", cause: cause.to_string() }
     })?;
-    resources(&source, &mut Vec::new())
+    let limits = resources(&source, &mut Vec::new())?;
+    Ok(oci::LinuxResources { Devices: Vec::new(), ..limits })
 }
 
 /// Converts limits; `left_out` gets those that count the host's processors, nodes and disks.
