@@ -107,9 +107,9 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Test { filter, no_vm: false } => {
             everything(&tree)?;
-            setup::further_containerds(&tree);
+            let missing = setup::further_containerds(&tree)?;
             tests::crates(&tree, filter.as_deref())?;
-            tests::with_vms(&tree, filter.as_deref())
+            tests::with_vms(&tree, filter.as_deref(), &missing)
         }
         Command::Lint => {
             setup::prepare(&tree, Purpose::Building)?;

@@ -72,22 +72,22 @@ pub(crate) fn prepare(tree: &Tree, purpose: Purpose) -> Result<()> {
     Ok(())
 }
 
-/// Fetches the other containerd releases the tests know. Without them those tests are skipped, so a
-/// mirror that has moved on is only reported.
-pub(crate) fn further_containerds(tree: &Tree) {
+/// Fetches the other containerd releases the tests know. Returns those that could not be had: their
+/// tests are skipped, visibly, since a mirror that has moved on is no fault of this tree.
+pub(crate) fn further_containerds(tree: &Tree) -> Result<Vec<String>> {
     let step = Step::new("further containerd releases");
-    let pins = match Pins::shipped() {
-        Ok(pins) => pins,
-        Err(error) => return step.say(error),
-    };
+    let pins = Pins::shipped()?;
+    let mut missing = Vec::new();
     for (release, package) in &pins.containerd {
         let destination = tree.prefix().join(format!("containerd-{release}"));
         let unpacked = store(tree).unpack(from_ref(package), &destination, &|line| step.say(line));
         if let Err(error) = unpacked {
             step.say(format!("tests with containerd {release} will be SKIPPED: {error}"));
+            missing.push(release.clone());
         }
     }
     step.done();
+    Ok(missing)
 }
 
 /// The pinned packages of this tree.
