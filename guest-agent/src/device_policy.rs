@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use nacre_protocol::oci;
@@ -75,9 +75,9 @@ impl DevicePolicy {
     }
 
     /// Puts the policy into force for all processes that are or come into `cgroup`.
-    pub(crate) fn attach(&self, cgroup: impl AsFd) -> io::Result<()> {
+    pub(crate) fn attach(&self, cgroup: BorrowedFd<'_>) -> io::Result<()> {
         let program = raw::load_device_program(&self.program())?;
-        raw::attach_device_program(cgroup, program)
+        raw::attach_device_program(cgroup, program.as_fd())
     }
 
     fn program(&self) -> Vec<Instruction> {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::thread::UnshareFlags;
 use tokio::io::unix::AsyncFd;
@@ -105,10 +105,13 @@ pub(crate) fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd
 }
 
 /// Makes `program` judge each device access of the processes in `cgroup`, replacing none.
-pub(crate) fn attach_device_program(cgroup: impl AsFd, program: impl AsFd) -> io::Result<()> {
+pub(crate) fn attach_device_program(
+    cgroup: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> io::Result<()> {
     let attributes = ProgramAttach {
-        target_fd: descriptor(&cgroup)?,
-        attach_bpf_fd: descriptor(&program)?,
+        target_fd: descriptor(cgroup)?,
+        attach_bpf_fd: descriptor(program)?,
         attach_type: BPF_CGROUP_DEVICE,
         attach_flags: 0,
     };
@@ -125,8 +128,8 @@ pub(crate) fn attach_device_program(cgroup: impl AsFd, program: impl AsFd) -> io
 }
 
 /// The descriptor's number; it is the caller's to keep open.
-fn descriptor(fd: &impl AsFd) -> io::Result<u32> {
-    u32::try_from(fd.as_fd().as_raw_fd()).map_err(io::Error::other)
+fn descriptor(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    u32::try_from(fd.as_raw_fd()).map_err(io::Error::other)
 }
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {

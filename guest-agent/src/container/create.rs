@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
@@ -194,7 +195,7 @@ async fn build(
     cgroup.apply(&plan.limits).map_err(|e| RpcError::internal(&context, e))?;
     cgroup.kill_as_one_when_out_of_memory().map_err(|e| fail("set up the control group", &e))?;
     fs::File::open(cgroup.path())
-        .and_then(|group| plan.devices.attach(group))
+        .and_then(|group| plan.devices.attach(group.as_fd()))
         .map_err(|e| fail("restrict the container's devices", &e))?;
     sandbox
         .oom

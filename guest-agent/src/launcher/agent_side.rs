@@ -206,10 +206,26 @@ impl Control {
     /// The library's errors often lack the cause, which its log has: the first lines are the deepest.
     fn with_details(&mut self, error: String) -> String {
         let details = std::mem::take(&mut self.details);
-        let new = details.into_iter().filter(|line| !error.contains(line.as_str()));
-        let details: Vec<_> = new.take(MOST_DETAILS).collect();
-        if details.is_empty() { error } else { format!("{error} ({})", details.join("; ")) }
+        describe(&error, &details)
     }
+}
+
+/// What the runtime library wraps around its causes without saying more.
+const EMPTY_WORDS: [&str; 3] = [
+    "failed to create container: ",
+    "exec process failed with error ",
+    "error in executing process : ",
+];
+
+/// A failure in few words: the error without empty ones, and what the log has beyond it.
+fn describe(error: &str, log: &[String]) -> String {
+    let mut core = error.trim_matches(|c: char| c == '\0' || c.is_whitespace());
+    while let Some(rest) = EMPTY_WORDS.iter().find_map(|words| core.strip_prefix(words)) {
+        core = rest;
+    }
+    let more = log.iter().filter(|line| !line.contains(core)).take(MOST_DETAILS);
+    let more: Vec<_> = more.map(String::as_str).collect();
+    if more.is_empty() { core.to_owned() } else { format!("{core} ({})", more.join("; ")) }
 }
 
 /// A socket on which the controlling end of a new terminal arrives.
@@ -259,5 +275,23 @@ impl Console {
 impl Drop for Console {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_told_once_and_with_their_cause() {
+        let error = "failed to create container: exec process failed with error \
+                     error in executing process : exec \"x\": not found";
+        let log = ["failed to initialize container process: exec \"x\": not found".to_owned()];
+        assert_eq!(describe(error, &log), "exec \"x\": not found");
+        let log = ["failed to mount /x: ENOTDIR".to_owned(), "failed to prepare rootfs".to_owned()];
+        assert_eq!(
+            describe("failed to create container: failed to prepare rootfs\0\0", &log),
+            "failed to prepare rootfs (failed to mount /x: ENOTDIR)"
+        );
     }
 }
