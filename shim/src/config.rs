@@ -208,7 +208,7 @@ impl Config {
         for (key, value, least, most) in [
             ("vm.max_vcpus", vm.max_vcpus, 1, 255),
             ("vm.vcpus", vm.vcpus, 1, vm.max_vcpus),
-            ("vm.max_memory_mib", vm.max_memory_mib, 128, 4 * 1024 * 1024),
+            ("vm.max_memory_mib", vm.max_memory_mib, 128, 64 * 1024 * 1024),
             ("vm.memory_mib", vm.memory_mib, 128, vm.max_memory_mib),
             ("vm.boot_timeout_seconds", vm.boot_timeout_seconds, 1, 600),
         ] {

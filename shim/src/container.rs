@@ -102,8 +102,9 @@ impl Draft {
         Ok(Draft { id: id.to_owned(), image: image.to_owned(), converted, shares_pod_processes })
     }
 
-    pub(crate) fn has_terminal(&self) -> bool {
-        self.converted.spec.Process.Terminal
+    /// Whether there is a terminal is decided by the request, which names its streams.
+    pub(crate) fn set_terminal(&mut self, terminal: bool) {
+        self.converted.spec.Process.mut_or_insert_default().Terminal = terminal;
     }
 
     /// Makes the container in the guest, which pulls its image.

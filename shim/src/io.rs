@@ -389,7 +389,7 @@ mod tests {
 
     /// `length` bytes in which each tells its place.
     fn pattern(length: usize) -> Vec<u8> {
-        (0..length).map(|i| (i / 251 + i) as u8).collect()
+        (0..length).map(|i| (i / 251 + i).to_le_bytes()[0]).collect()
     }
 
     #[tokio::test]
@@ -402,7 +402,7 @@ mod tests {
             let (path, taken) = (fifo.path.clone(), taken.clone());
             move || {
                 let mut file = File::open(path).unwrap();
-                let mut all = Vec::new();
+                let mut all = Vec::<u8>::new();
                 let mut part = [0; 30_000];
                 loop {
                     let read = file.read(&mut part).unwrap();
@@ -433,7 +433,7 @@ mod tests {
         let fifo = fifo();
         let pumps = Pumps::new(stdio(&fifo.path, "").open().unwrap());
         let source = pumps.lock().waiting.take().unwrap().stdin.unwrap();
-        let collected = Arc::new(Mutex::new(Vec::new()));
+        let collected = Arc::new(Mutex::new(Vec::<u8>::new()));
         let copy = tokio::spawn({
             let collected = collected.clone();
             async move {

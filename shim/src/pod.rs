@@ -37,6 +37,8 @@ pub(crate) struct Pod {
 enum Slot {
     /// Being created: nobody else may take the id.
     Reserved,
+    /// Being created, but containerd has lost patience and deleted it meanwhile.
+    Abandoned,
     Taken(Arc<Container>),
 }
 
@@ -73,7 +75,11 @@ impl Pod {
         };
         let pid = container.sandbox.pid();
         let stdio = container.init.stdio.clone();
-        self.containers().insert(request.id.clone(), Slot::Taken(container));
+        if !self.take(&request.id, &container) {
+            self.undo(&container.sandbox, &request.id).await;
+            let cause = "it was deleted while it was being created";
+            return Err(TaskError::new(Code::CANCELLED, creating, cause));
+        }
         self.events.created(&request.id, &request.bundle, &stdio, pid).await;
         Ok(pid)
     }
@@ -87,13 +93,14 @@ impl Pod {
         let source = spec::read(Path::new(&request.bundle)).doing(creating)?;
         let kind = Kind::of(&spec::annotations(&source)).doing(creating)?;
         let options = RuntimeOptions::decode(&request.options.type_url, &request.options.value);
-        let draft = Draft::new(id, &kind, &source)?;
+        let mut draft = Draft::new(id, &kind, &source)?;
         let stdio = Stdio {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),
-            terminal: request.terminal || draft.has_terminal(),
+            terminal: request.terminal,
         };
+        draft.set_terminal(request.terminal);
         let streams = stdio.open().doing(creating)?;
         let sandbox = match &kind {
             Kind::Member { sandbox } => self.joined(sandbox, creating)?,
@@ -104,14 +111,7 @@ impl Pod {
             }
         };
         if let Err(error) = draft.create(&sandbox).await {
-            if matches!(kind, Kind::Member { .. }) {
-                // What the guest may have made of it already goes away here, or with the pod.
-                let request =
-                    api::RemoveContainerRequest { container_id: id.clone(), ..Default::default() };
-                let _ = sandbox.agent.remove_container(request).await;
-            } else {
-                self.end_sandbox().await;
-            }
+            self.undo(&sandbox, id).await;
             return Err(error);
         }
         let process_id = ProcessId { container: id.clone(), exec: String::new() };
@@ -126,6 +126,32 @@ impl Pod {
         }
         containers.insert(id.to_owned(), Slot::Reserved);
         Ok(())
+    }
+
+    /// Puts a finished container into its reserved place; false if the place was abandoned.
+    fn take(&self, id: &str, container: &Arc<Container>) -> bool {
+        let mut containers = self.containers();
+        if matches!(containers.get(id), Some(Slot::Abandoned) | None) {
+            containers.remove(id);
+            return false;
+        }
+        containers.insert(id.to_owned(), Slot::Taken(container.clone()));
+        true
+    }
+
+    /// Removes what was made of a container that is not to be; the pod's own takes the pod with it.
+    async fn undo(&self, sandbox: &Sandbox, id: &str) {
+        if sandbox.id == id {
+            self.end_sandbox().await;
+            return;
+        }
+        let request =
+            api::RemoveContainerRequest { container_id: id.to_owned(), ..Default::default() };
+        if let Err(error) = sandbox.agent.remove_container(request).await
+            && !error.is_not_found()
+        {
+            tracing::warn!("remains of container {id} stay in the guest until it ends: {error}");
+        }
     }
 
     async fn boot(
@@ -315,6 +341,9 @@ impl Pod {
     /// Forgets a process that has ended; with a container's first one, the container. With the pod's
     /// own container the machine goes.
     pub(crate) async fn delete(&self, id: &str, exec: &str) -> Result<(Exit, u32), TaskError> {
+        if let Some(slot @ Slot::Reserved) = self.containers().get_mut(id) {
+            *slot = Slot::Abandoned;
+        }
         let container = self.container(id)?;
         let process = find(&container, exec)?;
         let deleting = format!("delete {}", process.id);
@@ -450,7 +479,8 @@ impl Pod {
     /// Ends the shim if no container is left, or at once.
     pub(crate) async fn shutdown(&self, now: bool) {
         let alone = self.lifecycle.lock().await;
-        if !now && !self.containers().is_empty() {
+        let in_use = |slot: &Slot| !matches!(slot, Slot::Abandoned);
+        if !now && self.containers().values().any(in_use) {
             return;
         }
         drop(alone);
@@ -549,7 +579,7 @@ impl Pod {
 impl Slot {
     fn container(&self) -> Option<Arc<Container>> {
         match self {
-            Slot::Reserved => None,
+            Slot::Reserved | Slot::Abandoned => None,
             Slot::Taken(container) => Some(container.clone()),
         }
     }

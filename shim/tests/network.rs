@@ -1,5 +1,7 @@
 //! The pod's network against the real kernel: namespaces, a veth pair, taps and redirects. Needs root.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::IpAddr;

@@ -139,7 +139,7 @@ pub struct Network {
 impl Network {
     /// Connects every Ethernet interface that has an address. If one fails, the others are undone.
     pub async fn attach(namespace: Namespace) -> Result<Network, NetworkError> {
-        let (layout, taps) = namespace.run(|| tap::connect_all()).await?;
+        let (layout, taps) = namespace.run(tap::connect_all).await?;
         Ok(Network { namespace, layout, taps })
     }
 
