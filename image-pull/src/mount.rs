@@ -52,11 +52,14 @@ struct Scratch {
     upper: PathBuf,
     work: PathBuf,
     lower: Vec<PathBuf>,
+    /// What was made here and goes again if there is no mount. What was there before may belong to
+    /// another mount.
+    made: Vec<PathBuf>,
 }
 
 impl Scratch {
     fn make(lower: &[PathBuf], scratch: &Path) -> Result<Self, PullError> {
-        let made = Self {
+        let mut this = Self {
             upper: scratch.join("upper"),
             work: scratch.join("work"),
             lower: match lower {
@@ -64,28 +67,30 @@ impl Scratch {
                 [] => vec![scratch.join("empty")],
                 some => some.to_vec(),
             },
+            made: Vec::new(),
         };
-        let make = || -> std::io::Result<()> {
-            std::fs::create_dir_all(scratch)?;
-            std::fs::create_dir(&made.upper)?;
-            std::fs::create_dir(&made.work)?;
-            if lower.is_empty() {
-                std::fs::create_dir(&made.lower[0])?;
-            }
-            // The root of the mount looks like the upper directory.
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let top = rustix::fs::open(&made.lower[0], flags, Mode::empty())?;
-            Ok(apply(&made.upper, &fstat(&top)?)?)
-        };
-        if let Err(e) = make() {
-            made.undo();
+        if let Err(e) = this.fill(scratch, lower.is_empty()) {
+            this.undo();
             return Err(PullError::io(format!("failed to prepare {}", scratch.display()), e));
         }
-        Ok(made)
+        Ok(this)
+    }
+
+    fn fill(&mut self, scratch: &Path, empty: bool) -> std::io::Result<()> {
+        std::fs::create_dir_all(scratch)?;
+        let lower = self.lower.iter().filter(|_| empty);
+        for directory in [&self.upper, &self.work].into_iter().chain(lower) {
+            std::fs::create_dir(directory)?;
+            self.made.push(directory.clone());
+        }
+        // The root of the mount looks like the upper directory.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = rustix::fs::open(&self.lower[0], flags, Mode::empty())?;
+        Ok(apply(&self.upper, &fstat(&top)?)?)
     }
 
     fn undo(&self) {
-        for directory in [&self.upper, &self.work] {
+        for directory in &self.made {
             if let Err(e) = remove(directory) {
                 tracing::warn!(error = %e, "failed mount was not cleaned up");
             }

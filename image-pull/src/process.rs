@@ -67,26 +67,34 @@ pub fn merge_process(
     Ok(())
 }
 
-/// The image's variables, then those of the container in place of equal names or behind them.
+/// The image's variables, then those of the container in place of equal names or behind them. A name
+/// of the container's without `=` removes the image's variable.
 fn merge_env<'a>(
     image: impl Iterator<Item = &'a String>,
     set: impl Iterator<Item = &'a String>,
 ) -> Result<Vec<String>, PullError> {
-    let mut env: Vec<String> = Vec::new();
-    for variable in image.chain(set) {
-        let Some((name, _)) = variable.split_once('=').filter(|(name, _)| !name.is_empty()) else {
-            return Err(bad("env", format!("{variable:?} is not NAME=VALUE")));
-        };
-        let same = |other: &&mut String| other.split('=').next() == Some(name);
-        match env.iter_mut().find(same) {
-            Some(other) => other.clone_from(variable),
-            None => env.push(variable.clone()),
+    let mut env: Vec<String> = image.cloned().collect();
+    for variable in set {
+        let name = name_of(variable);
+        if !variable.contains('=') {
+            env.retain(|other| name_of(other) != name);
+        } else if let Some(other) = env.iter_mut().find(|other| name_of(other) == name) {
+            other.clone_from(variable);
+        } else {
+            env.push(variable.clone());
         }
+    }
+    if let Some(bad_one) = env.iter().find(|variable| name_of(variable).is_empty()) {
+        return Err(bad("env", format!("{bad_one:?} is not NAME=VALUE")));
     }
     if !env.iter().any(|variable| variable.starts_with("PATH=")) {
         env.push(DEFAULT_PATH.into());
     }
     Ok(env)
+}
+
+fn name_of(variable: &str) -> &str {
+    variable.split('=').next().unwrap_or_default()
 }
 
 /// Numbers that a process runs with.
@@ -262,9 +270,9 @@ mod tests {
     #[test]
     fn the_image_fills_what_the_spec_leaves_open() {
         let image = config(
-            r#"{"Entrypoint":["/e"],"Cmd":["c"],"Env":["A=1","B=2"],"WorkingDir":"/w","User":"app"}"#,
+            r#"{"Entrypoint":["/e"],"Cmd":["c"],"Env":["A=1","B=2","D=5"],"WorkingDir":"/w","User":"app"}"#,
         );
-        let mut process = process(r#"{"cwd":"/","user":{},"env":["B=3","C=4"]}"#);
+        let mut process = process(r#"{"cwd":"/","user":{},"env":["B=3","C=4","D"]}"#);
         let root = rootfs();
         merge_process(&image, &mut process, UserSource::Image, root.path()).unwrap();
         assert_eq!(process.args().as_deref().unwrap(), ["/e", "c"]);
@@ -320,7 +328,6 @@ mod tests {
         for (image, spec, field) in [
             ("{}", r#"{"cwd":"/","user":{}}"#, "args"),
             (r#"{"Cmd":["x"],"WorkingDir":"w"}"#, r#"{"cwd":"/","user":{}}"#, "cwd"),
-            (r#"{"Cmd":["x"],"Env":["NOVALUE"]}"#, r#"{"cwd":"/","user":{}}"#, "env"),
             (r#"{"Cmd":["x"],"Env":["=x"]}"#, r#"{"cwd":"/","user":{}}"#, "env"),
             (r#"{"Cmd":["x"],"User":"ghost"}"#, r#"{"cwd":"/","user":{}}"#, "user"),
         ] {

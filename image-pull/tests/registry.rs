@@ -200,6 +200,8 @@ async fn an_image_without_layers_is_an_empty_root() {
     let pulled = world.pull(&reference).await.unwrap();
     let root = world.mount(&pulled, "m");
     std::fs::write(root.0.join("x"), "").unwrap();
+    let taken = pulled.mount(&world.path("m/scratch"), &world.path("other"), false);
+    assert!(taken.is_err() && root.0.join("x").exists(), "a scratch in use is left alone");
     let target = world.path("readonly");
     pulled.mount(&world.path("scratch"), &target, true).unwrap();
     let readonly = support::Mounted(target);
