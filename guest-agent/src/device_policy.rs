@@ -7,7 +7,6 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
 use nacre_protocol::oci;
 
@@ -105,9 +104,9 @@ pub(crate) struct GuestDevices {
 }
 
 impl GuestDevices {
-    /// Looks for virtio-serial ports in `class`, usually `/sys/class/virtio-ports`.
-    pub(crate) fn find(class: &Path) -> Self {
-        let mut port_majors: Vec<u32> = fs::read_dir(class)
+    /// Looks for virtio-serial ports.
+    pub(crate) fn find() -> Self {
+        let mut port_majors: Vec<u32> = fs::read_dir("/sys/class/virtio-ports")
             .into_iter()
             .flatten()
             .flatten()

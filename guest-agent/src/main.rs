@@ -56,14 +56,8 @@ fn main() -> ExitCode {
         eprintln!("nacre-agent is the first process of a Nacre guest and runs nowhere else");
         return ExitCode::FAILURE;
     }
-    // A panic of process 1 would be a panic of the kernel: say why and power off instead.
-    let panicked = std::panic::catch_unwind(|| {
-        if let Err(error) = run() {
-            eprintln!("nacre-agent: {error:#}");
-        }
-    });
-    if panicked.is_err() {
-        eprintln!("nacre-agent: panicked");
+    if let Err(error) = run() {
+        eprintln!("nacre-agent: {error:#}");
     }
     boot::power_off();
     ExitCode::FAILURE

@@ -226,6 +226,9 @@ impl Sandbox {
 
     /// Kills and removes every container.
     pub(crate) async fn destroy(&self) {
+        if let Err(error) = cgroup::kill_all() {
+            tracing::warn!("failed to kill all containers at once: {error}");
+        }
         for container in self.containers() {
             if let Err(error) = container.remove().await {
                 tracing::warn!(container = container.id(), "failed to remove: {error}");

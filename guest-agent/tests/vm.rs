@@ -3,6 +3,8 @@
 //! It needs what `cargo xtask image` makes and the Debian package busybox-static:
 //! `cargo test -p nacre-agent --test vm -- --ignored`.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "vm/guest.rs"]
 mod guest;
 #[path = "vm/registry.rs"]
@@ -42,6 +44,7 @@ async fn stories() {
     story!(exit_codes_and_signals(&guest));
     story!(a_terminal_has_a_size(&guest));
     story!(processes_are_confined(&guest));
+    story!(a_first_process_has_terminal_user_and_directory(&guest, &image));
     story!(the_pod_shares_what_it_should(&guest, &image));
     story!(copied_files_are_bound_and_others_not(&guest, &image));
     story!(limits_hold(&guest, &image));
@@ -205,6 +208,34 @@ async fn processes_are_confined(guest: &Guest) {
     assert_eq!(String::from_utf8_lossy(&text), "1000\n1000 7\n/home\nback\n");
 }
 
+async fn a_first_process_has_terminal_user_and_directory(guest: &Guest, image: &str) {
+    let script = "tty; pwd; id -u; touch /x; grep NoNewPrivs: /proc/self/status; read line; exit 5";
+    let mut request = container("first", image, &["sh", "-c", script]);
+    let spec = request.OCI.mut_or_insert_default();
+    spec.Root.mut_or_insert_default().Readonly = true;
+    let process = spec.Process.mut_or_insert_default();
+    (process.Terminal, process.Cwd, process.NoNewPrivileges) = (true, "/made/for/it".into(), true);
+    process.User.mut_or_insert_default().UID = 1000;
+    guest.run(&request).await;
+    let mut text = String::new();
+    while !text.contains("NoNewPrivs:\t1") {
+        let data =
+            guest.read("first", "", Stream::Stdout).await.unwrap_or_else(|| panic!("{text}"));
+        text.push_str(&String::from_utf8_lossy(&data));
+    }
+    for wanted in ["/dev/", "/made/for/it", "1000", "Read-only file system"] {
+        assert!(text.contains(wanted), "{wanted} is not in {text}");
+    }
+    let mut further = shell_process("grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status");
+    further.NoNewPrivileges = true;
+    guest.exec("first", "further", further).await.unwrap();
+    let text = guest.read_all("first", "further", Stream::Stdout).await;
+    assert_eq!(String::from_utf8_lossy(&text), "NoNewPrivs:\t1\nSeccomp:\t2\n");
+    guest.write("first", "", b"\n").await.unwrap();
+    assert_eq!(guest.wait("first", "").await, 5);
+    guest.remove("first").await;
+}
+
 async fn the_pod_shares_what_it_should(guest: &Guest, image: &str) {
     let mut other = container("other", image, &["sleep", "1000"]);
     other.sandbox_pidns = true;
@@ -244,7 +275,8 @@ async fn copied_files_are_bound_and_others_not(guest: &Guest, image: &str) {
 }
 
 async fn limits_hold(guest: &Guest, image: &str) {
-    let mut request = container("small", image, &["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M; sleep 1000"]);
+    let mut request =
+        container("small", image, &["sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M; sleep 1000"]);
     let linux = request.OCI.mut_or_insert_default().Linux.mut_or_insert_default();
     let resources = linux.Resources.mut_or_insert_default();
     resources.Memory.mut_or_insert_default().Limit = 16 << 20;

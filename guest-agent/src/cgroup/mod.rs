@@ -47,6 +47,11 @@ pub(crate) fn prepare() -> io::Result<()> {
     Ok(())
 }
 
+/// Kills every process of every container.
+pub(crate) fn kill_all() -> io::Result<()> {
+    fs::write(Path::new(HIERARCHY).join(CONTAINERS).join("cgroup.kill"), "1")
+}
+
 impl Cgroup {
     /// Makes the group of a container. `id` is a checked container name.
     pub(crate) fn create(id: &str) -> io::Result<Self> {

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -16,6 +16,8 @@ use nacre_protocol::channel::{
     ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX, CONTAINERS_ROOT, DRIVER_IMAGE_PULL,
     PAUSE_IMAGE,
 };
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use tokio::sync::oneshot;
 
@@ -72,7 +74,6 @@ struct Plan {
     in_kubernetes: bool,
     shares_processes: bool,
     image: String,
-    readonly: bool,
     spec: ParsedSpec,
     limits: Limits,
     devices: DevicePolicy,
@@ -98,13 +99,12 @@ impl Plan {
         let absent = nacre_protocol::oci::LinuxResources::new();
         let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
         let resources = resources.unwrap_or(&absent);
-        let guests_own = GuestDevices::find(Path::new("/sys/class/virtio-ports"));
+        let guests_own = GuestDevices::find();
         Ok(Self {
             is_pod,
             in_kubernetes: kind.is_some(),
             shares_processes: request.sandbox_pidns && !is_pod,
             image: image_of(&request.storages, &rootfs)?,
-            readonly: spec.Root.as_ref().is_some_and(|root| root.Readonly),
             limits: Limits::parse("OCI.Linux.Resources", resources)?,
             devices: DevicePolicy::new(
                 "OCI.Linux.Resources.Devices",
@@ -141,6 +141,7 @@ struct Parts {
     is_pod: bool,
     shares_processes: bool,
     seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
+    devices: DevicePolicy,
     process: crate::process::Process,
     starter: launcher::Control,
 }
@@ -155,6 +156,7 @@ impl Parts {
             starter: tokio::sync::Mutex::new(Some(self.starter)),
             started: AtomicBool::new(false),
             seccomp: self.seccomp,
+            devices: self.devices,
             reaper: Arc::clone(&sandbox.reaper),
             execs: Mutex::new(Execs::default()),
             exec_number: AtomicU64::new(0),
@@ -175,7 +177,7 @@ async fn build(
     };
     sandbox.modules.ensure("overlay").map_err(|e| fail("prepare overlay mounts", &e))?;
     let image = pull(sandbox, &plan).await?;
-    mount_root(footprint, &plan, image.as_ref()).map_err(|e| RpcError::internal(&context, e))?;
+    mount_root(footprint, image.as_ref()).map_err(|e| RpcError::internal(&context, e))?;
     if let Some(image) = &image {
         let user = if plan.in_kubernetes { UserSource::Spec } else { UserSource::Image };
         let rootfs = footprint.directory().join("rootfs");
@@ -190,6 +192,8 @@ async fn build(
             sandbox.add_ephemeral(&format!("storages[{index}]"), storage)?;
         }
     }
+    make_working_directory(&footprint.directory().join("rootfs"), plan.spec.process.cwd())
+        .map_err(|e| fail("make the working directory", &e))?;
     set_network_sysctls(&plan.spec.network_sysctls)?;
     let cgroup = footprint.cgroup();
     cgroup.apply(&plan.limits).map_err(|e| RpcError::internal(&context, e))?;
@@ -220,6 +224,7 @@ async fn build(
         is_pod: plan.is_pod,
         shares_processes: plan.shares_processes,
         seccomp,
+        devices: plan.devices,
         process,
         starter,
     })
@@ -242,13 +247,14 @@ async fn pull(sandbox: &Sandbox, plan: &Plan) -> Result<Option<Image>, RpcError>
     Ok(Some(image))
 }
 
-fn mount_root(footprint: &Footprint, plan: &Plan, image: Option<&Image>) -> Result<(), String> {
+/// Writable at first: the runtime library makes mount points in it, and makes it read-only at last.
+fn mount_root(footprint: &Footprint, image: Option<&Image>) -> Result<(), String> {
     let doing = |e: io::Error| format!("failed to mount the root file system: {e}");
     let scratch = footprint.directory().join("scratch");
     fs::create_dir(&scratch).map_err(doing)?;
     let rootfs = footprint.mount_point("rootfs").map_err(doing)?;
     match image {
-        Some(image) => image.mount(&scratch, &rootfs, plan.readonly).map_err(|e| e.to_string()),
+        Some(image) => image.mount(&scratch, &rootfs, false).map_err(|e| e.to_string()),
         None => mount_pause(&scratch, &rootfs).map_err(doing),
     }
 }
@@ -268,6 +274,33 @@ fn mount_pause(scratch: &Path, rootfs: &PathBuf) -> io::Result<()> {
         MountFlags::NODEV,
         Some(options.as_c_str()),
     )?;
+    Ok(())
+}
+
+/// As runc does: a program may run in a directory that the image has not. Symbolic links are followed as
+/// within the container; what cannot be made is left to the program's start, which tells better.
+fn make_working_directory(rootfs: &Path, cwd: &Path) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(rootfs, flags, Mode::empty())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let open = |path: &Path| rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve);
+    let mut made = PathBuf::new();
+    let mut parent = open(Path::new("."))?;
+    for part in cwd.components().filter(|part| matches!(part, Component::Normal(_))) {
+        made.push(part);
+        parent = match open(&made) {
+            Err(Errno::NOENT) => {
+                match rustix::fs::mkdirat(&parent, part.as_os_str(), Mode::from_raw_mode(0o755)) {
+                    Ok(()) => open(&made)?,
+                    // A symbolic link that leads nowhere.
+                    Err(Errno::EXIST) => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(directory) => directory,
+            Err(_) => return Ok(()),
+        };
+    }
     Ok(())
 }
 
@@ -317,6 +350,23 @@ mod tests {
             let error = image_of(&bad, rootfs).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }
+    }
+
+    #[test]
+    fn the_working_directory_is_made_within_the_root() {
+        let place = tempfile::tempdir().unwrap();
+        let rootfs = place.path().join("rootfs");
+        fs::create_dir_all(rootfs.join("real")).unwrap();
+        for (target, link) in [("/real", "link"), ("../../outside", "up"), ("/absent", "dangling")]
+        {
+            std::os::unix::fs::symlink(target, rootfs.join(link)).unwrap();
+        }
+        for cwd in ["/a/b", "/link/c", "/up/d", "/dangling/e"] {
+            make_working_directory(&rootfs, Path::new(cwd)).unwrap();
+        }
+        assert!(rootfs.join("a/b").is_dir() && rootfs.join("real/c").is_dir());
+        assert!(!rootfs.join("absent").exists());
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 1, "nothing outside");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub(crate) use create::create;
 use footprint::Footprint;
 
 use crate::cgroup::Limits;
+use crate::device_policy::{DevicePolicy, GuestDevices};
 use crate::error::RpcError;
 use crate::launcher::{self, Confinement, Control, Kind, Stdio};
 use crate::oci::{all_capabilities, capability_sets, parse_process, refuse_if};
@@ -43,6 +44,7 @@ pub(crate) struct Container {
     starter: tokio::sync::Mutex<Option<Control>>,
     started: AtomicBool,
     seccomp: Option<LinuxSeccomp>,
+    devices: DevicePolicy,
     reaper: Arc<Reaper>,
     execs: Mutex<Execs>,
     exec_number: AtomicU64,
@@ -155,6 +157,15 @@ impl Container {
     /// Changes limits while the container runs.
     pub(crate) fn update(&self, limits: &Limits) -> Result<(), RpcError> {
         self.footprint.cgroup().apply(limits).map_err(RpcError::Internal)
+    }
+
+    /// Whether device rules are those that the container was created with.
+    pub(crate) fn allows_devices_as(
+        &self,
+        field: &str,
+        rules: &[proto::LinuxDeviceCgroup],
+    ) -> Result<bool, RpcError> {
+        Ok(DevicePolicy::new(field, rules, &GuestDevices::find())? == self.devices)
     }
 
     /// Usage figures.

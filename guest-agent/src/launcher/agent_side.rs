@@ -13,7 +13,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, Signal};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -121,19 +121,28 @@ fn too_slow() -> String {
     format!("the process was not ready within {} seconds", DEADLINE.as_secs())
 }
 
-/// The socket to a launcher. Dropping it makes a waiting launcher give up.
+/// The socket to a launcher. Dropping it ends the launcher: either its work is done, or it was given up.
 #[derive(Debug)]
 pub(crate) struct Control {
     socket: BufReader<UnixStream>,
+    launcher: OwnedFd,
     details: Vec<String>,
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // Fails if the launcher has ended, as it should have.
+        let _ = rustix::process::pidfd_send_signal(&self.launcher, Signal::KILL);
+    }
 }
 
 impl Control {
     /// The launcher's standard input is the socket; the process's streams travel over it.
     fn spawn(order: &Order, ends: Option<ProcessEnds>) -> io::Result<Self> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        // The child is not kept: the reaper collects it.
-        Command::new("/proc/self/exe")
+        // The reaper collects the child; it cannot have done so before this function returns, since
+        // both run on one thread.
+        let child = Command::new("/proc/self/exe")
             .arg0("nacre-agent")
             .arg(ARGUMENT)
             .env_clear()
@@ -141,6 +150,9 @@ impl Control {
             .stdout(ChildStdio::null())
             .stderr(ChildStdio::inherit())
             .spawn()?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| io::Error::other("the launcher has no number"))?;
+        let launcher = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         let text = serde_json::to_vec(order)?;
         if text.len() > LONGEST_MESSAGE {
             return Err(io::Error::other("the order is too long"));
@@ -156,7 +168,7 @@ impl Control {
         drop(ends);
         ours.set_nonblocking(true)?;
         let socket = BufReader::new(UnixStream::from_std(ours)?);
-        Ok(Self { socket, details: Vec::new() })
+        Ok(Self { socket, launcher, details: Vec::new() })
     }
 
     /// Lets a container's first process run, and waits until its program does.
@@ -170,7 +182,7 @@ impl Control {
     pub(crate) async fn finished(&mut self) -> Result<(), String> {
         loop {
             match self.report().await? {
-                Some(Report::Failed(error)) => return Err(self.with_details(error)),
+                Some(Report::Failed(error)) => return Err(self.with_details(&error)),
                 Some(Report::Log(line)) => self.details.push(line),
                 Some(Report::Born(_)) => {}
                 None => return Ok(()),
@@ -184,9 +196,9 @@ impl Control {
                 Some(Report::Born(pid)) => {
                     return Pid::from_raw(pid).ok_or_else(|| "the process has no number".into());
                 }
-                Some(Report::Failed(error)) => return Err(self.with_details(error)),
+                Some(Report::Failed(error)) => return Err(self.with_details(&error)),
                 Some(Report::Log(line)) => self.details.push(line),
-                None => return Err(self.with_details("the launcher ended early".into())),
+                None => return Err(self.with_details("the launcher ended early")),
             }
         }
     }
@@ -204,9 +216,9 @@ impl Control {
     }
 
     /// The library's errors often lack the cause, which its log has: the first lines are the deepest.
-    fn with_details(&mut self, error: String) -> String {
+    fn with_details(&mut self, error: &str) -> String {
         let details = std::mem::take(&mut self.details);
-        describe(&error, &details)
+        describe(error, &details)
     }
 }
 

@@ -45,10 +45,14 @@ pub(super) async fn remove(
 
 pub(super) fn update(sandbox: &Sandbox, request: &UpdateContainerRequest) -> Result<(), RpcError> {
     let resources = request.resources.as_ref().ok_or_else(|| missing("resources"))?;
-    let why = "device rules are fixed when a container is created";
-    refuse_if(!resources.Devices.is_empty(), "resources.Devices", why)?;
     let limits = Limits::parse("resources", resources)?;
-    sandbox.container(&request.container_id)?.update(&limits)
+    let container = sandbox.container(&request.container_id)?;
+    if !resources.Devices.is_empty() {
+        let same = container.allows_devices_as("resources.Devices", &resources.Devices)?;
+        let why = "device rules are fixed when a container is created";
+        refuse_if(!same, "resources.Devices", why)?;
+    }
+    container.update(&limits)
 }
 
 pub(super) fn stats(

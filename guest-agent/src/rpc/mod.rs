@@ -52,8 +52,7 @@ async fn to_the_end<T: Send + 'static>(
     Ok(ended?)
 }
 
-/// Drops `work` when the request is given up, but lets `work` itself see to its undoing: it is told by
-/// the receiver.
+/// As [`to_the_end`], but `work` learns from the receiver that the request was given up.
 async fn until_given_up<T: Send + 'static, F>(
     work: impl FnOnce(oneshot::Receiver<()>) -> F,
 ) -> Answer<T>
