@@ -1,7 +1,8 @@
 //! The agent in a real VM: the guest image under QEMU's software emulation, spoken to as the shim does.
 //!
 //! It needs what `cargo xtask image` makes and the Debian package busybox-static:
-//! `cargo test -p nacre-agent --test vm -- --ignored`.
+//! `cargo test -p nacre-agent --test vm -- --ignored --nocapture`. With `NACRE_TEST_CONSOLE=1` the
+//! guest's console is printed also on success; `NACRE_TEST_INITRD` names another initrd.
 
 #![allow(clippy::unwrap_used)]
 

@@ -177,6 +177,7 @@ async fn build(
     };
     sandbox.modules.ensure("overlay").map_err(|e| fail("prepare overlay mounts", &e))?;
     let image = pull(sandbox, &plan).await?;
+    tracing::debug!(container = plan.id, "mounting");
     mount_root(footprint, image.as_ref()).map_err(|e| RpcError::internal(&context, e))?;
     if let Some(image) = &image {
         let user = if plan.in_kubernetes { UserSource::Spec } else { UserSource::Image };
@@ -195,6 +196,7 @@ async fn build(
     make_working_directory(&footprint.directory().join("rootfs"), plan.spec.process.cwd())
         .map_err(|e| fail("make the working directory", &e))?;
     set_network_sysctls(&plan.spec.network_sysctls)?;
+    tracing::debug!(container = plan.id, "limiting");
     let cgroup = footprint.cgroup();
     cgroup.apply(&plan.limits).map_err(|e| RpcError::internal(&context, e))?;
     cgroup.kill_as_one_when_out_of_memory().map_err(|e| fail("set up the control group", &e))?;
@@ -205,6 +207,7 @@ async fn build(
         .oom
         .watch(&plan.id, cgroup.path())
         .map_err(|e| fail("watch the container's memory", &e))?;
+    tracing::debug!(container = plan.id, "binding");
     let mounts = std::mem::take(&mut plan.spec.mounts);
     let mounts = sources::prepare(sandbox, footprint, mounts)?;
     let namespaces = sandbox.namespaces(plan.shares_processes)?;
@@ -216,8 +219,10 @@ async fn build(
     let process = request.OCI.get_or_default().Process.get_or_default();
     let kind = Kind::Init { bundle: bundle.to_string_lossy().into_owned() };
     let stdio = stdio_of(process, bundle.to_owned());
+    tracing::debug!(container = plan.id, "launching");
     let launched = launcher::launch(&sandbox.reaper, &plan.id, owner, kind, stdio).await;
     let launched = launched.map_err(|e| RpcError::internal(&context, e))?;
+    tracing::debug!(container = plan.id, "launched");
     let (process, starter) = launched.into_parts();
     Ok(Parts {
         id: plan.id,

@@ -262,6 +262,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: UpdateInterfaceRequest,
     ) -> Answer<Interface> {
+        tracing::debug!("updating an interface");
         if !Network::has_device() {
             guest::load(&self.sandbox, NETWORK_DRIVER)?;
         }

@@ -248,7 +248,7 @@ impl Guest {
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() || std::env::var_os("NACRE_TEST_CONSOLE").is_some() {
             eprintln!("--- console of the guest ---\n{}", self.console());
         }
         let _ = self.qemu.kill();
