@@ -1,7 +1,7 @@
 //! The agent in a real VM: the guest image under QEMU's software emulation, spoken to as the shim does.
 //!
-//! It needs what `cargo xtask image` makes and the Debian package busybox-static:
-//! `cargo test -p nacre-agent --test vm -- --ignored --nocapture`. With `NACRE_TEST_CONSOLE=1` the
+//! It needs what `cargo xtask image` makes and the Debian package busybox-static, and is skipped without:
+//! `cargo test -p nacre-agent --test vm -- --nocapture`. With `NACRE_TEST_CONSOLE=1` the
 //! guest's console is printed also on success; `NACRE_TEST_INITRD` names another initrd.
 
 #![allow(clippy::unwrap_used)]
@@ -22,8 +22,11 @@ use nacre_protocol::start_report;
 
 /// One VM for all stories: booting is what takes the time.
 #[tokio::test]
-#[ignore = "needs the guest image; see the top of the file"]
 async fn stories() {
+    if let Some(missing) = guest::missing() {
+        eprintln!("skipped: {} is absent; run `cargo xtask image`", missing.display());
+        return;
+    }
     let port = registry::serve().await;
     let registry = format!("{HOST_FROM_GUEST}:{port}");
     let mut guest = Guest::boot(&format!("nacre.danger_plain_http={registry}")).await;
