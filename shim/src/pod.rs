@@ -19,6 +19,9 @@ use crate::process::{Exit, KILLED, Process, ProcessId, State, TerminalSize};
 use crate::sandbox::Sandbox;
 use crate::{spec, start_report};
 
+/// Exit status of a process that could not be started.
+const NEVER_RAN: u32 = 255;
+
 /// Signals 1 to 64 exist on Linux.
 const LAST_SIGNAL: u32 = 64;
 
@@ -200,7 +203,9 @@ impl Pod {
         }
         let sandbox = &container.sandbox;
         if let Err(error) = self.start_in_guest(&container, &process).await {
-            process.advance(State::Running, State::Created);
+            // Those who wait for it or for its output are let go: it will never run.
+            process.stop(Exit::now(NEVER_RAN));
+            process.pumps.close();
             return Err(sandbox.explain(&starting, &error));
         }
         let pid = sandbox.pid();
