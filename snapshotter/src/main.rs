@@ -60,11 +60,21 @@ or their images are pulled for the general snapshotter; otherwise set it for all
     snapshotter = "nacre"
 
 containerd 2.x (version = 3), for one runtime (same annotation):
+  [proxy_plugins.nacre]
+    type = "snapshot"
+    address = "/run/nacre/snapshotter.sock"
+    platform = "linux/amd64"
   [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre]
     snapshotter = "nacre"
   [plugins.'io.containerd.cri.v1.images'.runtime_platforms.nacre]
     platform = "linux/amd64"
     snapshotter = "nacre"
+  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+    platform = "linux/amd64"
+    snapshotter = "nacre"
+  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+    platform = "linux/amd64"
+    snapshotter = "overlayfs"
 
 By hand: ctr image pull --snapshotter nacre IMAGE; ctr run --snapshotter nacre ...
 (ctr of containerd 1.6 fetches layers before it asks; what it unpacks is dropped at once.)

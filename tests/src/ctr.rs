@@ -57,7 +57,8 @@ impl<'w> Ctr<'w> {
 
     fn command(&self) -> Command {
         let mut command = self.world.namespaces.command("timeout");
-        command.arg("180").arg(&self.program);
+        // In the foreground: a background process could not use its terminal.
+        command.args(["--foreground", "180"]).arg(&self.program);
         command.args(["--address", SOCKET, "--namespace", self.namespace]).current_dir("/");
         command
     }

@@ -484,6 +484,9 @@ impl World {
   [plugins.'io.containerd.cri.v1.images'.runtime_platforms.nacre]
     platform = "linux/amd64"
     snapshotter = "nacre"
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "nacre"
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
   [plugins.'io.containerd.cri.v1.runtime'.containerd]
@@ -503,6 +506,8 @@ impl World {
                 ),
             ),
         };
+        // containerd 2 leaves out a snapshotter that does not say what it is for.
+        let platform = if version == 3 { "  platform = \"linux/amd64\"\n" } else { "" };
         format!(
             r#"version = {version}
 root = "/run/world/containerd"
@@ -512,7 +517,7 @@ state = "/run/containerd"
 [proxy_plugins.nacre]
   type = "snapshot"
   address = "/run/world/snapshotter.sock"
-{own}"#
+{platform}{own}"#
         )
     }
 

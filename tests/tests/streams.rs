@@ -69,7 +69,7 @@ async fn a_terminal_has_a_size_that_follows() {
 async fn a_container_without_a_pod_takes_what_the_image_says() {
     let world = World::new().await.unwrap();
     let image = Image::busybox("app").entrypoint(["sh", "-c"]).command(["id -u; pwd; echo $COLOR"]);
-    let image = world.push(&image.env("COLOR", "nacre").user("tester").directory("/tmp")).unwrap();
+    let image = world.push(&image.env("COLOR", "nacre").user("1000").directory("/tmp")).unwrap();
     world.pull(&image).await.unwrap();
     let network = world.network("alone").unwrap();
     let ctr = world.ctr().in_pods();
