@@ -249,9 +249,10 @@ struct Console {
 
 impl Console {
     fn listen(directory: &Path) -> io::Result<Self> {
-        let mut random = [0_u8; 8];
+        let mut random = [0_u8; 4];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-        let path = directory.join(format!("console-{:016x}", u64::from_ne_bytes(random)));
+        // Short: a socket's path has 107 bytes, of which the container's directory takes 86.
+        let path = directory.join(format!("tty-{:08x}", u32::from_ne_bytes(random)));
         let listener = UnixListener::bind(&path)?;
         Ok(Self { path, listener })
     }
