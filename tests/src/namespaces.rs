@@ -17,6 +17,8 @@ const INIT: &str = r#"set -e
 mount -t tmpfs -o mode=755 nacre-world /run
 mkdir -p /var/lib/cni /run/netns /run/lock /run/world
 mount -t tmpfs -o mode=755 nacre-world /var/lib/cni
+mount --bind /run/netns /run/netns
+mount --make-shared /run/netns
 ip link set lo up
 ip link add cni0 type bridge
 ip addr add 10.88.0.1/16 dev cni0

@@ -152,8 +152,19 @@ struct BareBoot {
 }
 
 /// Options that the bare boot takes over from a pod's VM, each with its value.
-const SHARED_OPTIONS: [&str; 10] =
-    ["-M", "-machine", "-accel", "-cpu", "-m", "-smp", "-L", "-kernel", "-append", "-overcommit"];
+const SHARED_OPTIONS: [&str; 11] = [
+    "-M",
+    "-machine",
+    "-accel",
+    "-cpu",
+    "-m",
+    "-smp",
+    "-L",
+    "-kernel",
+    "-append",
+    "-object",
+    "-overcommit",
+];
 /// What the trivial init says.
 const UP: &str = "the bare guest is up";
 
