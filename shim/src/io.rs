@@ -16,8 +16,9 @@ use nacre_protocol::agent::CloseStdinRequest;
 use nacre_protocol::channel::STREAM_CHUNK;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, timeout};
 
 use crate::agent::{Agent, AgentError, Output};
 use crate::error::{Code, Coded};
@@ -171,6 +172,7 @@ fn path_of(stream: &'static str, uri: &str) -> Result<(PathBuf, bool), StdioErro
 struct Progress {
     moves: AtomicU64,
     at_reader: AtomicBool,
+    ended: AtomicBool,
 }
 
 impl Progress {
@@ -183,6 +185,8 @@ impl Progress {
 #[derive(Debug, Default)]
 pub(crate) struct Pumps {
     parts: Mutex<Parts>,
+    /// Wakes who waits for the last output when a copy has come to its end.
+    one_ended: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -212,7 +216,8 @@ impl Pumps {
     pub(crate) fn new(streams: Streams) -> Pumps {
         let Streams { stdin, held, stdout, stderr } = streams;
         let waiting = Some(Waiting { stdin, stdout, stderr });
-        Pumps { parts: Mutex::new(Parts { waiting, held, ..Parts::default() }) }
+        let parts = Mutex::new(Parts { waiting, held, ..Parts::default() });
+        Pumps { parts, one_ended: Arc::default() }
     }
 
     /// Starts to copy, once the process runs.
@@ -227,7 +232,13 @@ impl Pumps {
             let Some(sink) = sink else { continue };
             let progress = Arc::new(Progress::default());
             let pump = pump_output(agent.clone(), id.clone(), output, sink, progress.clone());
-            parts.outputs.push(Pump { task: tokio::spawn(pump), progress });
+            let (ended, one_ended) = (progress.clone(), self.one_ended.clone());
+            let task = tokio::spawn(async move {
+                pump.await;
+                ended.ended.store(true, Ordering::Relaxed);
+                one_ended.notify_one();
+            });
+            parts.outputs.push(Pump { task, progress });
         }
     }
 
@@ -243,15 +254,14 @@ impl Pumps {
         loop {
             let (moves, at_reader) = {
                 let parts = self.lock();
+                let progress = parts.outputs.iter().map(|pump| pump.progress.as_ref());
                 let running: Vec<_> =
-                    parts.outputs.iter().filter(|pump| !pump.task.is_finished()).collect();
+                    progress.filter(|progress| !progress.ended.load(Ordering::Relaxed)).collect();
                 if running.is_empty() {
                     return;
                 }
-                let moves: u64 =
-                    running.iter().map(|pump| pump.progress.moves.load(Ordering::Relaxed)).sum();
-                let at_reader =
-                    running.iter().any(|pump| pump.progress.at_reader.load(Ordering::Relaxed));
+                let moves: u64 = running.iter().map(|p| p.moves.load(Ordering::Relaxed)).sum();
+                let at_reader = running.iter().any(|p| p.at_reader.load(Ordering::Relaxed));
                 (moves, at_reader)
             };
             if moves != last_moves {
@@ -262,7 +272,8 @@ impl Pumps {
             if still_since.elapsed() > patience {
                 return;
             }
-            sleep(STANDSTILL_CHECK).await;
+            // Either somebody ended, or it is time to look again.
+            let _ = timeout(STANDSTILL_CHECK, self.one_ended.notified()).await;
         }
     }
 
@@ -367,6 +378,8 @@ where
 mod tests {
     use std::io::{Read, Write};
     use std::sync::atomic::AtomicUsize;
+
+    use tokio::time::sleep;
 
     use super::*;
 
