@@ -81,6 +81,9 @@ async fn warm_up(world: &World, image: &str) -> anyhow::Result<BareBoot> {
     BareBoot::like(&words, world.products(), world.logs())
 }
 
+/// Phases that are a part of others: of `boot` and of `create`.
+const NESTED: [&str; 3] = [": kernel", ": agent", ": pull"];
+
 async fn one_pod(
     world: &World,
     image: &str,
@@ -95,6 +98,7 @@ async fn one_pod(
     let logged = world.containerd_log()?.len();
     let started = Instant::now();
     let pod = world.pod(&format!("bench-{run}")).await?;
+    let ready = started.elapsed().as_secs_f64() * 1000.0;
     note("RunPodSandbox to ready", started);
     let started = Instant::now();
     let app = pod.container("app", image).script("echo up; exec sleep 1000").start().await?;
@@ -109,9 +113,15 @@ async fn one_pod(
         memory.entry(format!("{name} RSS")).or_default().push(resident_mib(process.pid)?);
     }
     let log = world.containerd_log()?;
+    let mut outside = ready;
     for (name, time) in phases(log.get(logged..).unwrap_or_default(), pod.id(), app.id()) {
+        if !name.starts_with("phase container") && !NESTED.iter().any(|n| name.ends_with(n)) {
+            outside -= time;
+        }
         samples.entry(name).or_default().push(time);
     }
+    let rest = "phase pod: outside the others (containerd, CNI, start of the shim)";
+    samples.entry(rest.to_owned()).or_default().push(outside);
     pod.stop().await?;
     pod.remove().await?;
     let left = world.leftovers().await?;

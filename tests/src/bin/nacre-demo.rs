@@ -33,18 +33,16 @@ async fn main() -> anyhow::Result<()> {
         "containerd, registry, snapshotter and pod network run, apart from this machine's own",
     );
 
-    if let Err(error) = story(&world, arguments.keep).await {
-        world.show_logs();
-        return Err(error);
-    }
+    let container = story(&world, arguments.keep).await.inspect_err(|_| world.show_logs())?;
     if arguments.keep {
-        return keep(world);
+        return keep(world, &container);
     }
     println!("\nAll of it held. {:.1} s in all.\n", started.elapsed().as_secs_f64());
     Ok(())
 }
 
-async fn story(world: &World, keep: bool) -> anyhow::Result<()> {
+/// Returns the id of a container that runs, if the pod is kept.
+async fn story(world: &World, keep: bool) -> anyhow::Result<String> {
     let step = Step::begin("making a test image");
     let image = world.push(&Image::busybox("demo"))?;
     step.done(&format!("test image made and pushed: {image}"));
@@ -68,7 +66,7 @@ async fn story(world: &World, keep: bool) -> anyhow::Result<()> {
     if !keep {
         end(world, &pod).await?;
     }
-    Ok(())
+    Ok(server.id().to_owned())
 }
 
 async fn start_server<'p>(pod: &'p Pod<'p>, image: &str) -> anyhow::Result<Container<'p>> {
@@ -136,7 +134,7 @@ async fn end(world: &World, pod: &Pod<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn keep(world: World) -> anyhow::Result<()> {
+fn keep(world: World, container: &str) -> anyhow::Result<()> {
     let enter = format!("sudo nsenter -t {} -p -m -n", world.init());
     let end = format!("sudo kill -9 {}", world.init());
     let logs = world.logs().display().to_string();
@@ -145,7 +143,7 @@ fn keep(world: World) -> anyhow::Result<()> {
     println!("  {enter} ctr -n k8s.io containers ls");
     println!("  {enter} ctr -n k8s.io content ls");
     println!("  {enter} ctr -n k8s.io task ls");
-    println!("  {enter} ctr -n k8s.io task exec -t --exec-id me CONTAINER sh");
+    println!("  {enter} ctr -n k8s.io task exec -t --exec-id me {container} sh");
     println!("  less {logs}/containerd.log");
     println!("\nTo end all of it:\n\n  {end}\n");
     Ok(())
