@@ -13,20 +13,22 @@ use crate::tree::Tree;
 /// The pause program's profile: no unwinding, no standard library.
 const FREESTANDING: &str = "freestanding";
 
+/// What runs on the host: runtime, snapshotter, and the harness with demo and bench. Always named
+/// together: cargo compiles dependencies anew for each set of features, which depends on the
+/// packages that are named.
+pub(crate) const HOST: [&str; 3] = ["nacre-shim", "nacre-snapshotter", "nacre-tests"];
+
 /// Compiles everything that runs in a demo or a test with VMs.
 pub(crate) fn programs(tree: &Tree) -> Result<()> {
     guest_programs(tree)?;
     let step = Step::new("host programs");
-    compile(tree, "release", &["nacre-shim", "nacre-snapshotter"])?;
-    // By itself, as the tests with VMs select it: cargo compiles dependencies anew for each set of
-    // features, which depends on the packages that are named together.
-    compile(tree, "release", &["nacre-tests"])?;
+    compile(tree, "release", &HOST)?;
     step.done();
     Ok(())
 }
 
-/// Compiles what the guest image holds. Not together with anything else, for the same reason: no
-/// program of the host may change the agent's bytes, which are measured.
+/// Compiles what the guest image holds. Not together with the host's: none of its crates may change
+/// the agent's bytes, which are measured.
 pub(crate) fn guest_programs(tree: &Tree) -> Result<()> {
     let step = Step::new("guest programs");
     compile(tree, "release", &["nacre-agent"])?;

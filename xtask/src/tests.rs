@@ -1,7 +1,10 @@
 //! The tests, in two parts: what needs only a compiler, and what starts VMs.
 
-use anyhow::Result;
+use std::fs;
 
+use anyhow::{Context, Result};
+
+use crate::build::HOST;
 use crate::step::{Step, run};
 use crate::tree::{TARGET, Tree};
 
@@ -20,8 +23,12 @@ pub(crate) fn crates(tree: &Tree, filter: Option<&str>) -> Result<()> {
 pub(crate) fn with_vms(tree: &Tree, filter: Option<&str>, missing: &[String]) -> Result<()> {
     let step = Step::new("tests with VMs");
     let mut cargo = tree.cargo("test");
-    cargo.args(["--locked", "--release", "--package", "nacre-tests"]).args(filter);
-    cargo.args(["--", "--test-threads=1"]);
+    cargo.args(["--locked", "--release"]);
+    cargo.args(HOST.iter().flat_map(|package| ["--package", package]));
+    for story in stories(tree)? {
+        cargo.args(["--test", &story]);
+    }
+    cargo.args(filter).args(["--", "--test-threads=1"]);
     for release in missing {
         // Their names: containerd_2_1_...
         let name = format!("containerd_{}", release.replace('.', "_"));
@@ -38,4 +45,21 @@ pub(crate) fn with_vms(tree: &Tree, filter: Option<&str>, missing: &[String]) ->
     run(&mut cargo)?;
     step.done();
     Ok(())
+}
+
+/// Names of the end-to-end tests: the files in `tests/tests`.
+fn stories(tree: &Tree) -> Result<Vec<String>> {
+    let folder = tree.root().join("tests/tests");
+    let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs")
+            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
 }

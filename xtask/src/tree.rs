@@ -24,6 +24,11 @@ impl Tree {
         Ok(Self { root, as_root: as_root() })
     }
 
+    /// The top of the tree.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Cargo's directory, also when the caller's environment names another: the programs and the
     /// harness must agree on one.
     pub(crate) fn target(&self) -> PathBuf {
