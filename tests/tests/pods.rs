@@ -41,7 +41,9 @@ async fn exit_codes_and_both_outputs_arrive() {
         assert_eq!(app.stderr().unwrap(), format!("err {code}\n"));
         app.remove().await.unwrap();
     }
-    let killed = pod.container("killed", &image).script("kill -KILL $$").start().await.unwrap();
+    // In a shell of its own: the first process of a pid namespace is deaf to its own SIGKILL.
+    let script = "sh -c 'kill -KILL $$'; exit $?";
+    let killed = pod.container("killed", &image).script(script).start().await.unwrap();
     assert_eq!(killed.wait_exit().await.unwrap().code, 137);
     let absent = pod.container("absent", &image).command(["/no/such/program"]).start().await;
     let error = absent.unwrap_err().to_string();
