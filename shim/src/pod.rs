@@ -1,5 +1,7 @@
 //! What containerd asks for, done: the life of one pod's containers and their processes.
 
+mod followers;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -172,7 +174,7 @@ impl Pod {
         *self.sandbox() = Some(sandbox.clone());
         tokio::spawn(self.clone().bury_the_dead(sandbox.clone()));
         tokio::spawn(self.clone().report_memory_exhaustion(sandbox.clone()));
-        tokio::spawn(report_start(sandbox.clone(), "-".to_owned()));
+        tokio::spawn(followers::report_start(sandbox.clone(), "-".to_owned()));
         Ok(sandbox)
     }
 
@@ -228,7 +230,7 @@ impl Pod {
                 api::StartContainerRequest { container_id: id.clone(), ..Default::default() };
             let starting = sandbox.agent.start_container(request);
             start_report::timed(&sandbox.id, id, "start", starting).await?;
-            tokio::spawn(report_start(sandbox.clone(), id.clone()));
+            tokio::spawn(followers::report_start(sandbox.clone(), id.clone()));
             return Ok(());
         }
         let spec = container.execs().get(exec).map(|exec| exec.spec.clone());
@@ -501,65 +503,6 @@ impl Pod {
         }
     }
 
-    /// Follows a process to its end, and its output with it, and tells containerd.
-    async fn supervise(self: Arc<Self>, sandbox: Arc<Sandbox>, process: Arc<Process>) {
-        let status = match sandbox.agent.wait_process(&process.id).await {
-            Ok(status) => status,
-            Err(error) => {
-                tracing::error!("{} counts as killed: {error}", process.id);
-                KILLED
-            }
-        };
-        let exit = Exit::now(status);
-        process.pumps.drained().await;
-        if process.stop(exit) {
-            self.announce_exit(&sandbox, &process).await;
-        }
-    }
-
-    async fn announce_exit(&self, sandbox: &Sandbox, process: &Process) {
-        if let State::Stopped(exit) = process.state() {
-            tracing::info!("{} ended with status {}", process.id, exit.status);
-            self.events.exited(&process.id, exit, sandbox.pid()).await;
-        }
-    }
-
-    /// When the machine ends, so do the processes that never started; the others are followed by
-    /// their supervisors.
-    async fn bury_the_dead(self: Arc<Self>, sandbox: Arc<Sandbox>) {
-        let reason = sandbox.ended().await;
-        let left: Vec<_> = self.containers().values().filter_map(Slot::container).collect();
-        if !left.is_empty() {
-            tracing::error!(
-                "the machine of sandbox {} ended under its containers: {reason}",
-                sandbox.id
-            );
-        }
-        for container in left {
-            let init = &container.init;
-            if init.state() == State::Created && init.stop(Exit::now(KILLED)) {
-                self.announce_exit(&sandbox, init).await;
-            }
-        }
-    }
-
-    async fn report_memory_exhaustion(self: Arc<Self>, sandbox: Arc<Sandbox>) {
-        loop {
-            match sandbox.agent.get_oom_event(api::GetOOMEventRequest::new()).await {
-                Ok(event) => {
-                    // The guest names a container; only one that exists is passed on.
-                    if self.container(&event.container_id).is_ok() {
-                        self.events.out_of_memory(&event.container_id).await;
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!("no more memory events: {error}");
-                    return;
-                }
-            }
-        }
-    }
-
     /// The container of that id.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
         self.containers().get(id).and_then(Slot::container).ok_or_else(|| {
@@ -619,12 +562,4 @@ fn set_log_level(configured: log::LevelFilter) {
     let wished = log::max_level();
     let debugging = wished == log::LevelFilter::Debug;
     log::set_max_level(if debugging { wished.max(configured) } else { configured });
-}
-
-/// Adds the guest's own measurements to the log.
-async fn report_start(sandbox: Arc<Sandbox>, container: String) {
-    match sandbox.agent.start_report().await {
-        Ok(phases) => start_report::from_guest(&sandbox.id, &container, &phases),
-        Err(error) => tracing::debug!("no start report from the guest: {error}"),
-    }
 }

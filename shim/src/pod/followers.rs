@@ -1,0 +1,79 @@
+//! What goes on beside containerd's requests: each task follows one thing to its end and tells.
+
+use std::sync::Arc;
+
+use nacre_protocol::agent as api;
+
+use super::{Pod, Slot};
+use crate::process::{Exit, KILLED, Process, State};
+use crate::sandbox::Sandbox;
+use crate::start_report;
+
+impl Pod {
+    /// Follows a process to its end, and its output with it, and tells containerd.
+    pub(super) async fn supervise(self: Arc<Self>, sandbox: Arc<Sandbox>, process: Arc<Process>) {
+        let status = match sandbox.agent.wait_process(&process.id).await {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::error!("{} counts as killed: {error}", process.id);
+                KILLED
+            }
+        };
+        let exit = Exit::now(status);
+        process.pumps.drained().await;
+        if process.stop(exit) {
+            self.announce_exit(&sandbox, &process).await;
+        }
+    }
+
+    pub(super) async fn announce_exit(&self, sandbox: &Sandbox, process: &Process) {
+        if let State::Stopped(exit) = process.state() {
+            tracing::info!("{} ended with status {}", process.id, exit.status);
+            self.events.exited(&process.id, exit, sandbox.pid()).await;
+        }
+    }
+
+    /// When the machine ends, so do the processes that never started; the others are followed by
+    /// their supervisors.
+    pub(super) async fn bury_the_dead(self: Arc<Self>, sandbox: Arc<Sandbox>) {
+        let reason = sandbox.ended().await;
+        let left: Vec<_> = self.containers().values().filter_map(Slot::container).collect();
+        if !left.is_empty() {
+            tracing::error!(
+                "the machine of sandbox {} ended under its containers: {reason}",
+                sandbox.id
+            );
+        }
+        for container in left {
+            let init = &container.init;
+            if init.state() == State::Created && init.stop(Exit::now(KILLED)) {
+                self.announce_exit(&sandbox, init).await;
+            }
+        }
+    }
+
+    pub(super) async fn report_memory_exhaustion(self: Arc<Self>, sandbox: Arc<Sandbox>) {
+        loop {
+            match sandbox.agent.get_oom_event(api::GetOOMEventRequest::new()).await {
+                Ok(event) => {
+                    // The guest names a container; only one that exists is passed on.
+                    if self.container(&event.container_id).is_ok() {
+                        self.events.out_of_memory(&event.container_id).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!("no more memory events: {error}");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Adds the guest's own measurements to the log.
+pub(super) async fn report_start(sandbox: Arc<Sandbox>, container: String) {
+    match sandbox.agent.start_report().await {
+        Ok(phases) => start_report::from_guest(&sandbox.id, &container, &phases),
+        Err(error) => tracing::debug!("no start report from the guest: {error}"),
+    }
+}
