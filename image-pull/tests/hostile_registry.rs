@@ -5,7 +5,7 @@ mod support;
 use std::io::Write;
 use std::net::TcpStream;
 use std::sync::LazyLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nacre_image_pull::{Limits, PullConfig, Puller};
 use support::{Image, Layer, OCI_INDEX, OCI_MANIFEST, Server, World, digest, image, layer, reply};
@@ -146,10 +146,8 @@ async fn a_stall_times_out() {
             stall();
         })
     });
-    let begin = Instant::now();
     let error = refused(&server).await;
     assert!(error.contains("stalled: no data for 2 s"), "{error}");
-    assert!(begin.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
