@@ -43,7 +43,8 @@ async fn exit_codes_and_both_outputs_arrive() {
     }
     // In a shell of its own: the first process of a pid namespace is deaf to its own SIGKILL.
     let script = "sh -c 'kill -KILL $$'; exit $?";
-    let killed = pod.container("killed", &image).script(script).start().await.unwrap();
+    let killed = pod.container("killed", &image).args(["sleep", "1000"]).start().await.unwrap();
+    world.ctr().in_pods().check(&["task", "kill", "--signal", "SIGKILL", killed.id()]).unwrap();
     assert_eq!(killed.wait_exit().await.unwrap().code, 137);
     let absent = pod.container("absent", &image).command(["/no/such/program"]).start().await;
     let error = absent.unwrap_err().to_string();
