@@ -22,6 +22,7 @@
 //! It needs root, and trusts everything that runs in it: nothing here is part of the product.
 
 mod cluster_dns;
+mod configuration;
 mod cri;
 mod ctr;
 mod image;

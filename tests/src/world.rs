@@ -14,13 +14,14 @@ use k8s_cri::v1 as cri;
 use rustix::process::Signal;
 
 use crate::cluster_dns::{self, ClusterDns};
+use crate::configuration;
 use crate::cri::{Cri, call};
 use crate::ctr::Ctr;
 use crate::image::Image;
 use crate::namespaces::{Namespaces, Process};
 use crate::pod::PodBuilder;
 use crate::products::{ContainerdVersion, Products};
-use crate::registry::{self, Registry};
+use crate::registry::Registry;
 
 /// A name that the world's name server knows.
 pub(crate) const KNOWN_NAME: &str = "registry.world.test";
@@ -30,9 +31,6 @@ pub(crate) const SOCKET: &str = "/run/containerd/containerd.sock";
 pub(crate) const SHIM_CONFIG: &str = "/run/world/shim.toml";
 /// Annotation that names a pod's runtime.
 pub(crate) const RUNTIME_HANDLER: &str = "io.containerd.cri.runtime-handler";
-/// The network that pods join, inside.
-const POD_NETWORK: &str = "/run/world/cni/10-world.conflist";
-
 /// What runs the pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runtime {
@@ -58,7 +56,7 @@ pub struct World {
     pub(crate) cri: Cri,
     pub(crate) runtime: Runtime,
     products: Products,
-    containerd: ContainerdVersion,
+    pub(crate) containerd: ContainerdVersion,
     /// Daemons, as the `nsenter` that started each.
     daemons: Mutex<Vec<Child>>,
     _dns: ClusterDns,
@@ -111,7 +109,7 @@ impl WorldBuilder {
             mounts_at_start: BTreeSet::new(),
             links_at_start: BTreeSet::new(),
         };
-        world.write_configuration()?;
+        configuration::write(&world)?;
         world.start_registry().await?;
         world.push(&Image::pause())?;
         if world.runtime == Runtime::Nacre {
@@ -298,7 +296,7 @@ impl World {
     }
 
     fn plug(&self, name: &str, what: &str) -> anyhow::Result<()> {
-        let list: serde_json::Value = serde_json::from_str(&pod_network())?;
+        let list: serde_json::Value = serde_json::from_str(&configuration::pod_network())?;
         let mut plugin = list["plugins"][0].clone();
         plugin["name"] = list["name"].clone();
         plugin["cniVersion"] = list["cniVersion"].clone();
@@ -391,134 +389,6 @@ impl World {
             Runtime::Nacre => "nacre",
             Runtime::Runc => "runc",
         }
-    }
-
-    fn snapshotter(&self) -> &'static str {
-        match self.runtime {
-            Runtime::Nacre => "nacre",
-            Runtime::Runc => "overlayfs",
-        }
-    }
-
-    fn write_configuration(&self) -> anyhow::Result<()> {
-        let hosts = format!("/run/world/certs.d/{}/hosts.toml", registry::ADDRESS);
-        let registry = registry::ADDRESS;
-        let plain = format!(
-            "server = \"http://{registry}\"\n[host.\"http://{registry}\"]\n\
-             capabilities = [\"pull\", \"resolve\"]\n"
-        );
-        let storage = format!(
-            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
-             http:\n  addr: :5000\n",
-            registry::STORAGE
-        );
-        for (path, text) in [
-            (hosts.as_str(), plain),
-            ("/run/world/registry.yml", storage),
-            (POD_NETWORK, pod_network()),
-            (SHIM_CONFIG, self.shim_config()),
-            ("/run/world/containerd.toml", self.containerd_config()),
-        ] {
-            let path = self.path(path);
-            fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
-            fs::write(&path, text)
-                .with_context(|| format!("failed to write {}", path.display()))?;
-        }
-        Ok(())
-    }
-
-    fn shim_config(&self) -> String {
-        format!(
-            "[vm]\nqemu = {:?}\nfirmware_dirs = {:?}\nkernel = {:?}\ninitrd = {:?}\n\
-             accelerator = \"auto\"\nboot_timeout_seconds = 120\n\n\
-             [registry]\ndanger_plain_http = [{:?}]\n",
-            self.products.qemu(),
-            self.products.firmware_dirs(),
-            self.products.kernel(),
-            self.products.initrd(),
-            registry::ADDRESS,
-        )
-    }
-
-    fn containerd_config(&self) -> String {
-        let snapshotter = self.snapshotter();
-        let handler = self.runtime_handler();
-        let shim = self.products.shim();
-        let pause = format!("{}/pause:1", registry::ADDRESS);
-        let (version, own) = match self.containerd {
-            ContainerdVersion::V1_6 | ContainerdVersion::V1_7 => (
-                2,
-                format!(
-                    r#"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause}"
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "{snapshotter}"
-    default_runtime_name = "{handler}"
-    disable_snapshot_annotations = false
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre]
-      runtime_type = {shim:?}
-      pod_annotations = ["io.nacre.*"]
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre.options]
-        ConfigPath = "{SHIM_CONFIG}"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
-    conf_dir = "/run/world/cni"
-  [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "/run/world/certs.d"
-"#
-                ),
-            ),
-            ContainerdVersion::V2_1 => (
-                3,
-                format!(
-                    r#"
-[plugins.'io.containerd.cri.v1.images']
-  [plugins.'io.containerd.cri.v1.images'.pinned_images]
-    sandbox = "{pause}"
-  [plugins.'io.containerd.cri.v1.images'.registry]
-    config_path = "/run/world/certs.d"
-  [plugins.'io.containerd.cri.v1.images'.runtime_platforms.nacre]
-    platform = "linux/amd64"
-    snapshotter = "nacre"
-[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-  platform = "linux/amd64"
-  snapshotter = "nacre"
-[plugins.'io.containerd.cri.v1.runtime']
-  restrict_oom_score_adj = true
-  [plugins.'io.containerd.cri.v1.runtime'.containerd]
-    default_runtime_name = "{handler}"
-    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre]
-      runtime_type = {shim:?}
-      snapshotter = "nacre"
-      pod_annotations = ["io.nacre.*"]
-      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre.options]
-        ConfigPath = "{SHIM_CONFIG}"
-    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-  [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dir = "/usr/lib/cni"
-    conf_dir = "/run/world/cni"
-"#
-                ),
-            ),
-        };
-        // containerd 2 leaves out a snapshotter that does not say what it is for.
-        let platform = if version == 3 { "  platform = \"linux/amd64\"\n" } else { "" };
-        format!(
-            r#"version = {version}
-root = "/run/world/containerd"
-state = "/run/containerd"
-[grpc]
-  address = "{SOCKET}"
-[proxy_plugins.nacre]
-  type = "snapshot"
-  address = "/run/world/snapshotter.sock"
-{platform}{own}"#
-        )
     }
 
     async fn start_registry(&self) -> anyhow::Result<()> {
@@ -637,29 +507,6 @@ impl Drop for World {
             let _ = fs::remove_dir_all(&self.logs);
         }
     }
-}
-
-/// A bridge with IPv4 and IPv6, addresses from files in the world.
-fn pod_network() -> String {
-    serde_json::json!({
-        "cniVersion": "0.4.0",
-        "name": "world",
-        "plugins": [{
-            "type": "bridge",
-            "bridge": "cni0",
-            "isGateway": true,
-            "ipam": {
-                "type": "host-local",
-                "dataDir": "/run/world/cni-addresses",
-                "ranges": [
-                    [{ "subnet": "10.88.0.0/16", "gateway": "10.88.0.1" }],
-                    [{ "subnet": "fd00:88::/64", "gateway": "fd00:88::1" }],
-                ],
-                "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }],
-            },
-        }],
-    })
-    .to_string()
 }
 
 fn new_log_directory(products: &Products) -> anyhow::Result<PathBuf> {
