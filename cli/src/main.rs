@@ -1,0 +1,3 @@
+//! `nacre`: the owner's tool.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Writes agent policies: Kubernetes YAML and image configurations become a policy document.
+
+#![forbid(unsafe_code)]

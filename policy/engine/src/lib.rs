@@ -1,0 +1,3 @@
+//! Judges agent requests by a Rego policy, and explains denials.
+
+#![forbid(unsafe_code)]
