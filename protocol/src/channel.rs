@@ -39,10 +39,20 @@ pub const ANNOTATION_SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 /// Annotation with the reference of a container's image.
 pub const ANNOTATION_IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 
+/// `log_type` of the `GetDiagnosticData` request that hands out requests that a development image has
+/// recorded: whole lines of JSON, at most 1 MiB an answer, each line once; nothing when there are no more.
+pub const RECORDED_REQUESTS: &str = "nacre.requests";
+
 /// Kernel parameters that the agent reads. They are part of the measured command line.
 pub mod kernel_parameter {
     /// `tracing` filter of the agent, such as `info` or `nacre_agent=debug`.
     pub const LOG: &str = "nacre.log";
     /// Comma-separated `host[:port]` of registries that may be asked over plain HTTP.
     pub const DANGER_PLAIN_HTTP: &str = "nacre.danger_plain_http";
+    /// `1`: where initdata brings no policy, the agent takes one from a `SetPolicy` request that comes
+    /// before any other, and keeps it. Whoever runs the host then chooses the policy.
+    pub const DANGER_SET_POLICY: &str = "nacre.danger_set_policy";
+    /// `1`: a development image keeps every request, whole, for `GetDiagnosticData` of
+    /// [`super::RECORDED_REQUESTS`].
+    pub const DANGER_RECORD: &str = "nacre.danger_record";
 }

@@ -43,6 +43,7 @@ mod generated {
 }
 
 pub mod channel;
+pub mod initdata;
 pub mod start_report;
 
 pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
