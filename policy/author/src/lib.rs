@@ -1,3 +1,5 @@
 //! Writes agent policies: Kubernetes YAML and image configurations become a policy document.
 
 #![forbid(unsafe_code)]
+
+pub mod workload;
