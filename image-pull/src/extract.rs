@@ -27,8 +27,8 @@ use crate::budget::Budget;
 use crate::removal::remove;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE_WHITEOUT: &[u8] = b".wh..wh..opq";
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
+pub(crate) const OPAQUE_WHITEOUT: &[u8] = b".wh..wh..opq";
 const MAX_COMPONENT: usize = 255;
 const PARENT_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const OPEN_DIRECTORY: OFlags =
@@ -374,7 +374,7 @@ impl Tree {
 
 /// Components of a path without `/`, `.` and empty ones, joined by `/`. `..` is refused: no builder
 /// writes it, and what it means depends on who reads it.
-fn normalise(path: &[u8]) -> Result<Vec<u8>, ExtractError> {
+pub(crate) fn normalise(path: &[u8]) -> Result<Vec<u8>, ExtractError> {
     let mut normal = Vec::with_capacity(path.len());
     for component in path.split(|b| *b == b'/') {
         match component {
@@ -400,7 +400,7 @@ fn normalise(path: &[u8]) -> Result<Vec<u8>, ExtractError> {
 }
 
 /// Parent and last component; none for the root.
-fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(crate) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     if path.is_empty() {
         return None;
     }

@@ -28,10 +28,7 @@ pub(crate) enum Piece {
 
 /// What one layer's thread needs.
 pub(crate) struct LayerJob {
-    pub(crate) blob: LayerBlob,
-    pub(crate) diff_id: Digest,
-    pub(crate) budget: Arc<Budget>,
-    pub(crate) zstd_window_log: u32,
+    pub(crate) layer: LayerCheck,
     pub(crate) store: Arc<Store>,
     /// Held until the thread is done, even if nobody waits for it any more.
     pub(crate) lock: OwnedMutexGuard<()>,
@@ -51,6 +48,30 @@ impl LayerJob {
         staging: Staging,
         pieces: mpsc::Receiver<Piece>,
     ) -> Result<StoredLayer, PullError> {
+        let root = staging.open()?;
+        let budget = &self.layer.budget;
+        let (extracted, blob, diff_id) =
+            self.layer.read(pieces, |archive| extract(archive, root, budget))?;
+        self.store.keep(staging, extracted, &blob, &diff_id)
+    }
+}
+
+/// What a layer must be, packed and unpacked, and what reading it may spend.
+pub(crate) struct LayerCheck {
+    pub(crate) blob: LayerBlob,
+    pub(crate) diff_id: Digest,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) zstd_window_log: u32,
+}
+
+impl LayerCheck {
+    /// Gives `work` the archive that comes through `pieces`, which has to read it to its end. What it
+    /// made of it comes with the proofs that blob and archive were the right ones. Blocks.
+    pub(crate) fn read<T>(
+        &self,
+        pieces: mpsc::Receiver<Piece>,
+        work: impl FnOnce(&mut Archive<TarReader>) -> Result<T, ExtractError>,
+    ) -> Result<(T, DigestMatch, DigestMatch), PullError> {
         let blob = BlobReader {
             pieces,
             current: Bytes::new(),
@@ -64,11 +85,10 @@ impl LayerJob {
             budget: self.budget.clone(),
         };
         let mut archive = Archive::new(tar);
-        let extracted =
-            extract(&mut archive, staging.open()?, &self.budget).map_err(|e| self.extract_error(e));
+        let result = work(&mut archive).map_err(|e| self.extract_error(e));
         let tar = archive.into_inner();
         let mut blob = tar.inner.into_inner();
-        let extracted = match extracted {
+        let result = match result {
             // What was changed on its way mostly breaks the stream first. Name the cause, not that.
             Err(error @ PullError::Layer { .. }) => {
                 blob.drain().map_err(|e| self.read_error(e))?;
@@ -87,7 +107,7 @@ impl LayerJob {
             let what = format!("layer {} unpacked (diff_id)", self.blob.digest);
             PullError::digest(what, mismatch)
         })?;
-        self.store.keep(staging, extracted, &blob, &diff_id)
+        Ok((result, blob, diff_id))
     }
 
     fn verify_blob(&self, blob: BlobReader) -> Result<DigestMatch, PullError> {
@@ -208,7 +228,7 @@ impl Decompressor {
 }
 
 /// The tar stream, hashed and counted.
-struct TarReader {
+pub(crate) struct TarReader {
     inner: Decompressor,
     hasher: Hasher,
     budget: Arc<Budget>,

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use nacre_trust::{Algorithm, Digest, Untrusted};
+use nacre_trust::Digest;
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::blob::Blob;
 use crate::budget::Budget;
-use crate::layer::{LayerJob, PIECES, Piece};
-use crate::manifest::{Descriptor, LayerBlob, Manifest, for_this_guest, read_config};
-use crate::reference::{Reference, Target};
+use crate::layer::{LayerCheck, LayerJob, PIECES, Piece};
+use crate::manifest::LayerBlob;
+use crate::reference::Reference;
 use crate::registry::Registry;
 use crate::store::{Store, StoredLayer};
 use crate::{Limits, PullError, mount, parents};
@@ -107,7 +107,7 @@ impl Puller {
     ) -> Result<Image, PullError> {
         let reference: Reference = reference.parse()?;
         let report: Report = Arc::new(progress);
-        let image = self.shared.resolve(&reference).await?;
+        let image = self.shared.registry.resolve(&reference).await?;
         report(Progress::Resolved {
             digest: image.digest,
             layers: image.layers.len(),
@@ -166,101 +166,7 @@ fn stack(layers: &[StoredLayer], parents: Option<PathBuf>) -> Vec<PathBuf> {
     lower
 }
 
-/// What a reference turned out to be.
-struct Resolved {
-    digest: Digest,
-    config: ImageConfiguration,
-    /// Bottom first: the blob, and what it must be once unpacked.
-    layers: Vec<(LayerBlob, Digest)>,
-}
-
 impl Shared {
-    /// Asks for the tag once; from its answer on, everything is named by digest.
-    async fn resolve(&self, reference: &Reference) -> Result<Resolved, PullError> {
-        let (digest, manifest) = self.manifest(reference, reference.target(), None).await?;
-        let (digest, manifest) = match manifest {
-            Manifest::Index(entries) => {
-                let child = for_this_guest(&entries)?;
-                self.manifest(reference, Target::Digest(child.digest), Some(child)).await?
-            }
-            image @ Manifest::Image { .. } => (digest, image),
-        };
-        let Manifest::Image { config, layers } = manifest else {
-            return Err(PullError::Document {
-                document: "index",
-                field: "manifests",
-                problem: "names another index; name an image".into(),
-            });
-        };
-        if layers.len() > self.limits.layers {
-            return Err(PullError::Limit {
-                what: format!("image {reference}"),
-                limit: self.limits.layers as u64,
-                unit: "layers",
-            });
-        }
-        let (config, diff_ids) = {
-            let document = self.config(reference, &config).await?;
-            read_config(&document, layers.len())?
-        };
-        let layers = layers.into_iter().zip(diff_ids).collect();
-        Ok(Resolved { digest, config, layers })
-    }
-
-    /// A manifest or index, verified: against the digest that names it, or, for a tag, against the one
-    /// the registry claims if it claims any.
-    async fn manifest(
-        &self,
-        reference: &Reference,
-        target: Target<'_>,
-        expected: Option<&Descriptor>,
-    ) -> Result<(Digest, Manifest), PullError> {
-        let what = format!("manifest {target} of {}", reference.path());
-        let limit = self.limits.manifest_bytes;
-        if expected.is_some_and(|expected| expected.size > limit) {
-            return Err(PullError::Limit { what, limit, unit: "bytes" });
-        }
-        let fetched = self.registry.manifest(reference, target, &what).await?;
-        let digest = match (target, fetched.claimed) {
-            (Target::Digest(digest), _) => digest,
-            (Target::Tag(_), Some(claimed)) => claimed,
-            (Target::Tag(_), None) => fetched.body.digest(Algorithm::Sha256),
-        };
-        let document = fetched
-            .body
-            .verify_digest(&digest)
-            .map_err(|mismatch| PullError::digest(&what, mismatch))?;
-        let size = document.get().len() as u64;
-        if let Some(expected) = expected.filter(|expected| expected.size != size) {
-            let actual = format!("it has {size}");
-            return Err(PullError::SizeMismatch { what, expected: expected.size, actual });
-        }
-        let kind = expected.map(|expected| expected.media_type.as_str());
-        let manifest = Manifest::parse(&document, fetched.content_type.as_deref(), kind)?;
-        Ok((digest, manifest))
-    }
-
-    async fn config(
-        &self,
-        reference: &Reference,
-        descriptor: &Descriptor,
-    ) -> Result<nacre_trust::Verified<Vec<u8>, nacre_trust::DigestMatch>, PullError> {
-        let what = format!("image configuration {}", descriptor.digest);
-        let limit = self.limits.config_bytes;
-        if descriptor.size > limit {
-            return Err(PullError::Limit { what, limit, unit: "bytes" });
-        }
-        let mut blob =
-            Blob::new(&self.registry, reference, descriptor.digest, descriptor.size, &what);
-        let mut content = Vec::new();
-        while let Some(piece) = blob.next().await? {
-            content.extend_from_slice(&piece);
-        }
-        Untrusted::new(content)
-            .verify_digest(&descriptor.digest)
-            .map_err(|mismatch| PullError::digest(what, mismatch))
-    }
-
     /// All layers, bottom first. They come in parallel, the largest first; when one fails the others
     /// are stopped, and all are waited for, so that nothing of them is left when this returns.
     async fn layers(
@@ -326,14 +232,13 @@ impl Shared {
         }
         let (sender, pieces) = mpsc::channel(PIECES);
         let (result, unpacked) = oneshot::channel();
-        let job = LayerJob {
+        let layer = LayerCheck {
             blob: blob.clone(),
             diff_id,
             budget,
             zstd_window_log: self.limits.zstd_window_log,
-            store: self.store.clone(),
-            lock,
         };
+        let job = LayerJob { layer, store: self.store.clone(), lock };
         std::thread::Builder::new()
             .name("unpack-layer".into())
             .spawn(move || result.send(job.run(pieces)))

@@ -35,6 +35,11 @@ impl Reference {
         &self.path
     }
 
+    /// `host/path`, normalised.
+    pub(crate) fn name(&self) -> String {
+        format!("{}/{}", self.host, self.path)
+    }
+
     /// What to ask the registry for: the digest where there is one, so that a tag cannot override it.
     pub(crate) fn target(&self) -> Target<'_> {
         match (&self.digest, &self.tag) {

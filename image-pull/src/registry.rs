@@ -80,8 +80,12 @@ impl Registry {
         }
     }
 
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Fetches a manifest or index.
-    pub(crate) async fn manifest(
+    pub(crate) async fn fetch_manifest(
         &self,
         reference: &Reference,
         target: Target<'_>,
