@@ -13,4 +13,4 @@ mod digest;
 mod proof;
 
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
-pub use proof::{DigestMatch, DigestMismatch, Untrusted, Verified};
+pub use proof::{Attests, DigestMatch, DigestMismatch, Untrusted, Verified};

@@ -43,11 +43,22 @@ impl<T> fmt::Debug for Untrusted<T> {
     }
 }
 
+/// Says that a `Self` proves something about values of type `T`. The crate that makes such witnesses
+/// implements it, and must make one only together with the value that it checked.
+pub trait Attests<T> {}
+
 /// A value and the witness `W` of what was proved about it. Only a check can make one.
 #[derive(Debug)]
 pub struct Verified<T, W> {
     value: T,
     witness: W,
+}
+
+impl<T, W: Attests<T>> Verified<T, W> {
+    /// Lets a value out together with the witness that its check has made.
+    pub fn attested(value: Untrusted<T>, witness: W) -> Self {
+        Self { value: value.0, witness }
+    }
 }
 
 impl<T, W> Verified<T, W> {

@@ -1,0 +1,5 @@
+package agent_policy
+
+import rego.v1
+
+default CreateSandboxRequest := false

@@ -1,0 +1,205 @@
+//! A policy document, read and ready to judge.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use regorus::utils::limits::{ExecutionTimerConfig, PolicyLengthConfig};
+use regorus::{Engine, Value};
+use sha2::{Digest as _, Sha256};
+
+use crate::library;
+use crate::state::object;
+
+/// Package that holds the rules.
+pub(crate) const PACKAGE: &str = "data.agent_policy";
+
+/// Largest document, in bytes. Kata's are 80 to 290 KB.
+pub const LARGEST_DOCUMENT: usize = 2 * 1024 * 1024;
+
+/// Longest evaluation of one request. A document that needs more denies.
+const LONGEST_EVALUATION: Duration = Duration::from_secs(5);
+
+/// Why a document cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// It is empty or too large.
+    #[error("a policy document has 1 to {LARGEST_DOCUMENT} bytes, but this one {0}")]
+    Size(usize),
+    /// It is not Rego.
+    #[error("the policy document is not valid Rego: {0}")]
+    Syntax(String),
+    /// It has other packages, or none of the right name.
+    #[error("the policy document's package is {0:?}: it must be agent_policy")]
+    Package(String),
+    /// Its data is for other rules than those of this guest image.
+    #[error(
+        "the policy document is for version {0} of the rules, and this guest has version {known}: \
+         generate it with the `nacre` of the guest's release, or with --standalone",
+        known = library::VERSION
+    )]
+    Version(String),
+    /// Its data names a profile that this guest does not know.
+    #[error("policy_data.runtimes: {0}")]
+    Runtimes(#[from] library::UnknownRuntime),
+    /// Its data lacks something that the rules need.
+    #[error("policy_data.{0}")]
+    Data(&'static str),
+}
+
+/// A document with its rules, compiled.
+#[derive(Clone)]
+pub struct Policy {
+    engine: Engine,
+    digest: String,
+    data: Value,
+}
+
+impl std::fmt::Debug for Policy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Policy").field("sha256", &self.digest).finish_non_exhaustive()
+    }
+}
+
+impl Policy {
+    /// Reads a document and adds the guest's rules library if it asks for one.
+    ///
+    /// # Errors
+    /// [`PolicyError`]; nothing is judged by half a policy.
+    pub fn parse(text: &str) -> Result<Self, PolicyError> {
+        if text.is_empty() || text.len() > LARGEST_DOCUMENT {
+            return Err(PolicyError::Size(text.len()));
+        }
+        let mut engine = compile(text)?;
+        let data = constant(&mut engine, "policy_data")?;
+        match version(&data) {
+            None => {}
+            Some(version) if *version != Value::from(library::VERSION) => {
+                let version = version.to_json_str().unwrap_or_default();
+                return Err(PolicyError::Version(version.chars().take(20).collect()));
+            }
+            Some(_) => add_library(&mut engine, &data)?,
+        }
+        // Finds what is wrong between rules now rather than at the first request.
+        evaluate(&mut engine, "CreateSandboxRequest").map_err(PolicyError::Syntax)?;
+        let digest = Sha256::digest(text.as_bytes());
+        let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self { engine, digest, data })
+    }
+
+    /// SHA-256 of the document's text, in hexadecimal.
+    #[must_use]
+    pub fn sha256(&self) -> &str {
+        &self.digest
+    }
+
+    /// The document's `policy_data`; undefined if it has none.
+    pub(crate) fn data(&self) -> &Value {
+        &self.data
+    }
+
+    /// Evaluates a rule. `None`: there is no such rule, or it is undefined for this input.
+    pub(crate) fn evaluate(&mut self, rule: &str, input: Value) -> Result<Option<Value>, String> {
+        self.engine.set_input(input);
+        evaluate(&mut self.engine, rule)
+    }
+
+    /// All that rules see beneath `data`, without the rules.
+    pub(crate) fn base_data(&self) -> Value {
+        self.engine.get_data()
+    }
+
+    /// Replaces [`Policy::base_data`].
+    pub(crate) fn set_base_data(&mut self, data: Value) -> Result<(), String> {
+        self.engine.clear_data();
+        self.engine.add_data(data).map_err(|e| e.to_string())
+    }
+}
+
+/// Documents are written for Rego 1; those that are not, as older ones of Kata, are read as Rego 0.
+fn compile(text: &str) -> Result<Engine, PolicyError> {
+    let read = |old: bool| {
+        let mut engine = Engine::new();
+        engine.set_rego_v0(old);
+        engine.set_strict_builtin_errors(false);
+        engine.set_policy_length_config(PolicyLengthConfig {
+            max_col: NonZeroU32::MAX,
+            max_file_bytes: NonZeroUsize::MIN.saturating_add(LARGEST_DOCUMENT),
+            max_lines: NonZeroUsize::MIN.saturating_add(LARGEST_DOCUMENT),
+        });
+        engine.set_execution_timer_config(ExecutionTimerConfig {
+            limit: LONGEST_EVALUATION,
+            check_interval: NonZeroU32::MIN.saturating_add(255),
+        });
+        let package = engine.add_policy("policy.rego".into(), text.to_owned());
+        package.map(|package| (engine, package)).map_err(|e| short(&e.to_string()))
+    };
+    let (mut engine, package) = match read(false) {
+        Ok(read) => read,
+        Err(error) => read(true).map_err(|_| PolicyError::Syntax(error))?,
+    };
+    if package != PACKAGE {
+        return Err(PolicyError::Package(package.trim_start_matches("data.").to_owned()));
+    }
+    // State of documents that keep their own, as Kata's do.
+    engine
+        .add_data(object([("pstate", Value::new_object())]))
+        .map_err(|e| PolicyError::Syntax(short(&e.to_string())))?;
+    Ok(engine)
+}
+
+/// The value of a rule that needs no input.
+fn constant(engine: &mut Engine, rule: &str) -> Result<Value, PolicyError> {
+    engine.set_input(Value::new_object());
+    let value = evaluate(engine, rule).map_err(PolicyError::Syntax)?;
+    Ok(value.unwrap_or(Value::Undefined))
+}
+
+fn version(data: &Value) -> Option<&Value> {
+    data.as_object().ok().map(|_| &data["version"]).filter(|version| **version != Value::Undefined)
+}
+
+/// The rules read the document's data where it is evaluated once, not at each request.
+fn add_library(engine: &mut Engine, data: &Value) -> Result<(), PolicyError> {
+    let standalone = data["standalone"] == Value::Bool(true);
+    let runtime = match (&data["runtime"], &data["runtimes"]) {
+        (Value::Undefined, names) => library::merge(&library::names(names)?)?,
+        (runtime, _) if runtime.as_object().is_ok() => runtime.clone(),
+        _ => return Err(PolicyError::Data("runtime must be an object")),
+    };
+    if data["containers"].as_object().is_err() || data["pod"].as_object().is_err() {
+        return Err(PolicyError::Data("containers and policy_data.pod must be objects"));
+    }
+    let failed = |e: String| PolicyError::Syntax(short(&e));
+    let base = object([("policy", data.clone()), ("runtime", runtime)]);
+    engine.add_data(object([("nacre", base)])).map_err(|e| failed(e.to_string()))?;
+    if !standalone {
+        engine.set_rego_v0(false);
+        engine
+            .add_policy("rules.rego".into(), library::RULES.into())
+            .map_err(|e| failed(e.to_string()))?;
+    }
+    Ok(())
+}
+
+fn evaluate(engine: &mut Engine, rule: &str) -> Result<Option<Value>, String> {
+    match engine.eval_rule(format!("{PACKAGE}.{rule}")) {
+        Ok(Value::Undefined) => Ok(None),
+        Ok(value) => Ok(Some(value)),
+        Err(error) => {
+            let text = error.to_string();
+            let absent = text.contains("not a valid rule path");
+            if absent { Ok(None) } else { Err(short(&text)) }
+        }
+    }
+}
+
+/// Rego's errors quote the source with a caret; the first lines say where and what.
+fn short(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line = lines.collect::<Vec<_>>().join(" ");
+    let mut line: String = line.chars().filter(|c| !c.is_control()).take(300).collect();
+    if line.len() < text.len() {
+        line.push('…');
+    }
+    line
+}
