@@ -87,10 +87,22 @@ pub struct VmConfig {
     pub vcpus: u32,
     /// Guest memory in MiB, at least 128.
     pub memory_mib: u32,
+    /// Disks, in the order in which the guest finds them.
+    pub disks: Vec<Disk>,
     /// Network interfaces, in the order in which the guest numbers them.
     pub nics: Vec<Nic>,
     /// Network namespace to run the VM's process in, such as `/run/netns/NAME`; `None` for the caller's.
     pub netns: Option<PathBuf>,
+}
+
+/// A disk that the guest may read, not write.
+#[derive(Debug)]
+pub struct Disk {
+    /// Serial number by which the guest finds it: 1 to 20 characters of `A-Z a-z 0-9 . _ -`, each
+    /// disk's own.
+    pub serial: String,
+    /// Its contents as they are: a file that this process may read, of a multiple of 512 bytes.
+    pub image: PathBuf,
 }
 
 /// A network interface of a VM, connected to a tap device.

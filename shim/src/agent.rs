@@ -9,7 +9,7 @@ use std::time::Duration;
 use nacre_hypervisor::AgentChannel;
 use nacre_protocol::agent as api;
 use nacre_protocol::agent_ttrpc::AgentServiceClient;
-use nacre_protocol::channel::STREAM_CHUNK;
+use nacre_protocol::channel::{RECORDED_REQUESTS, STREAM_CHUNK};
 use nacre_protocol::health_ttrpc::HealthClient;
 use nacre_protocol::types::Interface;
 use nacre_protocol::{health, start_report};
@@ -55,6 +55,14 @@ impl AgentError {
     /// Whether it is about the machine or the connection, not about the request.
     pub(crate) fn is_about_the_machine(&self) -> bool {
         !matches!(self, AgentError::Refused { .. })
+    }
+
+    /// What the agent says where its policy denies the request.
+    pub(crate) fn denial(&self) -> Option<&str> {
+        match self {
+            AgentError::Refused { code: Code::PERMISSION_DENIED, message } => Some(message),
+            _ => None,
+        }
     }
 
     pub(crate) fn is_not_found(&self) -> bool {
@@ -271,6 +279,15 @@ impl Agent {
         };
         Ok(start_report::parse(&self.get_diagnostic_data(request).await?.data))
     }
+
+    /// The next lines that a development image has recorded; nothing when there are no more.
+    pub(crate) async fn recorded_requests(&self) -> Result<String, AgentError> {
+        let request = api::GetDiagnosticDataRequest {
+            log_type: RECORDED_REQUESTS.to_owned(),
+            ..Default::default()
+        };
+        Ok(self.get_diagnostic_data(request).await?.data)
+    }
 }
 
 /// One of a process's output streams.
@@ -298,6 +315,7 @@ macro_rules! calls {
 }
 
 calls! {
+    set_policy = set_policy(api::SetPolicyRequest) -> Empty, "SetPolicy", Some(MODERATE);
     create_sandbox = create_sandbox(api::CreateSandboxRequest) -> Empty, "CreateSandbox", Some(MODERATE);
     destroy_sandbox = destroy_sandbox(api::DestroySandboxRequest) -> Empty, "DestroySandbox", Some(QUICK);
     update_interface = update_interface(api::UpdateInterfaceRequest) -> Interface, "UpdateInterface", Some(QUICK);

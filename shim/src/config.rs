@@ -38,6 +38,7 @@ impl Coded for ConfigError {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     pub(crate) vm: VmSection,
+    pub(crate) pod: PodSection,
     pub(crate) registry: RegistrySection,
     pub(crate) agent: AgentSection,
     pub(crate) shim: ShimSection,
@@ -79,6 +80,14 @@ impl From<AcceleratorKey> for Accelerator {
     }
 }
 
+/// `[pod]`; an empty path means none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct PodSection {
+    pub(crate) default_initdata: PathBuf,
+    pub(crate) danger_set_policy: PathBuf,
+}
+
 /// `[registry]`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -91,6 +100,8 @@ pub(crate) struct RegistrySection {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct AgentSection {
     pub(crate) log: String,
+    /// Empty: nothing is recorded.
+    pub(crate) danger_record: PathBuf,
 }
 
 /// `[shim]`
@@ -145,7 +156,7 @@ impl Default for VmSection {
 
 impl Default for AgentSection {
     fn default() -> Self {
-        AgentSection { log: "info".to_owned() }
+        AgentSection { log: "info".to_owned(), danger_record: PathBuf::new() }
     }
 }
 
@@ -205,6 +216,15 @@ impl Config {
                 return wrong(key, format!("is {path:?}: give an absolute path"));
             }
         }
+        for (key, path) in [
+            ("pod.default_initdata", &self.pod.default_initdata),
+            ("pod.danger_set_policy", &self.pod.danger_set_policy),
+            ("agent.danger_record", &self.agent.danger_record),
+        ] {
+            if !path.as_os_str().is_empty() && !path.is_absolute() {
+                return wrong(key, format!("is {path:?}: give an absolute path, or \"\" for none"));
+            }
+        }
         for (key, value, least, most) in [
             ("vm.max_vcpus", vm.max_vcpus, 1, 255),
             ("vm.vcpus", vm.vcpus, 1, vm.max_vcpus),
@@ -244,6 +264,14 @@ impl Config {
                 kernel_parameter::DANGER_PLAIN_HTTP,
                 self.registry.danger_plain_http.join(",")
             ));
+        }
+        for (key, path) in [
+            (kernel_parameter::DANGER_SET_POLICY, &self.pod.danger_set_policy),
+            (kernel_parameter::DANGER_RECORD, &self.agent.danger_record),
+        ] {
+            if !path.as_os_str().is_empty() {
+                parameters.push(format!("{key}=1"));
+            }
         }
         parameters.extend(self.vm.kernel_parameters.split_whitespace().map(str::to_owned));
         parameters
@@ -308,7 +336,7 @@ mod tests {
         // Every key is written out: without any one of its lines the file would still equal the
         // defaults, so count them.
         let keys = text.lines().filter(|l| !l.starts_with('#') && l.contains(" = ")).count();
-        assert_eq!(keys, 14);
+        assert_eq!(keys, 17);
         Config::default().check("defaults").unwrap();
     }
 
@@ -329,6 +357,10 @@ mod tests {
             ("[registry]\ndanger_plain_http = [\"a,b\"]", "registry.danger_plain_http"),
             ("[registry]\ndanger_plain_http = [\"http://a\"]", "host:port"),
             ("[agent]\nlog = \"a b\"", "agent.log"),
+            ("[agent]\ndanger_record = \"here\"", "agent.danger_record is \"here\""),
+            ("[pod]\ndefault_initdata = \"x\"", "pod.default_initdata is \"x\""),
+            ("[pod]\ndanger_set_policy = \"x\"", "pod.danger_set_policy is \"x\""),
+            ("[pod]\nset_policy = \"/x\"", "set_policy"),
             ("[shim]\nlog = \"loud\"", "loud"),
             ("vm = 3", "vm"),
             ("[vm", "line 1"),
@@ -344,11 +376,15 @@ mod tests {
         let mut config = Config::default();
         config.registry.danger_plain_http = vec!["10.88.0.1:5000".into(), "[::1]:5000".into()];
         config.vm.kernel_parameters = " quiet  nokaslr ".into();
+        config.pod.danger_set_policy = "/p".into();
+        config.agent.danger_record = "/r".into();
         assert_eq!(
             config.kernel_parameters(),
             [
                 "nacre.log=info",
                 "nacre.danger_plain_http=10.88.0.1:5000,[::1]:5000",
+                "nacre.danger_set_policy=1",
+                "nacre.danger_record=1",
                 "quiet",
                 "nokaslr"
             ]

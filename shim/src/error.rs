@@ -109,6 +109,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_denial_of_the_longest_kind_reaches_containerd_whole() {
+        let denial = "d".repeat(1024);
+        let error = TaskError::new(Code::PERMISSION_DENIED, "create container a", &denial);
+        assert_eq!(error.to_string(), format!("nacre: create container a: {denial}"));
+    }
+
+    #[test]
     fn what_the_guest_says_is_cut_and_cleaned() {
         let error = TaskError::new(Code::INTERNAL, "create container a", "x\x1b[1m\ny".repeat(900));
         let text = error.to_string();

@@ -293,12 +293,35 @@ impl Pumps {
     }
 }
 
+/// Why a copy came to no good end.
+#[derive(Debug, thiserror::Error)]
+enum CopyError {
+    /// The agent's policy lets nothing of this stream through.
+    #[error("{0}")]
+    Withheld(String),
+    #[error("{0}")]
+    Agent(AgentError),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<AgentError> for CopyError {
+    fn from(error: AgentError) -> Self {
+        match error.denial() {
+            Some(reason) => CopyError::Withheld(reason.to_owned()),
+            None => CopyError::Agent(error),
+        }
+    }
+}
+
 async fn pump_input(agent: Agent, id: ProcessId, fifo: pipe::Receiver) {
-    let copied = copy_input(fifo, |data| agent.write_stdin(&id, data)).await;
-    if let Err(error) = copied {
+    match copy_input(fifo, |data| agent.write_stdin(&id, data)).await {
+        Ok(()) => {}
+        Err(CopyError::Withheld(reason)) => {
+            return tracing::warn!("the agent's policy lets no input reach {id}: {reason}");
+        }
         // The process has closed its input or is gone.
-        tracing::debug!("stdin of {id}: {error}");
-        return;
+        Err(error) => return tracing::debug!("stdin of {id}: {error}"),
     }
     let request = CloseStdinRequest {
         container_id: id.container.clone(),
@@ -314,19 +337,19 @@ async fn pump_input(agent: Agent, id: ProcessId, fifo: pipe::Receiver) {
 async fn copy_input<F>(
     fifo: pipe::Receiver,
     mut write: impl FnMut(Vec<u8>) -> F,
-) -> Result<(), String>
+) -> Result<(), CopyError>
 where
     F: Future<Output = Result<(), AgentError>>,
 {
     let mut buffer = vec![0; STREAM_CHUNK];
     loop {
         // A fifo that nobody has opened for writing yet reads as ended: wait for it to be readable.
-        fifo.readable().await.map_err(|e| e.to_string())?;
+        fifo.readable().await?;
         match fifo.try_read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(read) => write(buffer[..read].to_vec()).await.map_err(|e| e.to_string())?,
+            Ok(read) => write(buffer[..read].to_vec()).await?,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => return Err(e.to_string()),
+            Err(e) => return Err(e.into()),
         }
     }
 }
@@ -338,9 +361,12 @@ async fn pump_output(
     sink: Sink,
     progress: Arc<Progress>,
 ) {
-    let copied = copy_output(|| agent.read_output(&id, output), sink, &progress).await;
-    if let Err(error) = copied {
-        tracing::warn!("{output:?} of {id}: {error}");
+    match copy_output(|| agent.read_output(&id, output), sink, &progress).await {
+        Ok(()) => {}
+        Err(CopyError::Withheld(reason)) => {
+            tracing::info!("the agent's policy withholds {output:?} of {id}: {reason}");
+        }
+        Err(error) => tracing::warn!("{output:?} of {id}: {error}"),
     }
 }
 
@@ -350,16 +376,23 @@ async fn copy_output<F>(
     mut read: impl FnMut() -> F,
     mut sink: Sink,
     progress: &Progress,
-) -> Result<(), String>
+) -> Result<(), CopyError>
 where
     F: Future<Output = Result<Option<Vec<u8>>, AgentError>>,
 {
-    let mut next = read().await;
+    let mut next = read().await.map_err(CopyError::from);
     loop {
         let data = match next {
             Ok(Some(data)) => data,
             Ok(None) => return Ok(()),
-            Err(error) => return Err(error.to_string()),
+            Err(error) => {
+                if let CopyError::Withheld(reason) = &error {
+                    // Told to whoever looks for the output: it is kept back on purpose.
+                    let line = format!("nacre: output withheld by the agent policy: {reason}\n");
+                    sink.write(line.as_bytes(), progress).await?;
+                }
+                return Err(error);
+            }
         };
         progress.moved();
         let deliver = async {
@@ -369,8 +402,8 @@ where
             written
         };
         let (written, following) = tokio::join!(deliver, read());
-        written.map_err(|e| e.to_string())?;
-        next = following;
+        written?;
+        next = following.map_err(CopyError::from);
     }
 }
 
@@ -439,6 +472,24 @@ mod tests {
         };
         copy_output(read, streams.stdout, &Progress::default()).await.unwrap();
         assert!(reader.join().unwrap() == total);
+    }
+
+    #[tokio::test]
+    async fn output_that_the_policy_withholds_is_replaced_by_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let streams = stdio("", &format!("file://{}", path.display())).open().unwrap();
+        let mut asked = 0;
+        let read = || {
+            asked += 1;
+            let code = Code::PERMISSION_DENIED;
+            async move { Err(AgentError::Refused { code, message: "policy denies x".into() }) }
+        };
+        let error = copy_output(read, streams.stdout, &Progress::default()).await.unwrap_err();
+        assert!(matches!(error, CopyError::Withheld(_)));
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "nacre: output withheld by the agent policy: policy denies x\n");
+        assert_eq!(asked, 1);
     }
 
     #[tokio::test]

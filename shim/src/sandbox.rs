@@ -1,6 +1,6 @@
 //! One pod: its virtual machine, the agent in it and its network.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::error::{Code, Coded, Doing, TaskError, tail};
 use crate::network::{Namespace, Network, NetworkError};
 use crate::record::{ProcessRef, RUN_ROOT, Record, RunDir};
 use crate::spec::NetworkWanted;
-use crate::{guest_network, spec, start_report};
+use crate::{guest_network, initdata, recording, spec, start_report};
 
 /// What the pod's shared memory may hold, in bytes; Docker's and containerd's own default.
 const SHM_BYTES: u32 = 64 * 1024 * 1024;
@@ -36,6 +36,8 @@ pub(crate) struct Sandbox {
     ending: Ending,
     parts: Mutex<Option<Parts>>,
     vm: Arc<dyn Vm>,
+    /// Directory for the requests that the guest records.
+    recordings: Option<PathBuf>,
 }
 
 /// What a sandbox consists of on the host, in the order of its making.
@@ -61,6 +63,8 @@ impl Sandbox {
                 ending,
                 parts: Mutex::new(Some(parts)),
                 vm,
+                recordings: Some(config.agent.danger_record.clone())
+                    .filter(|path| !path.as_os_str().is_empty()),
             })),
             Err(error) => {
                 parts.take_down(id, Duration::ZERO).await;
@@ -78,6 +82,8 @@ impl Sandbox {
         let starting = format!("start sandbox {id}");
         let annotations = spec::annotations(spec);
         let size = VmSize::of(&annotations, &config.vm).doing(&starting)?;
+        let initdata = initdata::of_pod(&annotations, &config.pod).doing(&starting)?;
+        let policy = initdata::late_policy(initdata.as_ref(), &config.pod).doing(&starting)?;
         let wanted = spec::network(spec).doing(&starting)?;
         let backend = backend(config).await.doing(&starting)?;
 
@@ -94,6 +100,7 @@ impl Sandbox {
         };
         run_dir.write(&record).doing(&starting)?;
 
+        let disks = initdata.iter().map(|initdata| initdata::disk(initdata, run_dir.path()));
         let machine = VmConfig {
             id: id.to_owned(),
             run_dir: run_dir.path().to_owned(),
@@ -102,6 +109,7 @@ impl Sandbox {
             kernel_parameters: config.kernel_parameters(),
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
+            disks: disks.collect::<Result<_, _>>().doing(&starting)?,
             nics: nics(network).doing(&starting)?,
             netns: Some(network.namespace_path()),
         };
@@ -120,6 +128,12 @@ impl Sandbox {
         };
         let agent = agent.map_err(explain(format!("boot the machine of sandbox {id}")))?;
 
+        if let Some(policy) = policy {
+            tracing::warn!("sandbox {id} gets its policy from this host (pod.danger_set_policy)");
+            let request = api::SetPolicyRequest { policy, ..Default::default() };
+            let set = agent.set_policy(request).await;
+            set.map_err(explain(format!("set the policy of sandbox {id}")))?;
+        }
         let request = create_sandbox_request(id, spec);
         let creating = agent.create_sandbox(request);
         start_report::timed(id, "-", "sandbox", creating)
@@ -161,6 +175,12 @@ impl Sandbox {
     /// Ends the pod and removes all of it from the host. Only the first call does anything.
     pub(crate) async fn stop(&self) {
         let Some(parts) = self.parts.lock().await.take() else { return };
+        if let Some(directory) = &self.recordings
+            && self.end().is_none()
+            && let Err(error) = recording::fetch(&self.agent, directory, &self.id).await
+        {
+            tracing::warn!("the recorded requests of sandbox {}: {error}", self.id);
+        }
         if self.end().is_none()
             && let Err(error) = self.agent.destroy_sandbox(api::DestroySandboxRequest::new()).await
         {

@@ -11,7 +11,7 @@ mod seccomp;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use nacre_protocol::oci;
+use nacre_protocol::{initdata, oci};
 use oci_spec::runtime as spec;
 use protobuf::MessageField;
 
@@ -66,6 +66,13 @@ pub(crate) fn read(bundle: &Path) -> Result<spec::Spec, SpecError> {
 /// The annotations of a specification.
 pub(crate) fn annotations(spec: &spec::Spec) -> HashMap<String, String> {
     spec.annotations().clone().unwrap_or_default()
+}
+
+/// Without initdata, which the guest has had before, and which is large.
+fn annotations_for_guest(spec: &spec::Spec) -> HashMap<String, String> {
+    let mut annotations = annotations(spec);
+    annotations.remove(initdata::ANNOTATION);
+    annotations
 }
 
 /// The network that a specification asks for.
@@ -156,7 +163,7 @@ pub(crate) fn convert(source: &spec::Spec, root: &str) -> Result<Converted, Spec
         }),
         Hostname: source.hostname().clone().unwrap_or_default(),
         Mounts: mounts,
-        Annotations: annotations(source),
+        Annotations: annotations_for_guest(source),
         Linux: MessageField::some(linux(source, &mut left_out)?),
         ..Default::default()
     };

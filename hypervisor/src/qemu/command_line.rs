@@ -121,6 +121,19 @@ pub(super) struct SerialPort {
     pub(super) name: &'static str,
 }
 
+/// `-blockdev`: a file as it is, for reading only.
+pub(super) struct RawFile {
+    pub(super) node: String,
+    pub(super) path: PathBuf,
+}
+
+/// `-device virtio-blk-pci`.
+pub(super) struct VirtioBlk {
+    /// [`RawFile::node`].
+    pub(super) node: String,
+    pub(super) serial: String,
+}
+
 /// `-netdev tap` on an inherited tap device.
 pub(super) struct TapNetdev {
     pub(super) id: String,
@@ -310,6 +323,29 @@ impl Argument for SerialPort {
     }
 }
 
+impl Argument for RawFile {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let blockdev = Options::named("driver", "raw")
+            .value("node-name", &self.node)
+            .switch("read-only", true)
+            .value("file.driver", "file")
+            .value("file.filename", &self.path);
+        ("-blockdev", blockdev.done())
+    }
+}
+
+impl Argument for VirtioBlk {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let device = Options::of("virtio-blk-pci")
+            .value("drive", &self.node)
+            .value("serial", &self.serial)
+            // By default one for each processor.
+            .value("num-queues", "1")
+            .switch("disable-legacy", true);
+        ("-device", device.done())
+    }
+}
+
 impl Argument for TapNetdev {
     fn render(&self) -> (&'static str, Option<OsString>) {
         let netdev = Options::of("tap")
@@ -421,6 +457,20 @@ mod tests {
     fn plain_arguments_are_not_escaped() {
         assert_eq!(rendered(&Kernel("/boot/a,b".into())), "-kernel /boot/a,b");
         assert_eq!(rendered(&FirmwareDir("/fw,1".into())), "-L /fw,1");
+    }
+
+    #[test]
+    fn a_disk_is_a_file_that_is_only_read() {
+        let file = RawFile { node: "disk0".into(), path: "/run/a,b/disk".into() };
+        assert_eq!(
+            rendered(&file),
+            "-blockdev driver=raw,node-name=disk0,read-only=on,file.driver=file,file.filename=/run/a,,b/disk"
+        );
+        let device = VirtioBlk { node: "disk0".into(), serial: "nacre-initdata".into() };
+        assert_eq!(
+            rendered(&device),
+            "-device virtio-blk-pci,drive=disk0,serial=nacre-initdata,num-queues=1,disable-legacy=on"
+        );
     }
 
     #[test]

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use super::command_line::{
     Accel, Chardev, CommandLine, ConsolePort, Cpu, Firmware, FirmwareDir, Initrd, Kernel,
     KernelCommandLine, Machine, MemoryBackend, MemorySize, Name, NoDisplay, Processors, QmpMonitor,
-    Sandbox, SerialPort, TapNetdev, VhostVsock, VirtioNet, VirtioSerial, Without,
+    RawFile, Sandbox, SerialPort, TapNetdev, VhostVsock, VirtioBlk, VirtioNet, VirtioSerial,
+    Without,
 };
 use crate::{AGENT_SERIAL_PORT, AGENT_VSOCK_PORT, AcceleratorChoice, AgentChannel};
 use crate::{LaunchError, VmConfig};
@@ -37,9 +38,13 @@ const KERNEL_PARAMETERS: &[&str] = &[
 const VCPUS_MAX: u32 = 255;
 const MEMORY_MIB_MIN: u32 = 128;
 const MEMORY_MIB_MAX: u32 = 4 * 1024 * 1024;
+const DISKS_MAX: usize = 8;
 const NICS_MAX: usize = 8;
 const MTU_MIN: u16 = 68;
 const ID_MAX: usize = 128;
+/// VIRTIO 1.2, 5.2.6: `VIRTIO_BLK_T_GET_ID` answers with 20 bytes.
+const SERIAL_MAX: usize = 20;
+const SECTOR: u64 = 512;
 /// `sockaddr_un.sun_path` has 108 bytes with its end (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
 /// `COMMAND_LINE_SIZE` of x86 Linux is 2048 with its end.
@@ -85,6 +90,7 @@ impl PodMachine {
                 ),
             );
         }
+        check_disks(&config)?;
         check_nics(&config)?;
         let netns = config.netns.as_deref().map(open_netns).transpose()?;
         let kernel_command_line = kernel_command_line(&config.kernel_parameters)?;
@@ -157,6 +163,11 @@ impl PodMachine {
                 line.add(&VhostVsock { guest_cid: cid, fd });
             }
         }
+        for (index, disk) in config.disks.into_iter().enumerate() {
+            let node = format!("disk{index}");
+            line.add(&RawFile { node: node.clone(), path: disk.image })
+                .add(&VirtioBlk { node, serial: disk.serial });
+        }
         for (index, nic) in config.nics.into_iter().enumerate() {
             let id = format!("net{index}");
             let fd = line.inherit(nic.tap);
@@ -182,9 +193,13 @@ fn refuse<T>(field: &'static str, problem: impl Into<String>) -> Result<T, Launc
     Err(LaunchError::Config { field, problem: problem.into() })
 }
 
-fn check_id(id: &str) -> Result<(), LaunchError> {
+fn is_name(text: &str, longest: usize) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if id.is_empty() || id.len() > ID_MAX || !id.bytes().all(fits) {
+    !text.is_empty() && text.len() <= longest && text.bytes().all(fits)
+}
+
+fn check_id(id: &str) -> Result<(), LaunchError> {
+    if !is_name(id, ID_MAX) {
         return refuse("id", format!("must be 1 to {ID_MAX} characters of A-Z a-z 0-9 . _ -"));
     }
     Ok(())
@@ -248,6 +263,29 @@ fn check_file(field: &'static str, path: &Path) -> Result<u64, LaunchError> {
     }
 }
 
+fn check_disks(config: &VmConfig) -> Result<(), LaunchError> {
+    const FIELD: &str = "disks";
+    if config.disks.len() > DISKS_MAX {
+        let count = config.disks.len();
+        return refuse(FIELD, format!("has {count} disks; give {DISKS_MAX} at most"));
+    }
+    for (index, disk) in config.disks.iter().enumerate() {
+        if !is_name(&disk.serial, SERIAL_MAX) {
+            let form = format!("1 to {SERIAL_MAX} characters of A-Z a-z 0-9 . _ -");
+            return refuse(FIELD, format!("[{index}].serial must be {form}"));
+        }
+        if config.disks[..index].iter().any(|other| other.serial == disk.serial) {
+            return refuse(FIELD, format!("[{index}].serial is another disk's: give each its own"));
+        }
+        let size = check_file(FIELD, &disk.image)?;
+        if !size.is_multiple_of(SECTOR) {
+            let problem = format!("[{index}].image has {size} bytes, no multiple of {SECTOR}");
+            return refuse(FIELD, problem);
+        }
+    }
+    Ok(())
+}
+
 fn check_nics(config: &VmConfig) -> Result<(), LaunchError> {
     const GROUP_ADDRESS: u8 = 1;
     if config.nics.len() > NICS_MAX {
@@ -302,15 +340,16 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::Nic;
+    use crate::{Disk, Nic};
 
-    fn machine(dir: &Path) -> PodMachine {
+    fn config(dir: &Path) -> VmConfig {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
         for name in ["vmlinux", "initrd.img"] {
             fs::write(dir.join(name), b"x").unwrap();
         }
+        fs::write(dir.join("data.disk"), [0; 512]).unwrap();
         let tap = File::open("/dev/null").unwrap().into();
-        let config = VmConfig {
+        VmConfig {
             id: "pod-1".into(),
             run_dir: dir.to_owned(),
             kernel: dir.join("vmlinux"),
@@ -318,10 +357,10 @@ mod tests {
             kernel_parameters: vec!["nacre.log=info".into()],
             vcpus: 2,
             memory_mib: 512,
+            disks: vec![Disk { serial: "data".into(), image: dir.join("data.disk") }],
             nics: vec![Nic { tap, mac: [2, 0, 0, 0, 0, 7], mtu: 1500 }],
             netns: None,
-        };
-        PodMachine::check(config).unwrap()
+        }
     }
 
     /// The command line with names in place of what differs between runs.
@@ -334,7 +373,7 @@ mod tests {
             (format!("fd={}", ends.qmp.as_raw_fd()), "fd=QMP"),
             (dir.path().to_str().unwrap().to_owned(), "DIR"),
         ];
-        let machine = machine(dir.path());
+        let machine = PodMachine::check(config(dir.path())).unwrap();
         replaced.push((format!("fd={}", machine.config.nics[0].tap.as_raw_fd()), "fd=TAP"));
         if let AgentTransport::Vsock { vhost, .. } = &transport {
             replaced.push((format!("fd={}", vhost.as_raw_fd()), "fd=VHOST"));
@@ -384,6 +423,8 @@ mod tests {
 -device virtconsole,bus=serial.0,chardev=console
 -chardev socket,id=agent,path=DIR/agent.sock,server=on,wait=off
 -device virtserialport,bus=serial.0,chardev=agent,name=org.nacre.agent.0
+-blockdev driver=raw,node-name=disk0,read-only=on,file.driver=file,file.filename=DIR/data.disk
+-device virtio-blk-pci,drive=disk0,serial=data,num-queues=1,disable-legacy=on
 -netdev tap,id=net0,fd=TAP,vhost=off
 -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:07,host_mtu=1500,romfile=,disable-legacy=on
 -kernel DIR/vmlinux
@@ -406,5 +447,28 @@ mod tests {
             assert!(text.contains(&format!("\n{line}\n")), "no {line:?} in {text}");
         }
         assert!(!text.contains("agent.sock"));
+    }
+
+    #[test]
+    fn disks_that_the_guest_could_not_tell_apart_or_read_whole_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let refusal = |disks: &[(&str, &str)]| {
+            let disk = |(serial, image): &(&str, &str)| Disk {
+                serial: (*serial).into(),
+                image: dir.path().join(image),
+            };
+            let disks = disks.iter().map(disk).collect();
+            let config = VmConfig { disks, ..config(dir.path()) };
+            PodMachine::check(config).map(|_| ()).unwrap_err().to_string()
+        };
+        for serial in ["", "a,b", "123456789012345678901"] {
+            let error = refusal(&[(serial, "data.disk")]);
+            assert!(error.contains("`disks` [0].serial must be 1 to 20"), "{error}");
+        }
+        let twins = [("a", "data.disk"), ("a", "data.disk")];
+        assert!(refusal(&twins).contains("[1].serial is another disk's"));
+        assert!(refusal(&[("a", "vmlinux")]).contains("[0].image has 1 bytes"));
+        assert!(refusal(&[("a", "absent")]).contains("absent cannot be read"));
+        assert!(refusal(&[("a", "data.disk"); 9]).contains("has 9 disks"));
     }
 }

@@ -65,6 +65,7 @@ impl Lab {
             kernel_parameters: vec![],
             vcpus: 1,
             memory_mib: 256,
+            disks: vec![],
             nics: vec![],
             netns: None,
         }

@@ -133,6 +133,14 @@ fn an_ordinary_container_is_converted() {
 }
 
 #[test]
+fn initdata_does_not_travel_with_each_container() {
+    let mut source = ordinary();
+    source["annotations"][initdata::ANNOTATION] = json!("H4sI");
+    let spec = convert(&parse(source), ROOT).unwrap().spec;
+    assert_eq!(spec.Annotations.keys().collect::<Vec<_>>(), ["io.kubernetes.cri.container-type"]);
+}
+
+#[test]
 fn the_pods_own_container_brings_no_files() {
     let mut converted = convert(&parse(ordinary()), ROOT).unwrap();
     converted.drop_host_mounts();
