@@ -35,6 +35,6 @@ pub use denial::{Denial, LONGEST_DENIAL, Problem};
 pub use gate::{Denied, Gate, PolicyAllowed, SetPolicyError};
 pub use input::{AgentRequest, REQUESTS};
 pub use judge::{Event, Judge, Ticket};
-pub use library::{RULES, UnknownRuntime, VERSION, merge_runtimes, runtimes};
+pub use library::{RULES, UnknownRuntime, VERSION, merge_runtimes, runtimes, unite_profiles};
 pub use policy::{LARGEST_DOCUMENT, Policy, PolicyError};
 pub use record::{Happening, Line, Outcome};

@@ -66,6 +66,12 @@ pub fn merge_runtimes<S: AsRef<str>>(names: &[S]) -> Result<Json, UnknownRuntime
     Ok(merged)
 }
 
+/// One profile that admits what any of `profiles` adds: as [`merge_runtimes`], for changed ones.
+#[must_use]
+pub fn unite_profiles(profiles: impl IntoIterator<Item = Json>) -> Json {
+    profiles.into_iter().reduce(|left, right| union("", left, right)).unwrap_or_default()
+}
+
 pub(crate) fn merge(names: &[String]) -> Result<Value, UnknownRuntime> {
     merge_runtimes(names).map(Value::from)
 }
