@@ -20,7 +20,7 @@ pub mod modules;
 pub mod pins;
 mod sources;
 
-pub use image::{ImageError, Inputs, MAX_COMPRESSED_INITRD, build};
+pub use image::{DEVELOPMENT_MARK, ImageError, Inputs, MAX_COMPRESSED_INITRD, build};
 pub use manifest::{Artifact, Entry, Initrd, Kernel, Manifest, Origin};
 pub use pins::{Package, Pins, Sha256Hex};
 

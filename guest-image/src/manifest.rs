@@ -39,6 +39,9 @@ pub struct Initrd {
     pub file: Artifact,
     /// What it would be, compressed with zstd, in bytes: for transport, and for comparison.
     pub zstd_size: u64,
+    /// The same and one file more, [`crate::DEVELOPMENT_MARK`], by which the agent takes itself for a
+    /// development image's. Its measurement is another, so no owner mistakes the one for the other.
+    pub development: Artifact,
 }
 
 /// A file beside the manifest.

@@ -5,7 +5,7 @@
 //!
 //! They are packed decompressed and without their signatures. Both would be dealt with at every start,
 //! by the guest's kernel, for nothing: the initrd is measured as a whole, and the package the modules
-//! come from is pinned by its hash. For all eight modules, in software emulation, that is 80 instead of
+//! come from is pinned by its hash. For eight modules, in software emulation, that is 80 instead of
 //! 925 ms of CPU (of those about 490 for xz and 350 for RSA). The kernel notes the missing signatures
 //! as a taint.
 

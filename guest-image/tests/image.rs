@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::slice::from_ref;
 
 use nacre_guest_image::debian::Store;
-use nacre_guest_image::{Inputs, Manifest, Pins, Sha256Hex, build};
+use nacre_guest_image::{DEVELOPMENT_MARK, Inputs, Manifest, Pins, Sha256Hex, build};
 
 const SILENT: &dyn Fn(&str) = &|_| {};
 
@@ -79,10 +79,15 @@ fn two_builds_give_the_same_bytes_and_the_manifest_describes_them() {
     assert!(first == second, "two builds of the same inputs differ");
 
     let names: Vec<_> = first.keys().map(String::as_str).collect();
-    assert_eq!(names, ["initrd.img", "manifest.json", "vmlinux"]);
+    assert_eq!(names, ["initrd-development.img", "initrd.img", "manifest.json", "vmlinux"]);
     let written: Manifest = serde_json::from_slice(&first["manifest.json"]).unwrap();
     assert_eq!(written, manifest);
     assert_eq!(manifest.initrd.file.sha256, Sha256Hex::of(&first["initrd.img"]));
+    let development = &first["initrd-development.img"];
+    assert_eq!(manifest.initrd.development.sha256, Sha256Hex::of(development));
+    let mark = development.strip_prefix(first["initrd.img"].as_slice()).unwrap();
+    let mark = String::from_utf8_lossy(mark);
+    assert!(mark.contains(DEVELOPMENT_MARK) && mark.len() < 1024);
     assert_eq!(manifest.kernel.vmlinux.sha256, Sha256Hex::of(&first["vmlinux"]));
 
     let paths: Vec<_> = manifest.files.iter().map(|file| file.path.as_str()).collect();
@@ -92,12 +97,14 @@ fn two_builds_give_the_same_bytes_and_the_manifest_describes_them() {
         "/pause_bundle/rootfs/pause",
         "/etc/ssl/certs/ca-certificates.crt",
         "/lib/modules/nacre/modules.order",
+        "/lib/modules/nacre/virtio_blk.ko",
         "/lib/modules/nacre/virtio_net.ko",
         "/lib/modules/nacre/net_failover.ko",
         "/lib/modules/nacre/vsock.ko",
     ] {
         assert!(paths.contains(&expected), "{expected} is not in {paths:?}");
     }
+    assert!(!paths.contains(&format!("/{DEVELOPMENT_MARK}").as_str()));
 }
 
 #[test]

@@ -62,7 +62,8 @@ pub(crate) fn image(tree: &Tree) -> Result<()> {
         pause: &tree.programs_of(FREESTANDING).join("nacre-pause"),
     };
     let manifest = nacre_guest_image::build(inputs, &tree.prefix().join("image"), &progress)?;
-    for artifact in [&manifest.kernel.vmlinux, &manifest.initrd.file] {
+    for artifact in [&manifest.kernel.vmlinux, &manifest.initrd.file, &manifest.initrd.development]
+    {
         step.say(format!("{} {}", artifact.sha256, artifact.name));
     }
     step.done();
