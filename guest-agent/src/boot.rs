@@ -32,6 +32,10 @@ pub(crate) struct Parameters {
     pub(crate) log: Option<String>,
     /// Registries (`host[:port]`) that may be asked over plain HTTP.
     pub(crate) plain_http: Vec<String>,
+    /// Whether the host may set the pod's policy once if no initdata brings one.
+    pub(crate) danger_set_policy: bool,
+    /// Whether requests are recorded; development images only.
+    pub(crate) danger_record: bool,
 }
 
 /// Why the guest cannot start. It is printed on the console, then the VM powers off.
@@ -47,7 +51,8 @@ pub(crate) enum BootError {
     },
     /// The command line holds a parameter of ours that this agent does not know.
     #[error(
-        "unknown kernel parameter {0:?}: this agent reads nacre.log and nacre.danger_plain_http"
+        "unknown kernel parameter {0:?}: this agent reads nacre.log, nacre.danger_plain_http, \
+         nacre.danger_set_policy=1 and nacre.danger_record=1"
     )]
     UnknownParameter(String),
 }
@@ -189,6 +194,10 @@ impl Parameters {
                     let hosts = hosts.split(',').filter(|host| !host.is_empty());
                     parameters.plain_http.extend(hosts.map(str::to_owned));
                 }
+                Some((kernel_parameter::DANGER_SET_POLICY, "1")) => {
+                    parameters.danger_set_policy = true;
+                }
+                Some((kernel_parameter::DANGER_RECORD, "1")) => parameters.danger_record = true,
                 _ => return Err(BootError::UnknownParameter(word.to_owned())),
             }
         }
@@ -203,8 +212,11 @@ mod tests {
     #[test]
     fn parameters_of_the_agent_are_read_and_the_kernels_left_alone() {
         let line = "console=hvc0 quiet nacre.log=debug nacre.danger_plain_http=a:5000,b\n";
-        let expected =
-            Parameters { log: Some("debug".into()), plain_http: vec!["a:5000".into(), "b".into()] };
+        let expected = Parameters {
+            log: Some("debug".into()),
+            plain_http: vec!["a:5000".into(), "b".into()],
+            ..Default::default()
+        };
         assert_eq!(Parameters::parse(line).unwrap(), expected);
         assert_eq!(Parameters::parse("quiet").unwrap(), Parameters::default());
     }
@@ -214,5 +226,8 @@ mod tests {
         let error = Parameters::parse("nacre.danger_plain_htpp=a").unwrap_err();
         assert!(error.to_string().contains("danger_plain_htpp"), "{error}");
         assert!(Parameters::parse("nacre.log").is_err());
+        assert!(Parameters::parse("nacre.danger_set_policy=0").is_err());
+        let parameters = Parameters::parse("nacre.danger_set_policy=1").unwrap();
+        assert!(parameters.danger_set_policy && !parameters.danger_record);
     }
 }

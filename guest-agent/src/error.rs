@@ -2,12 +2,13 @@
 
 use std::fmt::Display;
 
+use nacre_policy::Denial;
 use ttrpc::{Code, get_status};
 
 /// A refused or failed request. It reaches the host and, through it, the pod's events: it says what
 /// failed and what to do, and never holds a secret or a whole specification.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum RpcError {
+pub enum RpcError {
     /// The thing that the request names does not exist.
     #[error("{0}")]
     NotFound(String),
@@ -28,6 +29,9 @@ pub(crate) enum RpcError {
     /// A bound of the guest is reached: memory, containers, processes.
     #[error("{0}")]
     Exhausted(String),
+    /// The pod's policy does not allow the request; the text says why.
+    #[error("{0}")]
+    Denied(String),
     /// A stream has ended.
     #[error("end of stream")]
     EndOfStream,
@@ -55,6 +59,11 @@ impl RpcError {
         Self::Internal(format!("{doing}: {error}"))
     }
 
+    /// A denial of the pod's policy.
+    pub(crate) fn denied(denial: &Denial) -> Self {
+        Self::Denied(denial.to_string())
+    }
+
     fn code(&self) -> Code {
         match self {
             Self::NotFound(_) => Code::NOT_FOUND,
@@ -62,6 +71,7 @@ impl RpcError {
             Self::Invalid { .. } => Code::INVALID_ARGUMENT,
             Self::Precondition(_) => Code::FAILED_PRECONDITION,
             Self::Exhausted(_) => Code::RESOURCE_EXHAUSTED,
+            Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::EndOfStream => Code::OUT_OF_RANGE,
             Self::Internal(_) => Code::INTERNAL,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,

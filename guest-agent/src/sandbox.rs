@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nacre_image_pull::{Limits as PullLimits, PullConfig, Puller};
+use nacre_policy::{Event, Gate};
 use nacre_protocol::agent::{CreateSandboxRequest, Storage};
 use nacre_protocol::channel::{CONTAINERS_ROOT, COPY_ROOT, DRIVER_EPHEMERAL};
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -38,7 +40,7 @@ const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 const LONGEST_HOSTNAME: usize = 64;
 
 /// Everything that requests work on.
-pub(crate) struct Sandbox {
+pub struct Sandbox {
     /// Collects exit statuses.
     pub(crate) reaper: Arc<Reaper>,
     /// Watches for containers without memory.
@@ -152,6 +154,15 @@ impl Sandbox {
             Slot::Creating => None,
         });
         ready.collect()
+    }
+
+    /// Tells the policy which containers have ended.
+    pub(crate) fn tell_exits(&self, gate: &Gate) {
+        for container in self.containers() {
+            if container.init().has_exited() && !container.exit_told.swap(true, Ordering::Relaxed) {
+                gate.observe(&Event::Exited { container_id: container.id().to_owned() });
+            }
+        }
     }
 
     /// Forgets a container that was taken down.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use nacre_protocol::channel::STREAM_CHUNK;
@@ -127,11 +128,20 @@ impl Input {
 #[derive(Debug)]
 pub(crate) struct Output {
     end: End,
+    discarded: AtomicBool,
 }
 
 impl Output {
     fn new(fd: Option<Arc<AsyncFd<OwnedFd>>>) -> Self {
-        Self { end: End::new(fd) }
+        Self { end: End::new(fd), discarded: AtomicBool::new(false) }
+    }
+
+    /// Reads to the end and keeps nothing, so that the process is not stopped by a full pipe.
+    pub(crate) async fn discard(&self) {
+        if self.discarded.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        while self.read(STREAM_CHUNK).await.is_ok() {}
     }
 
     /// Waits until there is something, and returns at most `most` bytes of it.

@@ -32,6 +32,8 @@ use crate::sandbox::Sandbox;
 
 /// The built-in root file system of the pod's own container.
 const PAUSE_ROOT: &str = "/pause_bundle/rootfs";
+/// The program in it.
+const PAUSE_PROGRAM: &str = "/pause";
 /// Longest image reference.
 const LONGEST_REFERENCE: usize = 512;
 
@@ -100,18 +102,25 @@ impl Plan {
         let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
         let resources = resources.unwrap_or(&absent);
         let guests_own = GuestDevices::find();
+        let image = image_of(&request.storages, &rootfs)?;
+        let mut parsed = ParsedSpec::parse(spec, &rootfs)?;
+        if image == PAUSE_IMAGE {
+            // Whatever the host's sandbox image would run.
+            parsed.process.set_args(Some(vec![PAUSE_PROGRAM.into()]));
+            parsed.process.set_cwd("/".into());
+        }
         Ok(Self {
             is_pod,
             in_kubernetes: kind.is_some(),
             shares_processes: request.sandbox_pidns && !is_pod,
-            image: image_of(&request.storages, &rootfs)?,
+            image,
             limits: Limits::parse("OCI.Linux.Resources", resources)?,
             devices: DevicePolicy::new(
                 "OCI.Linux.Resources.Devices",
                 &resources.Devices,
                 &guests_own,
             )?,
-            spec: ParsedSpec::parse(spec, &rootfs)?,
+            spec: parsed,
             id,
         })
     }
@@ -155,6 +164,7 @@ impl Parts {
             init: Arc::new(self.process),
             starter: tokio::sync::Mutex::new(Some(self.starter)),
             started: AtomicBool::new(false),
+            exit_told: AtomicBool::new(false),
             seccomp: self.seccomp,
             devices: self.devices,
             reaper: Arc::clone(&sandbox.reaper),

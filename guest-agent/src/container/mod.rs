@@ -43,6 +43,8 @@ pub(crate) struct Container {
     /// Given up when the container starts.
     starter: tokio::sync::Mutex<Option<Control>>,
     started: AtomicBool,
+    /// Whether the policy knows that the first process has ended.
+    pub(crate) exit_told: AtomicBool,
     seccomp: Option<LinuxSeccomp>,
     devices: DevicePolicy,
     reaper: Arc<Reaper>,

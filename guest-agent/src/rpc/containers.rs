@@ -1,13 +1,16 @@
 //! Requests about containers.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use nacre_protocol::agent::{
-    CreateContainerRequest, RemoveContainerRequest, StartContainerRequest, StatsContainerRequest,
-    StatsContainerResponse, UpdateContainerRequest,
+    CreateContainerRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest,
+    StartContainerRequest, StatsContainerRequest, StatsContainerResponse, UpdateContainerRequest,
 };
+use protobuf::well_known_types::empty::Empty;
 use tokio::sync::oneshot;
 
+use super::Allowed;
 use crate::cgroup::Limits;
 use crate::container;
 use crate::error::RpcError;
@@ -15,35 +18,45 @@ use crate::network;
 use crate::oci::{missing, refuse_if};
 use crate::sandbox::Sandbox;
 
-pub(super) async fn create(
+/// Makes a container, up to where its program waits to be run.
+pub(crate) async fn create(
     sandbox: &Arc<Sandbox>,
-    request: &CreateContainerRequest,
+    request: &Allowed<CreateContainerRequest>,
     given_up: oneshot::Receiver<()>,
-) -> Result<(), RpcError> {
-    container::create(sandbox, request, given_up).await
+) -> Result<Empty, RpcError> {
+    container::create(sandbox, request.get(), given_up).await?;
+    Ok(Empty::new())
 }
 
-pub(super) async fn start(
+/// Runs a container's program.
+pub async fn start(
     sandbox: &Sandbox,
-    request: &StartContainerRequest,
-) -> Result<(), RpcError> {
-    let begun = std::time::Instant::now();
-    sandbox.container(&request.container_id)?.start().await?;
-    sandbox.report.record(&request.container_id, "start", begun.elapsed());
-    Ok(())
+    request: &Allowed<StartContainerRequest>,
+) -> Result<Empty, RpcError> {
+    let begun = Instant::now();
+    let id = &request.get().container_id;
+    sandbox.container(id)?.start().await?;
+    sandbox.report.record(id, "start", begun.elapsed());
+    Ok(Empty::new())
 }
 
-pub(super) async fn remove(
+/// Takes a container down.
+pub(crate) async fn remove(
+    sandbox: &Arc<Sandbox>,
+    request: &Allowed<RemoveContainerRequest>,
+) -> Result<Empty, RpcError> {
+    let id = &request.get().container_id;
+    sandbox.container(id)?.remove().await?;
+    sandbox.forget(id);
+    Ok(Empty::new())
+}
+
+/// Changes a container's limits.
+pub(crate) fn update(
     sandbox: &Sandbox,
-    request: &RemoveContainerRequest,
-) -> Result<(), RpcError> {
-    let container = sandbox.container(&request.container_id)?;
-    container.remove().await?;
-    sandbox.forget(&request.container_id);
-    Ok(())
-}
-
-pub(super) fn update(sandbox: &Sandbox, request: &UpdateContainerRequest) -> Result<(), RpcError> {
+    request: &Allowed<UpdateContainerRequest>,
+) -> Result<Empty, RpcError> {
+    let request = request.get();
     let resources = request.resources.as_ref().ok_or_else(|| missing("resources"))?;
     let limits = Limits::parse("resources", resources)?;
     let container = sandbox.container(&request.container_id)?;
@@ -52,17 +65,37 @@ pub(super) fn update(sandbox: &Sandbox, request: &UpdateContainerRequest) -> Res
         let why = "device rules are fixed when a container is created";
         refuse_if(!same, "resources.Devices", why)?;
     }
-    container.update(&limits)
+    container.update(&limits)?;
+    Ok(Empty::new())
 }
 
-pub(super) fn stats(
+/// What a container uses.
+pub(crate) fn stats(
     sandbox: &Sandbox,
-    request: &StatsContainerRequest,
+    request: &Allowed<StatsContainerRequest>,
 ) -> Result<StatsContainerResponse, RpcError> {
-    let stats = sandbox.container(&request.container_id)?.stats()?;
+    let stats = sandbox.container(&request.get().container_id)?.stats()?;
     Ok(StatsContainerResponse {
         cgroup_stats: Some(stats).into(),
         network_stats: network::statistics(),
         ..Default::default()
     })
+}
+
+/// Freezes a container's processes.
+pub(crate) async fn pause(
+    sandbox: &Sandbox,
+    request: &Allowed<PauseContainerRequest>,
+) -> Result<Empty, RpcError> {
+    sandbox.container(&request.get().container_id)?.pause().await?;
+    Ok(Empty::new())
+}
+
+/// Lets frozen processes go on.
+pub(crate) async fn resume(
+    sandbox: &Sandbox,
+    request: &Allowed<ResumeContainerRequest>,
+) -> Result<Empty, RpcError> {
+    sandbox.container(&request.get().container_id)?.resume().await?;
+    Ok(Empty::new())
 }

@@ -2,25 +2,40 @@
 
 use std::fs;
 
-use nacre_protocol::agent::{GetDiagnosticDataRequest, GetDiagnosticDataResponse, Metrics};
-use nacre_protocol::start_report::LOG_TYPE;
+use nacre_policy::Gate;
+use nacre_protocol::agent::{
+    GetDiagnosticDataRequest, GetDiagnosticDataResponse, GetMetricsRequest, Metrics,
+};
+use nacre_protocol::start_report;
+
+use super::Allowed;
 
 use crate::error::RpcError;
 use crate::sandbox::Sandbox;
 
-pub(super) fn get(
+/// `log_type` of recorded requests; there are none but in development images that record.
+const RECORDS: &str = "nacre.requests";
+
+/// The start report, or recorded requests.
+pub(crate) fn get(
     sandbox: &Sandbox,
-    request: &GetDiagnosticDataRequest,
+    gate: &Gate,
+    request: &Allowed<GetDiagnosticDataRequest>,
 ) -> Result<GetDiagnosticDataResponse, RpcError> {
-    if request.log_type != LOG_TYPE {
-        let why = format!("{:?} is not known: use {LOG_TYPE:?}", request.log_type);
-        return Err(RpcError::invalid("log_type", why));
-    }
-    Ok(GetDiagnosticDataResponse { data: sandbox.report.to_text(), ..Default::default() })
+    let data = match request.get().log_type.as_str() {
+        start_report::LOG_TYPE => sandbox.report.to_text(),
+        RECORDS => gate.take_records(),
+        other => {
+            let known = start_report::LOG_TYPE;
+            let why = format!("{other:?} is not known: use {known:?} or {RECORDS:?}");
+            return Err(RpcError::invalid("log_type", why));
+        }
+    };
+    Ok(GetDiagnosticDataResponse { data, ..Default::default() })
 }
 
 /// The agent's own size, as Prometheus' text format names such figures.
-pub(super) fn metrics() -> Result<Metrics, RpcError> {
+pub(crate) fn metrics(_: &Allowed<GetMetricsRequest>) -> Result<Metrics, RpcError> {
     let fail = |e: std::io::Error| RpcError::internal("failed to read the agent's own figures", e);
     let status = fs::read_to_string("/proc/self/status").map_err(fail)?;
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,14 +1,17 @@
-//! The agent API as the host calls it. Each handler is a line here and its theme's module does the work.
+//! The agent API as the host calls it. Each method is a line here: the policy judges the request, and a
+//! handler in its theme's module does the work. Handlers take what the policy allowed and nothing else.
 
-mod containers;
+pub mod containers;
 mod diagnostics;
 mod guest;
+mod network;
 mod processes;
 
 use std::future::Future;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use nacre_policy::{AgentRequest, Gate, PolicyAllowed};
 use nacre_protocol::agent::*;
 use nacre_protocol::agent_ttrpc::AgentService;
 use nacre_protocol::csi::VolumeStatsResponse;
@@ -17,6 +20,7 @@ use nacre_protocol::health::{
 };
 use nacre_protocol::health_ttrpc::Health;
 use nacre_protocol::types::Interface;
+use nacre_trust::Verified;
 use protobuf::well_known_types::empty::Empty;
 use tokio::sync::oneshot;
 use ttrpc::r#async::TtrpcContext;
@@ -28,9 +32,6 @@ use crate::sandbox::Sandbox;
 /// Version of the agent API's health service.
 const API_VERSION: &str = "0.0.1";
 
-/// Driver of the pod's network devices, loaded with the first of them.
-const NETWORK_DRIVER: &str = "virtio_net";
-
 /// Serves every request.
 #[derive(Clone)]
 pub(crate) struct Agent {
@@ -38,9 +39,57 @@ pub(crate) struct Agent {
     pub(crate) sandbox: Arc<Sandbox>,
     /// The VM's network.
     pub(crate) network: Network,
+    /// The pod's policy.
+    pub(crate) gate: Arc<Gate>,
 }
 
+/// A request that the pod's policy allowed.
+pub type Allowed<R> = Verified<R, PolicyAllowed>;
+
 type Answer<T> = ttrpc::Result<T>;
+
+impl Agent {
+    /// Asks the policy. Nothing about a request is done before.
+    fn judge<R: AgentRequest>(&self, request: R) -> Result<Allowed<R>, RpcError> {
+        self.sandbox.tell_exits(&self.gate);
+        self.gate.judge(request).map_err(|denied| RpcError::denied(denied.denial()))
+    }
+}
+
+/// Judges a request, lets a handler carry it out, and tells the policy how that ended.
+macro_rules! serve {
+    // At once.
+    ($agent:ident, $request:ident, $handler:expr) => {{
+        let allowed = $agent.judge($request)?;
+        let result = $handler(&allowed);
+        Ok(allowed.witness().settle(result)?)
+    }};
+    // With waiting; given up with the request.
+    (waiting $agent:ident, $request:ident, $handler:path $(, $argument:expr)*) => {{
+        let allowed = $agent.judge($request)?;
+        let result = $handler($($argument,)* &allowed).await;
+        Ok(allowed.witness().settle(result)?)
+    }};
+    // To its end, also when the request is given up.
+    (whole $agent:ident, $request:ident, $handler:path, $context:expr) => {{
+        let allowed = $agent.judge($request)?;
+        let context = $context.clone();
+        to_the_end(async move {
+            let result = $handler(&context, &allowed).await;
+            allowed.witness().settle(result)
+        })
+        .await
+    }};
+}
+
+/// Methods that this agent does not offer; the policy is asked all the same.
+macro_rules! not_offered {
+    ($agent:ident, $request:ident, $name:literal) => {{
+        let allowed = $agent.judge($request)?;
+        let result: Result<_, RpcError> = Err(RpcError::Unimplemented($name));
+        Ok(allowed.witness().settle(result)?)
+    }};
+}
 
 /// Lets `work` come to its end even when the request is given up: by a deadline of the host's or by the
 /// end of the connection. What changes the pod must not stop half-way.
@@ -62,15 +111,6 @@ where
     // Dropping this future drops the sender, which ends the receiver.
     let (_here, given_up) = oneshot::channel();
     to_the_end(work(given_up)).await
-}
-
-fn empty(result: Result<(), RpcError>) -> Answer<Empty> {
-    result?;
-    Ok(Empty::new())
-}
-
-fn unimplemented<T>(method: &'static str) -> Answer<T> {
-    Err(RpcError::Unimplemented(method).into())
 }
 
 #[async_trait]
@@ -97,12 +137,13 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: CreateContainerRequest,
     ) -> Answer<Empty> {
+        let allowed = self.judge(request)?;
         let sandbox = Arc::clone(&self.sandbox);
-        until_given_up(
-            |given_up| async move { containers::create(&sandbox, &request, given_up).await },
-        )
+        until_given_up(|given_up| async move {
+            let result = containers::create(&sandbox, &allowed, given_up).await;
+            allowed.witness().settle(result)
+        })
         .await
-        .map(|()| Empty::new())
     }
 
     async fn start_container(
@@ -110,10 +151,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: StartContainerRequest,
     ) -> Answer<Empty> {
-        let sandbox = Arc::clone(&self.sandbox);
-        to_the_end(async move { containers::start(&sandbox, &request).await })
-            .await
-            .map(|()| Empty::new())
+        serve!(whole self, request, containers::start, self.sandbox)
     }
 
     async fn remove_container(
@@ -121,10 +159,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: RemoveContainerRequest,
     ) -> Answer<Empty> {
-        let sandbox = Arc::clone(&self.sandbox);
-        to_the_end(async move { containers::remove(&sandbox, &request).await })
-            .await
-            .map(|()| Empty::new())
+        serve!(whole self, request, containers::remove, self.sandbox)
     }
 
     async fn update_container(
@@ -132,7 +167,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: UpdateContainerRequest,
     ) -> Answer<Empty> {
-        empty(containers::update(&self.sandbox, &request))
+        serve!(self, request, |allowed| containers::update(&self.sandbox, allowed))
     }
 
     async fn stats_container(
@@ -140,7 +175,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: StatsContainerRequest,
     ) -> Answer<StatsContainerResponse> {
-        Ok(containers::stats(&self.sandbox, &request)?)
+        serve!(self, request, |allowed| containers::stats(&self.sandbox, allowed))
     }
 
     async fn pause_container(
@@ -148,8 +183,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: PauseContainerRequest,
     ) -> Answer<Empty> {
-        let container = self.sandbox.container(&request.container_id)?;
-        empty(container.pause().await)
+        serve!(waiting self, request, containers::pause, &self.sandbox)
     }
 
     async fn resume_container(
@@ -157,17 +191,13 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: ResumeContainerRequest,
     ) -> Answer<Empty> {
-        let container = self.sandbox.container(&request.container_id)?;
-        empty(container.resume().await)
+        serve!(waiting self, request, containers::resume, &self.sandbox)
     }
 
     // Processes.
 
     async fn exec_process(&self, _: &TtrpcContext, request: ExecProcessRequest) -> Answer<Empty> {
-        let sandbox = Arc::clone(&self.sandbox);
-        to_the_end(async move { processes::exec(&sandbox, &request).await })
-            .await
-            .map(|()| Empty::new())
+        serve!(whole self, request, processes::exec, self.sandbox)
     }
 
     async fn signal_process(
@@ -175,7 +205,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: SignalProcessRequest,
     ) -> Answer<Empty> {
-        empty(processes::signal(&self.sandbox, &request))
+        serve!(self, request, |allowed| processes::signal(&self.sandbox, allowed))
     }
 
     async fn wait_process(
@@ -183,7 +213,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: WaitProcessRequest,
     ) -> Answer<WaitProcessResponse> {
-        Ok(processes::wait(&self.sandbox, &request).await?)
+        serve!(waiting self, request, processes::wait, &self.sandbox)
     }
 
     async fn write_stdin(
@@ -191,8 +221,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: WriteStreamRequest,
     ) -> Answer<WriteStreamResponse> {
-        let sandbox = Arc::clone(&self.sandbox);
-        Ok(processes::write_stdin(&sandbox, &request).await?)
+        serve!(waiting self, request, processes::write_stdin, &self.sandbox)
     }
 
     async fn read_stdout(
@@ -200,7 +229,16 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: ReadStreamRequest,
     ) -> Answer<ReadStreamResponse> {
-        Ok(processes::read_stdout(&self.sandbox, &request).await?)
+        match self.gate.judge(request) {
+            Ok(allowed) => {
+                let result = processes::read_stdout(&self.sandbox, &allowed).await;
+                Ok(allowed.witness().settle(result)?)
+            }
+            Err(denied) => {
+                processes::discard_stdout(&self.sandbox, &denied);
+                Err(RpcError::denied(denied.denial()).into())
+            }
+        }
     }
 
     async fn read_stderr(
@@ -208,11 +246,20 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: ReadStreamRequest,
     ) -> Answer<ReadStreamResponse> {
-        Ok(processes::read_stderr(&self.sandbox, &request).await?)
+        match self.gate.judge(request) {
+            Ok(allowed) => {
+                let result = processes::read_stderr(&self.sandbox, &allowed).await;
+                Ok(allowed.witness().settle(result)?)
+            }
+            Err(denied) => {
+                processes::discard_stderr(&self.sandbox, &denied);
+                Err(RpcError::denied(denied.denial()).into())
+            }
+        }
     }
 
     async fn close_stdin(&self, _: &TtrpcContext, request: CloseStdinRequest) -> Answer<Empty> {
-        empty(processes::close_stdin(&self.sandbox, &request))
+        serve!(self, request, |allowed| processes::close_stdin(&self.sandbox, allowed))
     }
 
     async fn tty_win_resize(
@@ -220,7 +267,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: TtyWinResizeRequest,
     ) -> Answer<Empty> {
-        empty(processes::resize_terminal(&self.sandbox, &request))
+        serve!(self, request, |allowed| processes::resize_terminal(&self.sandbox, allowed))
     }
 
     // The pod.
@@ -230,29 +277,35 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: CreateSandboxRequest,
     ) -> Answer<Empty> {
-        empty(self.sandbox.create(&request))
+        serve!(self, request, |allowed| guest::create(&self.sandbox, allowed))
     }
 
-    async fn destroy_sandbox(&self, _: &TtrpcContext, _: DestroySandboxRequest) -> Answer<Empty> {
-        let sandbox = Arc::clone(&self.sandbox);
-        to_the_end(async move { guest::destroy(&sandbox).await }).await.map(|()| Empty::new())
+    async fn destroy_sandbox(
+        &self,
+        _: &TtrpcContext,
+        request: DestroySandboxRequest,
+    ) -> Answer<Empty> {
+        serve!(whole self, request, guest::destroy, self.sandbox)
     }
 
     async fn copy_file(&self, _: &TtrpcContext, request: CopyFileRequest) -> Answer<Empty> {
-        empty(self.sandbox.with_copies(|copies| copies.copy(&request)))
+        serve!(self, request, |allowed| guest::copy_file(&self.sandbox, allowed))
     }
 
     async fn update_ephemeral_mounts(
         &self,
         _: &TtrpcContext,
-        _: UpdateEphemeralMountsRequest,
+        request: UpdateEphemeralMountsRequest,
     ) -> Answer<Empty> {
-        unimplemented("UpdateEphemeralMounts")
+        not_offered!(self, request, "UpdateEphemeralMounts")
     }
 
-    async fn get_oom_event(&self, _: &TtrpcContext, _: GetOOMEventRequest) -> Answer<OOMEvent> {
-        let container_id = self.sandbox.oom.next().await;
-        Ok(OOMEvent { container_id, ..Default::default() })
+    async fn get_oom_event(
+        &self,
+        _: &TtrpcContext,
+        request: GetOOMEventRequest,
+    ) -> Answer<OOMEvent> {
+        serve!(waiting self, request, guest::next_oom, &self.sandbox)
     }
 
     // The network.
@@ -262,12 +315,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: UpdateInterfaceRequest,
     ) -> Answer<Interface> {
-        tracing::debug!("updating an interface");
-        if !Network::has_device() {
-            guest::load(&self.sandbox, NETWORK_DRIVER)?;
-        }
-        let network = self.network.clone();
-        to_the_end(async move { network.update_interface(&request.interface).await }).await
+        serve!(whole self, request, network::update_interface, self)
     }
 
     async fn update_routes(
@@ -275,20 +323,19 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: UpdateRoutesRequest,
     ) -> Answer<Routes> {
-        let network = self.network.clone();
-        to_the_end(async move { network.update_routes(&request.routes.Routes).await }).await
+        serve!(whole self, request, network::update_routes, self.network)
     }
 
     async fn list_interfaces(
         &self,
         _: &TtrpcContext,
-        _: ListInterfacesRequest,
+        request: ListInterfacesRequest,
     ) -> Answer<Interfaces> {
-        Ok(self.network.list_interfaces().await?)
+        serve!(waiting self, request, network::list_interfaces, &self.network)
     }
 
-    async fn list_routes(&self, _: &TtrpcContext, _: ListRoutesRequest) -> Answer<Routes> {
-        Ok(self.network.list_routes().await?)
+    async fn list_routes(&self, _: &TtrpcContext, request: ListRoutesRequest) -> Answer<Routes> {
+        serve!(waiting self, request, network::list_routes, &self.network)
     }
 
     async fn add_arp_neighbors(
@@ -296,26 +343,23 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: AddARPNeighborsRequest,
     ) -> Answer<Empty> {
-        let network = self.network.clone();
-        to_the_end(async move { network.add_neighbours(&request.neighbors.ARPNeighbors).await })
-            .await
-            .map(|()| Empty::new())
+        serve!(whole self, request, network::add_neighbours, self.network)
     }
 
     async fn get_ip_tables(
         &self,
         _: &TtrpcContext,
-        _: GetIPTablesRequest,
+        request: GetIPTablesRequest,
     ) -> Answer<GetIPTablesResponse> {
-        unimplemented("GetIPTables")
+        not_offered!(self, request, "GetIPTables")
     }
 
     async fn set_ip_tables(
         &self,
         _: &TtrpcContext,
-        _: SetIPTablesRequest,
+        request: SetIPTablesRequest,
     ) -> Answer<SetIPTablesResponse> {
-        unimplemented("SetIPTables")
+        not_offered!(self, request, "SetIPTables")
     }
 
     // The guest.
@@ -323,9 +367,9 @@ impl AgentService for Agent {
     async fn get_guest_details(
         &self,
         _: &TtrpcContext,
-        _: GuestDetailsRequest,
+        request: GuestDetailsRequest,
     ) -> Answer<GuestDetailsResponse> {
-        Ok(guest::details())
+        serve!(self, request, guest::details)
     }
 
     async fn set_guest_date_time(
@@ -333,7 +377,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: SetGuestDateTimeRequest,
     ) -> Answer<Empty> {
-        empty(guest::set_time(&request))
+        serve!(self, request, guest::set_time)
     }
 
     async fn reseed_random_dev(
@@ -341,7 +385,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: ReseedRandomDevRequest,
     ) -> Answer<Empty> {
-        empty(guest::reseed(&request))
+        serve!(self, request, guest::reseed)
     }
 
     async fn online_cpu_mem(
@@ -349,7 +393,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: OnlineCPUMemRequest,
     ) -> Answer<Empty> {
-        empty(guest::online(&request))
+        serve!(self, request, guest::online)
     }
 
     async fn get_diagnostic_data(
@@ -357,62 +401,66 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: GetDiagnosticDataRequest,
     ) -> Answer<GetDiagnosticDataResponse> {
-        Ok(diagnostics::get(&self.sandbox, &request)?)
+        serve!(self, request, |allowed| diagnostics::get(&self.sandbox, &self.gate, allowed))
     }
 
-    async fn get_metrics(&self, _: &TtrpcContext, _: GetMetricsRequest) -> Answer<Metrics> {
-        Ok(diagnostics::metrics()?)
+    async fn get_metrics(&self, _: &TtrpcContext, request: GetMetricsRequest) -> Answer<Metrics> {
+        serve!(self, request, diagnostics::metrics)
     }
 
     async fn remove_stale_virtiofs_share_mounts(
         &self,
         _: &TtrpcContext,
-        _: RemoveStaleVirtiofsShareMountsRequest,
+        request: RemoveStaleVirtiofsShareMountsRequest,
     ) -> Answer<Empty> {
-        unimplemented("RemoveStaleVirtiofsShareMounts")
+        not_offered!(self, request, "RemoveStaleVirtiofsShareMounts")
     }
 
     async fn mem_hotplug_by_probe(
         &self,
         _: &TtrpcContext,
-        _: MemHotplugByProbeRequest,
+        request: MemHotplugByProbeRequest,
     ) -> Answer<Empty> {
-        unimplemented("MemHotplugByProbe")
+        not_offered!(self, request, "MemHotplugByProbe")
     }
 
-    async fn mem_agent_memcg_set(&self, _: &TtrpcContext, _: MemAgentMemcgConfig) -> Answer<Empty> {
-        unimplemented("MemAgentMemcgSet")
+    async fn mem_agent_memcg_set(
+        &self,
+        _: &TtrpcContext,
+        request: MemAgentMemcgConfig,
+    ) -> Answer<Empty> {
+        not_offered!(self, request, "MemAgentMemcgSet")
     }
 
     async fn mem_agent_compact_set(
         &self,
         _: &TtrpcContext,
-        _: MemAgentCompactConfig,
+        request: MemAgentCompactConfig,
     ) -> Answer<Empty> {
-        unimplemented("MemAgentCompactSet")
+        not_offered!(self, request, "MemAgentCompactSet")
     }
 
-    async fn add_swap(&self, _: &TtrpcContext, _: AddSwapRequest) -> Answer<Empty> {
-        unimplemented("AddSwap")
+    async fn add_swap(&self, _: &TtrpcContext, request: AddSwapRequest) -> Answer<Empty> {
+        not_offered!(self, request, "AddSwap")
     }
 
-    async fn add_swap_path(&self, _: &TtrpcContext, _: AddSwapPathRequest) -> Answer<Empty> {
-        unimplemented("AddSwapPath")
+    async fn add_swap_path(&self, _: &TtrpcContext, request: AddSwapPathRequest) -> Answer<Empty> {
+        not_offered!(self, request, "AddSwapPath")
     }
 
     async fn get_volume_stats(
         &self,
         _: &TtrpcContext,
-        _: VolumeStatsRequest,
+        request: VolumeStatsRequest,
     ) -> Answer<VolumeStatsResponse> {
-        unimplemented("GetVolumeStats")
+        not_offered!(self, request, "GetVolumeStats")
     }
 
-    async fn resize_volume(&self, _: &TtrpcContext, _: ResizeVolumeRequest) -> Answer<Empty> {
-        unimplemented("ResizeVolume")
+    async fn resize_volume(&self, _: &TtrpcContext, request: ResizeVolumeRequest) -> Answer<Empty> {
+        not_offered!(self, request, "ResizeVolume")
     }
 
-    async fn set_policy(&self, _: &TtrpcContext, _: SetPolicyRequest) -> Answer<Empty> {
-        unimplemented("SetPolicy")
+    async fn set_policy(&self, _: &TtrpcContext, request: SetPolicyRequest) -> Answer<Empty> {
+        Ok(guest::set_policy(&self.gate, &request)?)
     }
 }

@@ -45,7 +45,7 @@ impl PolicyAllowed {
             judge.settle(ticket, result.is_ok());
         }
         if let Some(record) = record {
-            inner.recorder.push(record.ended(result));
+            inner.recorder.push(&record.ended(result));
         }
     }
 }
@@ -128,7 +128,7 @@ const RECORDS_AT_ONCE: usize = 1 << 20;
 
 impl Recorder {
     /// What does not fit is lost, and the last line says so.
-    fn push(&mut self, record: Record) {
+    fn push(&mut self, record: &Record) {
         let line = record.line();
         if self.bytes + line.len() <= MOST_RECORDED {
             self.bytes += line.len();
@@ -197,7 +197,7 @@ impl Gate {
         let input = request.input();
         let record = inner.recorder.on.then(|| Record::new(R::NAME, &input));
         let judged = match &mut inner.bound {
-            Bound::To(judge) => judge.judge(R::NAME, input),
+            Bound::To(judge) => judge.judge(R::NAME, &input),
             Bound::Never | Bound::NotYet => Err(Denial::because(R::NAME, None, UNBOUND)),
         };
         match judged {
@@ -208,7 +208,7 @@ impl Gate {
             }
             Err(denial) => {
                 if let Some(record) = record {
-                    inner.recorder.push(record.denied(&denial));
+                    inner.recorder.push(&record.denied(&denial));
                 }
                 Err(Box::new(Denied { request, denial }))
             }
@@ -222,7 +222,7 @@ impl Gate {
             judge.observe(event);
         }
         if inner.recorder.on {
-            inner.recorder.push(Record::event(event));
+            inner.recorder.push(&Record::event(event));
         }
     }
 

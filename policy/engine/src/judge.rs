@@ -25,7 +25,7 @@ pub enum Event {
 }
 
 /// An allowed request that is being carried out. Give it back with [`Judge::settle`].
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "a request's effect on the policy's state depends on whether it succeeded"]
 pub struct Ticket(u64);
 
@@ -78,34 +78,32 @@ impl Judge {
         request: &str,
         input: &serde_json::Value,
     ) -> Result<Ticket, Denial> {
-        self.judge(request, Value::from(input.clone()))
+        self.judge(request, &Value::from(input.clone()))
     }
 
     /// Judges a request. Nothing but `true`, or an object with `allowed: true`, allows.
     ///
     /// # Errors
     /// [`Denial`]; the state is as before.
-    pub(crate) fn judge(&mut self, request: &str, input: Value) -> Result<Ticket, Denial> {
-        let with_state = self.with_state(&input, None);
+    pub(crate) fn judge(&mut self, request: &str, input: &Value) -> Result<Ticket, Denial> {
+        let with_state = self.with_state(input, None);
         let verdict = match self.policy.evaluate(request, with_state) {
             Ok(value) => verdict(value),
             Err(error) => {
                 let why = format!("the rule {request} failed: {error}");
-                return Err(Denial::because(request, self.container_of(&input), why));
+                return Err(Denial::because(request, self.container_of(input), why));
             }
         };
-        let Verdict::Allowed(ops) = verdict else { return Err(self.explain(request, &input)) };
+        let Verdict::Allowed(ops) = verdict else { return Err(self.explain(request, input)) };
         let ops = ops.filter(|ops| ops.as_array().is_ok_and(|ops| !ops.is_empty()));
         if let Some(ops) = &ops {
             let current = self.policy.base_data();
-            let changed =
-                patched(&current, ops)
-                    .and_then(|data| self.policy.set_base_data(data))
-                    .map_err(|why| Denial::because(request, self.container_of(&input), why))?;
-            let () = changed;
+            patched(&current, ops)
+                .and_then(|data| self.policy.set_base_data(data))
+                .map_err(|why| Denial::because(request, self.container_of(input), why))?;
             self.settled.get_or_insert(current);
         }
-        let Some(change) = self.state.begin(request, &input) else {
+        let Some(change) = self.state.begin(request, input) else {
             self.restore(request)?;
             let why = "the pod has as many containers as a policy can keep track of";
             return Err(Denial::because(request, None, why));
@@ -186,7 +184,9 @@ impl Judge {
         if !annotated.is_empty() {
             return Some(annotated);
         }
-        let id = id.filter_empty()?;
+        if id.is_empty() {
+            return None;
+        }
         Some(self.state.name_of(&id).map_or(id.clone(), str::to_owned))
     }
 
@@ -250,16 +250,6 @@ impl Judge {
     }
 }
 
-trait FilterEmpty: Sized {
-    fn filter_empty(self) -> Option<Self>;
-}
-
-impl FilterEmpty for String {
-    fn filter_empty(self) -> Option<Self> {
-        (!self.is_empty()).then_some(self)
-    }
-}
-
 fn verdict(value: Option<Value>) -> Verdict {
     match value {
         Some(Value::Bool(true)) => Verdict::Allowed(None),
@@ -304,5 +294,5 @@ fn patched(data: &Value, ops: &Value) -> Result<Value, String> {
 }
 
 fn text(value: &Value) -> String {
-    value.as_string().map(|text| text.to_string()).unwrap_or_default()
+    value.as_string().map(ToString::to_string).unwrap_or_default()
 }

@@ -39,7 +39,7 @@ fn known() -> String {
 /// Reads `policy_data.runtimes`.
 pub(crate) fn names(value: &Value) -> Result<Vec<String>, UnknownRuntime> {
     let list = value.as_array().map_err(|_| UnknownRuntime::List(known()))?;
-    let names = list.iter().map(|name| name.as_string().map(|name| name.to_string()));
+    let names = list.iter().map(|name| name.as_string().map(ToString::to_string));
     let names: Vec<_> =
         names.collect::<Result<_, _>>().map_err(|_| UnknownRuntime::List(known()))?;
     if names.is_empty() {

@@ -5,6 +5,7 @@
 //! identifiers.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use regorus::Value;
 
@@ -112,11 +113,12 @@ impl State {
                     phase: Phase::Creating,
                 };
                 // A container that exists stays as it is: the agent will refuse the second.
-                if self.containers.contains_key(&id()) {
-                    Change::None
-                } else {
-                    self.containers.insert(id(), container);
-                    Change::CreateContainer(id())
+                match self.containers.entry(id()) {
+                    Entry::Occupied(_) => Change::None,
+                    Entry::Vacant(place) => {
+                        place.insert(container);
+                        Change::CreateContainer(id())
+                    }
                 }
             }
             "StartContainerRequest" => Change::StartContainer(id()),
@@ -208,7 +210,7 @@ pub(crate) fn object<const N: usize>(entries: [(&str, Value); N]) -> Value {
 }
 
 fn text(value: &Value) -> String {
-    value.as_string().map(|text| text.to_string()).unwrap_or_default()
+    value.as_string().map(ToString::to_string).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,0 +1,178 @@
+//! The agent of a Nacre guest: process 1 of the VM. It serves the agent API to the host, pulls images
+//! and runs containers.
+//!
+//! It trusts the measured guest image and kernel command line, and nobody else. Each request of the
+//! host is checked before anything is done; what the host says cannot name a path, a device or a
+//! kernel setting outside of what a pod owns.
+//!
+//! The pod's policy judges every request first: a handler takes what the policy allowed, and nothing
+//! else. One that is handed a request as it came does not compile:
+//!
+//! ```compile_fail,E0308
+//! # use nacre_agent::{RpcError, Sandbox, containers};
+//! # use nacre_protocol::agent::StartContainerRequest;
+//! async fn forgets_the_policy(
+//!     sandbox: &Sandbox,
+//!     request: StartContainerRequest,
+//! ) -> Result<(), RpcError> {
+//!     containers::start(sandbox, &request).await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! The same with a request that went through the gate does:
+//!
+//! ```
+//! # use std::sync::Arc;
+//! # use nacre_agent::{RpcError, Sandbox, containers};
+//! # use nacre_policy::Gate;
+//! # use nacre_protocol::agent::StartContainerRequest;
+//! async fn asks_the_policy(
+//!     gate: &Arc<Gate>,
+//!     sandbox: &Sandbox,
+//!     request: StartContainerRequest,
+//! ) -> Result<(), RpcError> {
+//!     if let Ok(allowed) = gate.judge(request) {
+//!         containers::start(sandbox, &allowed).await?;
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! And nobody but the gate can say that a request was allowed:
+//!
+//! ```compile_fail,E0451
+//! # use std::sync::Arc;
+//! # use nacre_policy::{Gate, PolicyAllowed};
+//! fn forges(gate: Arc<Gate>) -> PolicyAllowed {
+//!     PolicyAllowed { gate, pending: Default::default() }
+//! }
+//! ```
+
+mod boot;
+mod cgroup;
+mod container;
+mod copy_file;
+mod device_policy;
+mod error;
+mod initdata;
+mod launcher;
+mod modules;
+mod network;
+mod oci;
+mod oom;
+mod policy;
+mod process;
+#[allow(unsafe_code)]
+mod raw;
+mod reaper;
+mod rpc;
+mod sandbox;
+mod start_report;
+mod streams;
+mod transport;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use nacre_protocol::agent_ttrpc::create_agent_service;
+use nacre_protocol::health_ttrpc::create_health;
+use tracing_subscriber::EnvFilter;
+
+use crate::boot::Boot;
+use crate::modules::Modules;
+use crate::network::Network;
+use crate::reaper::Reaper;
+use crate::rpc::Agent;
+
+/// Driver of the virtio random device.
+const RANDOM_DRIVER: &str = "virtio_rng";
+
+/// What is logged unless the command line says otherwise.
+const DEFAULT_LOG: &str = "info";
+
+pub use error::RpcError;
+pub use rpc::{Allowed, containers};
+pub use sandbox::Sandbox;
+
+/// The program.
+#[must_use]
+pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == launcher::ARGUMENT) {
+        return launcher::run();
+    }
+    if std::process::id() != 1 {
+        eprintln!("nacre-agent is the first process of a Nacre guest and runs nowhere else");
+        return ExitCode::FAILURE;
+    }
+    if let Err(error) = run() {
+        eprintln!("nacre-agent: {error:#}");
+    }
+    boot::power_off();
+    ExitCode::FAILURE
+}
+
+/// Returns only if the guest cannot go on.
+fn run() -> anyhow::Result<()> {
+    let started = Instant::now();
+    let boot = boot::early()?;
+    log_to_console(boot.parameters.log.as_deref())?;
+    // One thread: an idle pod costs little, and the kernel's answers to process numbers stay true
+    // between two steps of a task.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(boot, started))
+}
+
+async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
+    let signals = Reaper::signals().context("failed to watch child processes")?;
+    let reaper = Arc::new(Reaper::default());
+    let reaping = Arc::clone(&reaper);
+    tokio::spawn(async move { reaping.run(signals).await });
+    let modules = Arc::new(Modules::new());
+    if !boot::random_is_ready() {
+        // Keys and nonces must not come from an unseeded generator; the device's bytes are mixed in.
+        modules.ensure(RANDOM_DRIVER).context("failed to seed the random generator")?;
+    }
+    let gate = policy::bind(&modules, &boot.parameters)?;
+    let sandbox = Arc::new(Sandbox::new(reaper, Arc::clone(&modules), boot.parameters)?);
+    let watching = Arc::clone(&sandbox);
+    tokio::spawn(async move {
+        if let Err(error) = watching.oom.run().await {
+            tracing::error!("containers that run out of memory are no longer noticed: {error}");
+        }
+    });
+    let network = Network::open().await?;
+    let listener = transport::listen(&modules).await?;
+    let agent = Arc::new(Agent { sandbox: Arc::clone(&sandbox), network, gate });
+    let mut server = ttrpc::asynchronous::Server::new()
+        .add_listener(listener)
+        .register_service(create_agent_service(agent.clone()))
+        .register_service(create_health(agent));
+    server.start().await.context("failed to serve")?;
+    sandbox.report.record("-", "kernel", boot.kernel);
+    sandbox.report.record("-", "agent", started.elapsed());
+    tracing::info!(
+        kernel_ms = milliseconds(boot.kernel),
+        agent_ms = milliseconds(started.elapsed()),
+        "serving"
+    );
+    std::future::pending().await
+}
+
+fn log_to_console(filter: Option<&str>) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter.unwrap_or(DEFAULT_LOG))
+        .context("the kernel parameter nacre.log is not a log filter")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_timer(tracing_subscriber::fmt::time::uptime())
+        .with_writer(std::io::stderr)
+        .init();
+    Ok(())
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

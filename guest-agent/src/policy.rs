@@ -1,0 +1,46 @@
+//! Where the pod's policy comes from, at boot.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use nacre_policy::{Gate, Policy};
+
+use crate::boot::Parameters;
+use crate::initdata;
+use crate::modules::Modules;
+
+/// A file that only development images have; production images cannot be made to record.
+const DEVELOPMENT: &str = "/etc/nacre/development";
+
+/// Makes the gate that judges every request of the host: with the policy of the pod's initdata, or
+/// else without one, so that nothing is allowed. An initdata that cannot be read ends the boot.
+pub(crate) fn bind(modules: &Modules, parameters: &Parameters) -> anyhow::Result<Arc<Gate>> {
+    let initdata = initdata::find(modules).context("failed to read the pod's initdata")?;
+    let document = initdata.as_ref().and_then(|initdata| initdata.policy());
+    let gate = match document {
+        Some(document) => {
+            let policy = Policy::parse(document).context("the pod's initdata is of no use")?;
+            tracing::info!(sha256 = policy.sha256(), "bound to the policy of the pod's initdata");
+            Gate::bound_to(policy)
+        }
+        None if initdata.is_none() && parameters.danger_set_policy => {
+            tracing::warn!("no policy yet: the host may set one");
+            Gate::danger_awaiting_policy()
+        }
+        None => {
+            tracing::warn!("the pod has no policy: every request will be denied");
+            Gate::without_policy()
+        }
+    };
+    if parameters.danger_record {
+        anyhow::ensure!(
+            Path::new(DEVELOPMENT).exists(),
+            "the kernel parameter nacre.danger_record=1 needs a development image \
+             (initrd-development.img)"
+        );
+        tracing::warn!("requests are recorded: this is a development image");
+        gate.danger_record();
+    }
+    Ok(gate)
+}
