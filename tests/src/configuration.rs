@@ -70,7 +70,7 @@ fn containerd_config(world: &World) -> String {
     disable_snapshot_annotations = false
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre]
       runtime_type = {shim:?}
-      pod_annotations = ["io.nacre.*"]
+      pod_annotations = ["io.katacontainers.*", "io.nacre.*"]
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre.options]
         ConfigPath = "{SHIM_CONFIG}"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
@@ -105,7 +105,7 @@ fn containerd_config(world: &World) -> String {
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre]
       runtime_type = {shim:?}
       snapshotter = "nacre"
-      pod_annotations = ["io.nacre.*"]
+      pod_annotations = ["io.katacontainers.*", "io.nacre.*"]
       [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre.options]
         ConfigPath = "{SHIM_CONFIG}"
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]

@@ -3,11 +3,11 @@
 //!
 //! ```no_run
 //! # async fn story() -> anyhow::Result<()> {
-//! use nacre_tests::{Image, World};
+//! use nacre_tests::{Image, World, container};
 //! let world = World::new().await?;
 //! let image = world.push(&Image::busybox("app"))?;
-//! let pod = world.pod("web").await?;
-//! let hello = pod.container("hello", &image).args(["echo", "hello"]).start().await?;
+//! let pod = world.pod("web").with(container("hello", &image).args(["echo", "hello"])).await?;
+//! let hello = pod.start("hello").await?;
 //! assert_eq!(hello.wait_exit().await?.code, 0);
 //! assert_eq!(hello.stdout()?, "hello\n");
 //! pod.stop().await?;
@@ -17,25 +17,35 @@
 //! # }
 //! ```
 //!
+//! Pods run under a policy that `nacre policy generate` makes of their manifest: for that their
+//! containers are declared before they start.
+//!
 //! A world has its own process, mount and network namespaces and keeps all its files in memory. When
 //! the test process ends, however it ends, the kernel takes all of it away; two worlds cannot meet.
 //! It needs root, and trusts everything that runs in it: nothing here is part of the product.
 
 mod cluster_dns;
 mod configuration;
+mod container;
 mod cri;
 mod ctr;
+mod declaration;
 mod image;
+mod kubelet;
 mod namespaces;
 mod pod;
+mod policy;
 mod products;
 mod registry;
 mod world;
+mod yaml;
 
+pub use container::{Container, Exit};
 pub use ctr::{Ctr, Output, Terminal};
+pub use declaration::{Declaration, container};
 pub use image::{Compression, Image, Layer};
 pub use namespaces::Process;
-pub use pod::{Container, ContainerBuilder, Exit, Pod, PodBuilder};
+pub use pod::{Pod, PodBuilder};
 pub use products::{ContainerdVersion, Products};
 pub use registry::Registry;
 pub use world::{Runtime, World, WorldBuilder};

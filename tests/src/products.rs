@@ -47,6 +47,11 @@ impl Products {
         self.programs.join("nacre-snapshotter")
     }
 
+    /// The owner's tool.
+    pub fn nacre(&self) -> PathBuf {
+        self.programs.join("nacre")
+    }
+
     /// The guest's kernel, an ELF file.
     pub fn kernel(&self) -> PathBuf {
         self.prefix.join("image/vmlinux")
@@ -88,9 +93,10 @@ impl Products {
 
     /// Says what is missing for a world with Nacre in it.
     pub fn check(&self) -> anyhow::Result<()> {
-        let parts = [self.shim(), self.snapshotter(), self.kernel(), self.initrd(), self.qemu()];
+        let programs = [self.shim(), self.snapshotter(), self.nacre(), self.qemu()];
+        let parts = programs.into_iter().chain([self.kernel(), self.initrd()]);
         let missing: Vec<_> =
-            parts.iter().filter(|p| !p.exists()).map(|p| p.display().to_string()).collect();
+            parts.filter(|p| !p.exists()).map(|p| p.display().to_string()).collect();
         ensure!(
             missing.is_empty(),
             "not built or fetched yet: {}; `cargo xtask demo` or `cargo xtask test` makes them",

@@ -27,7 +27,7 @@ impl<'w> Registry<'w> {
         Registry { namespaces }
     }
 
-    /// Pushes an image; returns the reference to pull it by.
+    /// Pushes an image as `<name>:1`; returns the reference to pull it by, with its digest.
     pub fn push(&self, image: &Image) -> anyhow::Result<String> {
         let built = image.build()?;
         for blob in built.layers.iter().chain([&built.config]) {
@@ -37,7 +37,7 @@ impl<'w> Registry<'w> {
         let path = format!("/v2/{}/manifests/1", image.name);
         let answer = self.request("PUT", &path, &manifest.media_type, &manifest.bytes)?;
         answer.expect(201, "the manifest")?;
-        Ok(format!("{ADDRESS}/{}:1", image.name))
+        Ok(format!("{ADDRESS}/{}@{}", image.name, manifest.digest))
     }
 
     /// Digests of an image's layers, lowest first.

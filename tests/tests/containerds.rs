@@ -2,16 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use nacre_tests::{ContainerdVersion, Image, World};
+use nacre_tests::{ContainerdVersion, Image, World, container};
 
 async fn a_pod_runs_with(version: ContainerdVersion) {
     let world = World::builder().containerd(version).start().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
-    let pod = world.pod("pod").await.unwrap();
-    let app = pod.container("app", &image).args(["sleep", "1000"]).start().await.unwrap();
+    let second = container("second", &image).script("exit 4");
+    let pod = world.pod("pod").with(container("app", &image).idle()).with(second).exec_allowed();
+    let pod = pod.await.unwrap();
+    let app = pod.start("app").await.unwrap();
     let host = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_ne!(app.sh("uname -r").await.unwrap(), host.trim());
-    let second = pod.container("second", &image).script("exit 4").start().await.unwrap();
+    let second = pod.start("second").await.unwrap();
     assert_eq!(second.wait_exit().await.unwrap().code, 4);
     assert_eq!(world.host_layers().unwrap(), Vec::<String>::new());
     world.restart_containerd().await.unwrap();
@@ -35,11 +37,13 @@ async fn containerd_2_1_runs_a_pod() {
 async fn two_pods_run_side_by_side_and_reach_each_other() {
     let world = World::new().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
-    let (one, two) = tokio::join!(world.pod("one"), world.pod("two"));
-    let (one, two) = (one.unwrap(), two.unwrap());
     let script = "mkdir /www; echo one > /www/index.html; httpd -f -p 80 -h /www";
-    let _server = one.container("server", &image).script(script).start().await.unwrap();
-    let client = two.container("client", &image).args(["sleep", "1000"]).start().await.unwrap();
+    let one = world.pod("one").with(container("server", &image).script(script));
+    let two = world.pod("two").with(container("client", &image).idle()).exec_allowed();
+    let (one, two) = tokio::join!(one, two);
+    let (one, two) = (one.unwrap(), two.unwrap());
+    let _server = one.start("server").await.unwrap();
+    let client = two.start("client").await.unwrap();
     let address = one.addresses().await.unwrap()[0].clone();
     let fetch = format!("until wget -q -O- http://{address}/; do sleep 0.1; done");
     assert_eq!(client.sh(&fetch).await.unwrap(), "one");

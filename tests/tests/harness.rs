@@ -3,14 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use nacre_tests::{Image, Runtime, World};
+use nacre_tests::{Image, Runtime, World, container};
 
 #[tokio::test]
 async fn a_pod_of_plain_runc_runs_and_leaves_nothing() {
     let world = World::builder().runtime(Runtime::Runc).start().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
-    let pod = world.pod("plain").await.unwrap();
-    let app = pod.container("app", &image).script("echo hello; exit 3").start().await.unwrap();
+    let app = container("app", &image).script("echo hello; exit 3");
+    let pod = world.pod("plain").with(app).await.unwrap();
+    let app = pod.start("app").await.unwrap();
     assert_eq!(app.wait_exit().await.unwrap().code, 3);
     assert_eq!(app.stdout().unwrap(), "hello\n");
     assert!(!world.leftovers().await.unwrap().is_empty(), "a running pod is something");
@@ -24,8 +25,8 @@ async fn a_pod_of_plain_runc_runs_and_leaves_nothing() {
 async fn exec_names_and_addresses_work() {
     let world = World::builder().runtime(Runtime::Runc).start().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
-    let pod = world.pod("plain").await.unwrap();
-    let app = pod.container("app", &image).args(["sleep", "1000"]).start().await.unwrap();
+    let pod = world.pod("plain").with(container("app", &image).idle()).await.unwrap();
+    let app = pod.start("app").await.unwrap();
     let answer = app.exec(["sh", "-c", "echo out; echo err >&2; exit 7"]).await.unwrap();
     assert_eq!(
         (answer.text().as_str(), answer.stderr.as_slice(), answer.code),

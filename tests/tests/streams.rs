@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use nacre_tests::{Image, World};
+use nacre_tests::{Image, World, container};
 
 const SIZE: usize = 64 << 20;
 
@@ -24,8 +24,9 @@ fn noise(length: usize) -> Vec<u8> {
 async fn big_streams_arrive_intact_in_both_directions() {
     let world = World::new().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
-    let pod = world.pod("streams").await.unwrap();
-    let app = pod.container("app", &image).args(["sleep", "1000"]).start().await.unwrap();
+    let pod = world.pod("streams").with(container("app", &image).idle()).exec_allowed();
+    let pod = pod.await.unwrap();
+    let app = pod.start("app").await.unwrap();
     let ctr = world.ctr().in_pods();
 
     let sent = noise(SIZE);
@@ -53,8 +54,9 @@ async fn big_streams_arrive_intact_in_both_directions() {
 async fn a_terminal_has_a_size_that_follows() {
     let world = World::new().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
-    let pod = world.pod("terminal").await.unwrap();
-    let app = pod.container("app", &image).args(["sleep", "1000"]).start().await.unwrap();
+    let pod = world.pod("terminal").with(container("app", &image).idle()).exec_allowed();
+    let pod = pod.await.unwrap();
+    let app = pod.start("app").await.unwrap();
     let script = "while read line; do stty size; [ \"$line\" = end ] && exit 9; done";
     let words = ["task", "exec", "--tty", "--exec-id", "tty", app.id(), "sh", "-c", script];
     let mut terminal = world.ctr().in_pods().in_terminal(&words).unwrap();
@@ -68,6 +70,8 @@ async fn a_terminal_has_a_size_that_follows() {
 #[tokio::test]
 async fn a_container_without_a_pod_takes_what_the_image_says() {
     let world = World::new().await.unwrap();
+    // Nobody made a policy for it: the administrator lets everything through.
+    world.danger_allow_all_by_default().unwrap();
     let image = Image::busybox("app").entrypoint(["sh", "-c"]).command(["id -u; pwd; echo $COLOR"]);
     let image = world.push(&image.env("COLOR", "nacre").user("1000").directory("/tmp")).unwrap();
     world.pull(&image).await.unwrap();

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use nacre_tests::{Compression, Image, Layer, World};
+use nacre_tests::{Compression, Image, Layer, World, container};
 
 async fn nothing_left(world: &World) {
     assert_eq!(world.leftovers().await.unwrap(), Vec::<String>::new());
@@ -26,8 +26,8 @@ fn clear(error: &anyhow::Error, started: Instant, words: &[&str]) {
 async fn a_killed_vm_is_seen_explained_and_can_be_deleted() {
     let world = World::new().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
-    let pod = world.pod("victim").await.unwrap();
-    let app = pod.container("app", &image).args(["sleep", "1000"]).start().await.unwrap();
+    let pod = world.pod("victim").with(container("app", &image).idle()).await.unwrap();
+    let app = pod.start("app").await.unwrap();
     let started = Instant::now();
     world.kill(&world.virtual_machines().unwrap()[0]).unwrap();
     let exit = app.wait_exit().await.unwrap();
@@ -53,10 +53,10 @@ async fn an_image_that_is_nowhere_or_gone_is_named() {
     let app = Image::busybox("app").layer(Layer::new(Compression::Gzip).file("x", 0o644, b"x"));
     let image = world.push(&app).unwrap();
     world.pull(&image).await.unwrap();
-    let pod = world.pod("gone").await.unwrap();
+    let pod = world.pod("gone").with(container("app", &image)).await.unwrap();
     world.registry().lose(&world.registry().layers(&app).unwrap()[1]).unwrap();
     let started = Instant::now();
-    let error = pod.container("app", &image).start().await.unwrap_err();
+    let error = pod.start("app").await.unwrap_err();
     clear(&error, started, &["not found", "404", "unknown"]);
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
@@ -69,11 +69,11 @@ async fn a_tampered_layer_is_refused_by_its_digest() {
     let app = Image::busybox("app").layer(Layer::new(Compression::Gzip).file("x", 0o644, b"x"));
     let image = world.push(&app).unwrap();
     world.pull(&image).await.unwrap();
+    let pod = world.pod("tampered").with(container("app", &image)).await.unwrap();
     let digest = world.registry().layers(&app).unwrap()[1].clone();
     world.registry().corrupt(&digest).unwrap();
-    let pod = world.pod("tampered").await.unwrap();
     let started = Instant::now();
-    let error = pod.container("app", &image).start().await.unwrap_err();
+    let error = pod.start("app").await.unwrap_err();
     clear(&error, started, &["digest"]);
     assert!(
         format!("{error:#}").contains(&digest[..19]),
@@ -89,10 +89,10 @@ async fn a_registry_that_is_down_is_named() {
     let world = World::new().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
     world.pull(&image).await.unwrap();
-    let pod = world.pod("offline").await.unwrap();
+    let pod = world.pod("offline").with(container("app", &image)).await.unwrap();
     world.stop_registry().unwrap();
     let started = Instant::now();
-    let error = pod.container("app", &image).start().await.unwrap_err();
+    let error = pod.start("app").await.unwrap_err();
     clear(&error, started, &["10.88.0.1:5000"]);
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
@@ -105,11 +105,13 @@ async fn an_image_larger_than_the_guest_is_refused_and_the_pod_lives_on() {
     let big = Layer::new(Compression::Zstd).zeros("big", 300 << 20);
     let big = world.push(&Image::busybox("big").layer(big)).unwrap();
     let small = world.push(&Image::busybox("small")).unwrap();
-    let pod = world.pod("full").annotation("io.nacre.vm.memory_mib", "256").await.unwrap();
+    let pod = world.pod("full").annotation("io.nacre.vm.memory_mib", "256");
+    let small = container("small", &small).script("echo fine");
+    let pod = pod.with(container("big", &big)).with(small).await.unwrap();
     let started = Instant::now();
-    let error = pod.container("big", &big).start().await.unwrap_err();
+    let error = pod.start("big").await.unwrap_err();
     clear(&error, started, &["space", "memory", "limit", "large"]);
-    let app = pod.container("small", &small).script("echo fine").start().await.unwrap();
+    let app = pod.start("small").await.unwrap();
     assert_eq!(app.wait_exit().await.unwrap().code, 0);
 }
 

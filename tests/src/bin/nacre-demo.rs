@@ -5,9 +5,9 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Instant;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
-use nacre_tests::{Container, Image, Pod, World};
+use nacre_tests::{Container, Image, Pod, PodBuilder, World, container};
 
 /// Runs a pod in its own VM on a real containerd and shows what happens.
 #[derive(Debug, Parser)]
@@ -47,8 +47,16 @@ async fn story(world: &World, keep: bool) -> anyhow::Result<String> {
     let image = world.push(&Image::busybox("demo"))?;
     step.done(&format!("test image made and pushed: {image}"));
 
+    let step = Step::begin("making the pod's policy from its manifest");
+    let pod = declared(world, &image).with_policy()?;
+    let (manifest, annotation) = (pod.manifest(), pod.annotation_text().len());
+    step.done(&format!(
+        "nacre policy generate: {} lines of YAML, {annotation} bytes of annotation",
+        manifest.lines().count()
+    ));
+
     let step = Step::begin("starting the pod: QEMU, kernel, agent");
-    let pod = world.pod("demo").await?;
+    let pod = pod.await?;
     let machine = world.virtual_machines()?.into_iter().next().context("no VM runs")?;
     step.done(&format!("pod is ready: its VM is process {}", machine.pid));
     if machine.command.contains("tcg") {
@@ -56,25 +64,34 @@ async fn story(world: &World, keep: bool) -> anyhow::Result<String> {
     }
 
     let step = Step::begin("starting a container; the guest pulls the image by itself");
-    let server = start_server(&pod, &image).await?;
+    let server = pod.start("server").await?;
+    server.wait_for("hello").await?;
     step.done("first container runs, its image was pulled inside the guest");
 
     show_kernels(&server).await?;
     show_host_content(world)?;
     show_output_and_exec(&server).await?;
-    show_two_containers(world, &pod, &image).await?;
+    show_two_containers(world, &pod).await?;
+    show_a_denial(&server).await?;
     if !keep {
         end(world, &pod).await?;
     }
     Ok(server.id().to_owned())
 }
 
-async fn start_server<'p>(pod: &'p Pod<'p>, image: &str) -> anyhow::Result<Container<'p>> {
-    let script = "mkdir /www; echo 'hello over localhost' > /www/index.html; \
+/// The commands that the pod's owner lets the host run in it.
+const SIZE: &str = "echo $(hostname): $(nproc) CPU, $(free -m | awk '/Mem/{print $2}') MiB";
+
+fn declared<'w>(world: &'w World, image: &str) -> PodBuilder<'w> {
+    let server = "mkdir /www; echo 'hello over localhost' > /www/index.html; \
                   echo hello from inside the VM; exec httpd -f -p 127.0.0.1:80 -h /www";
-    let server = pod.container("server", image).script(script).start().await?;
-    server.wait_for("hello").await?;
-    Ok(server)
+    let client = "until wget -q -O- http://127.0.0.1/; do sleep 0.1; done";
+    let exec = format!("allow.exec = [[\"sh\", \"-c\", \"uname -r\"], [\"sh\", \"-c\", {SIZE:?}]]");
+    world
+        .pod("demo")
+        .with(container("server", image).script(server))
+        .with(container("client", image).script(client))
+        .settings(&exec)
 }
 
 async fn show_kernels(container: &Container<'_>) -> anyhow::Result<()> {
@@ -103,22 +120,31 @@ async fn show_output_and_exec(container: &Container<'_>) -> anyhow::Result<()> {
     ensure!(said == "hello from inside the VM\n", "its output is {said:?}");
     step.done(&format!("its output: {}", said.trim()));
     let step = Step::begin("running a command in it");
-    let answer = container
-        .sh("echo $(hostname): $(nproc) CPU, $(free -m | awk '/Mem/{print $2}') MiB")
-        .await?;
+    let answer = container.sh(SIZE).await?;
     step.done(&format!("exec answers: {answer}"));
     Ok(())
 }
 
-async fn show_two_containers(world: &World, pod: &Pod<'_>, image: &str) -> anyhow::Result<()> {
+async fn show_two_containers(world: &World, pod: &Pod<'_>) -> anyhow::Result<()> {
     let step = Step::begin("starting a second container in the same pod");
-    let script = "until wget -q -O- http://127.0.0.1/; do sleep 0.1; done";
-    let client = pod.container("client", image).script(script).start().await?;
+    let client = pod.start("client").await?;
     let exit = client.wait_exit().await?;
     let said = client.stdout()?;
     ensure!(exit.code == 0 && said == "hello over localhost\n", "{exit:?}, {said:?}");
     ensure!(world.virtual_machines()?.len() == 1, "the pod has more than one VM");
     step.done(&format!("a second container asks the first: {}", said.trim()));
+    Ok(())
+}
+
+async fn show_a_denial(container: &Container<'_>) -> anyhow::Result<()> {
+    let step = Step::begin("trying what the owner did not allow");
+    let Err(error) = container.exec(["cat", "/etc/shadow"]).await else {
+        bail!("a command that no policy allows was run");
+    };
+    let text = format!("{error:#}");
+    let denial = text.split_once("policy denies").context(text.clone())?.1;
+    step.done("the host asks for another command, and the guest refuses");
+    note(&format!("policy denies{denial}"));
     Ok(())
 }
 

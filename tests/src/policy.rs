@@ -1,0 +1,47 @@
+//! Policies for a world's pods: made by `nacre policy generate` from their manifests, as an owner makes
+//! them.
+
+use std::fs;
+
+use anyhow::Context as _;
+use nacre_protocol::initdata::{self, Initdata};
+
+use crate::registry;
+use crate::world::World;
+
+/// Settings for every pod of a world, inside.
+const SETTINGS: &str = "/run/world/settings.toml";
+
+/// Generates the policy of a pod; returns its initdata as the annotation's text. `settings` are added to
+/// those of the world.
+pub(crate) fn generate(
+    world: &World,
+    pod: &str,
+    manifest: &str,
+    settings: &str,
+) -> anyhow::Result<String> {
+    let own = format!("/run/world/owner/{pod}");
+    fs::create_dir_all(world.path(&own))?;
+    let registry = format!("[registry]\ndanger_plain_http = [{:?}]\n", registry::ADDRESS);
+    let (file, extra) = (format!("{own}/pod.yaml"), format!("{own}/settings.toml"));
+    for (path, text) in [(SETTINGS, registry.as_str()), (&file, manifest), (&extra, settings)] {
+        fs::write(world.path(path), text)?;
+    }
+    let nacre = world.products().nacre();
+    let nacre = nacre.to_str().context("a path of this tree is text")?;
+    let words = ["policy", "generate", "--output", "annotation", "--settings", SETTINGS];
+    let words = [&[nacre], &words[..], &["--settings", &extra, &file]].concat();
+    Ok(world.run(&words)?.trim().to_owned())
+}
+
+/// Writes initdata whose policy denies nothing; returns its path inside.
+pub(crate) fn allow_all(world: &World) -> anyhow::Result<String> {
+    const FILE: &str = "/run/world/allow-all.toml";
+    let nacre = world.products().nacre();
+    let nacre = nacre.to_str().context("a path of this tree is text")?;
+    let policy = world.run(&[nacre, "policy", "allow-all"])?;
+    let files = [(initdata::POLICY.to_owned(), policy)].into();
+    let document = Initdata::new(initdata::Algorithm::Sha256, files)?;
+    fs::write(world.path(FILE), document.text())?;
+    Ok(FILE.to_owned())
+}
