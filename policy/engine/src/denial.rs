@@ -127,8 +127,10 @@ impl Source<'_> {
     fn problem(&self, problem: &Value) -> Problem {
         let field = text(&problem["field"]);
         let secret = field.ends_with("Env");
+        let hidden = field.ends_with("Args") && self.hides_arguments();
         let show = |name: &str| match &problem[name] {
             Value::Undefined => String::new(),
+            _ if hidden => ELIDED.to_owned(),
             value if secret => self.show(&self.elide(value)),
             value => self.show(value),
         };
@@ -181,6 +183,12 @@ impl Source<'_> {
             Value::Set(set) => set.iter().map(|v| self.elide(v)).collect::<Vec<_>>().into(),
             other => other.clone(),
         }
+    }
+
+    fn hides_arguments(&self) -> bool {
+        self.container.is_some_and(|container| {
+            self.data["containers"][container]["secret_args"] == Value::Bool(true)
+        })
     }
 
     fn is_secret(&self, name: &str) -> bool {

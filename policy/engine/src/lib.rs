@@ -13,8 +13,9 @@
 //!   then added to it; the data is at `data.nacre.policy`, and what the named runtimes add to
 //!   specifications at `data.nacre.runtime`.
 //! - `input.nacre.state`: what was carried out so far (see `state.rs`): `sandbox` (its id or null),
-//!   `namespace`, `pod_name`, `sealed` (an application container exists or existed) and `containers`
-//!   (by id: `name`, `pod`, `phase`). Denied and failed requests leave no trace in it.
+//!   `namespace`, `pod_name`, `sealed` (an application container exists or existed), `containers`
+//!   (by id: `name`, `pod`, `phase`), `live` (phases by name) and `ended` (names that ran to an end).
+//!   Denied and failed requests leave no trace in it.
 //! - `<Request>_problems`: a set of objects that explain a denial (see `denial.rs`).
 //!
 //! Never: a request's text is logged, a request that was denied changes any state, or a policy that

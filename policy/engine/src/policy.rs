@@ -170,7 +170,11 @@ fn add_library(engine: &mut Engine, data: &Value) -> Result<(), PolicyError> {
         return Err(PolicyError::Data("containers and policy_data.pod must be objects"));
     }
     let failed = |e: String| PolicyError::Syntax(short(&e));
-    let base = object([("policy", data.clone()), ("runtime", runtime)]);
+    let containers = data["containers"].as_object().map(|all| all.iter().collect::<Vec<_>>());
+    let first = containers.unwrap_or_default().into_iter();
+    let first = first.filter(|(_, container)| container["init"] == Value::Bool(true));
+    let init: Vec<Value> = first.map(|(name, _)| name.clone()).collect();
+    let base = object([("policy", data.clone()), ("runtime", runtime), ("init", init.into())]);
     engine.add_data(object([("nacre", base)])).map_err(|e| failed(e.to_string()))?;
     if !standalone {
         engine.set_rego_v0(false);

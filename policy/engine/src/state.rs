@@ -4,8 +4,8 @@
 //! or failed leaves no trace. Its shape and size are fixed: nothing of a request gets in but
 //! identifiers.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use regorus::Value;
 
@@ -58,6 +58,8 @@ pub(crate) struct State {
     pod_name: String,
     sealed: bool,
     containers: BTreeMap<String, Container>,
+    /// Names of containers that have ended at least once.
+    ended: BTreeSet<String>,
     value: Value,
 }
 
@@ -79,6 +81,7 @@ impl Default for State {
             pod_name: String::new(),
             sealed: false,
             containers: BTreeMap::new(),
+            ended: BTreeSet::new(),
             value: Value::Null,
         };
         state.refresh();
@@ -153,6 +156,11 @@ impl State {
         let known = self.containers.get(id).is_some_and(|c| c.phase != Phase::Exited);
         if known {
             self.advance(id, Phase::Exited);
+            if let Some(container) = self.containers.get(id)
+                && self.ended.len() < MOST_CONTAINERS
+            {
+                self.ended.insert(container.name.clone());
+            }
             self.refresh();
         }
     }
@@ -193,12 +201,17 @@ impl State {
             ]);
             (Value::from(id.as_str()), entry)
         });
+        let live = self.containers.values().filter(|c| !c.pod && c.phase != Phase::Exited);
+        let live = live.map(|c| (Value::from(c.name.as_str()), Value::from(c.phase.name())));
+        let ended = self.ended.iter().map(|name| (Value::from(name.as_str()), Value::from(true)));
         self.value = object([
             ("sandbox", self.sandbox.as_deref().map_or(Value::Null, Value::from)),
             ("namespace", self.namespace.as_str().into()),
             ("pod_name", self.pod_name.as_str().into()),
             ("sealed", sealed.into()),
             ("containers", containers.collect::<BTreeMap<_, _>>().into()),
+            ("live", live.collect::<BTreeMap<_, _>>().into()),
+            ("ended", ended.collect::<BTreeMap<_, _>>().into()),
         ]);
     }
 }
