@@ -227,6 +227,9 @@ pub struct PodData {
     /// Its host name; absent: its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// Anchored regular expression of its host name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname_pattern: Option<String>,
     /// Containers see each other's processes.
     #[serde(default, skip_serializing_if = "is_false")]
     pub shared_pid: bool,

@@ -2,6 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod document;
-pub mod settings;
+mod expand;
+pub mod kubernetes;
 pub mod workload;

@@ -1,0 +1,843 @@
+//! From a workload, its images and the settings to the policy document: what the kubelet and the runtime
+//! will ask of the guest for this pod, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::accounts::{ImageAccounts, users};
+use crate::capabilities::capabilities;
+use crate::document::{
+    Arg, ArgPattern, ContainerData, CopyData, PodData, PolicyData, SeccompData, ServiceEnv, VERSION,
+};
+use crate::mounts::mounts;
+use crate::settings::Settings;
+use crate::signals;
+use crate::workload::{
+    ArgValue, Container, Content, EnvValue, Note, Pod, PodName, ProjectedFile, Role, Seccomp,
+    VolumeKind, Workload,
+};
+
+/// Where images are looked up. The command asks registries; tests answer by themselves.
+pub trait Images {
+    /// What `reference` names, as written in the YAML.
+    ///
+    /// # Errors
+    /// Words that say what failed and what to do.
+    fn image(&mut self, reference: &str) -> Result<ImageFacts, String>;
+}
+
+/// What is known of an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// `host/path`, normalised.
+    pub name: String,
+    /// Tag of the reference, `latest` if it has neither tag nor digest.
+    pub tag: Option<String>,
+    /// Digest that pins it: the reference's own, else that of the manifest.
+    pub digest: String,
+    /// `Entrypoint`.
+    pub entrypoint: Vec<String>,
+    /// `Cmd`.
+    pub cmd: Vec<String>,
+    /// `Env`.
+    pub env: Vec<String>,
+    /// `WorkingDir`.
+    pub working_dir: String,
+    /// `User`.
+    pub user: String,
+    /// `StopSignal`.
+    pub stop_signal: String,
+    /// Content of `/etc/passwd`.
+    pub passwd: Vec<u8>,
+    /// Content of `/etc/group`.
+    pub group: Vec<u8>,
+}
+
+/// What is asked of the generator beside the settings.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// The document brings rules and profile along.
+    pub standalone: bool,
+    /// Images stay named by their tags: the registry decides what runs.
+    pub danger_unpinned: bool,
+}
+
+/// Why there is no policy for a workload.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {what}: {problem}")]
+pub struct GenerateError {
+    /// The file.
+    pub file: String,
+    /// Counted from 1.
+    pub line: u32,
+    /// Such as `container web`.
+    pub what: String,
+    /// What is wrong and what to do.
+    pub problem: String,
+}
+
+/// A workload's policy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generated {
+    /// The data.
+    pub data: PolicyData,
+    /// What the owner should know.
+    pub notes: Vec<Note>,
+    /// Images as written and as pinned, by their lines.
+    pub pinned: Vec<Pinned>,
+}
+
+/// An image of the YAML and the digest it has now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// As written.
+    pub written: String,
+    /// `name:tag@digest`.
+    pub pinned: String,
+}
+
+/// Writes the policy of one workload.
+///
+/// # Errors
+/// [`GenerateError`] with file, line and remedy.
+pub fn generate(
+    workload: &Workload,
+    images: &mut dyn Images,
+    settings: &Settings,
+    options: Options,
+) -> Result<Generated, GenerateError> {
+    let mut generator =
+        Generator { workload, settings, options, notes: Vec::new(), pinned: Vec::new() };
+    let mut containers = BTreeMap::new();
+    for container in &workload.pod.containers {
+        let data = generator.container(container, images)?;
+        containers.insert(container.name.clone(), data);
+    }
+    let runtime = settings
+        .profile(options.standalone)
+        .map_err(|error| generator.error("settings", workload.line, error.to_string()))?;
+    let source = workload.source.rsplit('/').next().unwrap_or_default();
+    let data = PolicyData {
+        version: VERSION,
+        standalone: options.standalone,
+        source: Some(source.to_owned()).filter(|source| !source.is_empty()),
+        runtimes: if runtime.is_some() { Vec::new() } else { settings.runtimes.clone() },
+        runtime,
+        pod: pod(workload),
+        containers,
+        copies: copies(&workload.pod),
+        allow: settings.allow.clone(),
+    };
+    let mut notes = generator.notes;
+    notes.sort();
+    notes.dedup();
+    Ok(Generated { data, notes, pinned: generator.pinned })
+}
+
+pub(crate) struct Generator<'a> {
+    pub(crate) workload: &'a Workload,
+    pub(crate) settings: &'a Settings,
+    options: Options,
+    notes: Vec<Note>,
+    pinned: Vec<Pinned>,
+}
+
+impl Generator<'_> {
+    pub(crate) fn error(
+        &self,
+        what: impl Into<String>,
+        line: u32,
+        problem: impl Into<String>,
+    ) -> GenerateError {
+        GenerateError {
+            file: self.workload.source.clone(),
+            line,
+            what: what.into(),
+            problem: problem.into(),
+        }
+    }
+
+    pub(crate) fn note(&mut self, line: u32, text: impl Into<String>) {
+        let file = self.workload.source.clone();
+        self.notes.push(Note { file, line, text: text.into() });
+    }
+
+    fn container(
+        &mut self,
+        container: &Container,
+        images: &mut dyn Images,
+    ) -> Result<ContainerData, GenerateError> {
+        let pod = &self.workload.pod;
+        let what = format!("container {}", container.name);
+        let line = |key: &str| {
+            let lines = &container.lines;
+            lines
+                .get(key)
+                .or_else(|| lines.get("container"))
+                .copied()
+                .unwrap_or(container.image.line)
+        };
+        let image = images
+            .image(&container.image.value)
+            .map_err(|problem| self.error(&what, container.image.line, problem))?;
+        let security = &container.security;
+        let mut groups = pod.supplemental_groups.clone();
+        groups.extend(pod.fs_group);
+        let accounts =
+            ImageAccounts { user: &image.user, passwd: &image.passwd, group: &image.group };
+        let users = users(accounts, security, &groups, pod.strict_groups)
+            .map_err(|error| self.error(&what, line("user"), error.to_string()))?;
+        let (args, secret_args) = args(container, &image);
+        if args.is_empty() {
+            let problem = "neither the container nor its image (Entrypoint, Cmd) names a program: set command";
+            return Err(self.error(&what, line("container"), problem));
+        }
+        let env = Env::of(container, &image)
+            .map_err(|problem| self.error(&what, line("env"), problem))?;
+        let cwd = [container.working_dir.as_deref().unwrap_or_default(), &image.working_dir, "/"];
+        let cwd = cwd.into_iter().find(|cwd| !cwd.is_empty()).unwrap_or("/");
+        if !cwd.starts_with('/') {
+            let problem = format!("the working directory {cwd:?} is not absolute: set workingDir");
+            return Err(self.error(&what, line("cwd"), problem));
+        }
+        let capabilities = capabilities(security, &self.settings.runtimes)
+            .map_err(|problem| self.error(&what, line("capabilities"), problem))?;
+        let signals = self.signals(container, &image)?;
+        let mounts = mounts(self, container)?;
+        let resources = container.resources.linux;
+        let seccomp = match security.seccomp {
+            Seccomp::RuntimeDefault => SeccompData::Runtime,
+            Seccomp::Unset if self.settings.kubernetes.seccomp_default => SeccompData::Runtime,
+            Seccomp::Unset | Seccomp::Unconfined => SeccompData::Unconfined,
+        };
+        let (pinned, tagged) = self.pin(container, &image);
+        let some = |n: u64| Some(n).filter(|n| *n > 0);
+        Ok(ContainerData {
+            image: pinned,
+            image_tag: tagged,
+            args,
+            cwd: cwd.to_owned(),
+            env: env.known,
+            env_from_pod: env.facts,
+            env_pattern: env.patterns,
+            secret_env: env.secret,
+            secret_args,
+            service_env: self.service_env(),
+            users,
+            capabilities,
+            no_new_privileges: !security.allow_privilege_escalation,
+            readonly_root: security.readonly_root,
+            terminal: container.tty,
+            stdin: container.stdin,
+            seccomp,
+            unmasked: security.unmasked_proc,
+            mounts,
+            devices: sorted(container.devices.iter().map(|device| device.path.clone())),
+            memory_limit: some(resources.memory_limit),
+            cpu_quota: Some(resources.cpu_quota).filter(|quota| *quota > 0),
+            cpu_period: some(resources.cpu_period).filter(|_| resources.cpu_quota > 0),
+            cpu_shares: container.resources.cpu_request.map(|_| resources.cpu_shares),
+            exec: sorted(container.exec.iter().map(|exec| exec.command.clone())),
+            signals,
+            logs: self.settings.logs,
+            init: container.role == Role::Init,
+            restartable: container.restartable,
+            lines: lines(&container.lines),
+        })
+    }
+
+    fn pin(
+        &mut self,
+        container: &Container,
+        image: &ImageFacts,
+    ) -> (Option<String>, Option<String>) {
+        let written = &container.image.value;
+        if self.options.danger_unpinned && !written.contains('@') {
+            let tag = image.tag.as_deref().unwrap_or("latest");
+            return (None, Some(format!("{}:{tag}", image.name)));
+        }
+        if !written.contains('@') {
+            let pinned = format!("{written}@{}", image.digest);
+            self.pinned.push(Pinned { written: written.clone(), pinned });
+        }
+        (Some(format!("{}@{}", image.name, image.digest)), None)
+    }
+
+    fn service_env(&self) -> ServiceEnv {
+        let by_pod =
+            if self.workload.pod.service_links { ServiceEnv::All } else { ServiceEnv::Kubernetes };
+        self.settings.kubernetes.service_env.unwrap_or(by_pod)
+    }
+
+    fn signals(
+        &self,
+        container: &Container,
+        image: &ImageFacts,
+    ) -> Result<Vec<u32>, GenerateError> {
+        let what = format!("container {}", container.name);
+        let unknown = |name: &str, line, whose| {
+            let problem = format!("{whose} {name:?} is not the name or number of a signal");
+            self.error(&what, line, problem)
+        };
+        let mut numbers = BTreeSet::new();
+        if !image.stop_signal.is_empty() {
+            let number = signals::number(&image.stop_signal).ok_or_else(|| {
+                unknown(&image.stop_signal, container.image.line, "the image's StopSignal")
+            })?;
+            numbers.insert(number);
+        }
+        if let Some(signal) = &container.stop_signal {
+            let number = signals::number(&signal.value)
+                .ok_or_else(|| unknown(&signal.value, signal.line, "stopSignal"))?;
+            numbers.insert(number);
+        }
+        // These two may always be sent.
+        numbers.retain(|number| ![signals::TERM, signals::KILL].contains(number));
+        Ok(numbers.into_iter().collect())
+    }
+}
+
+fn pod(workload: &Workload) -> PodData {
+    let mut data = PodData {
+        namespace: workload.namespace.clone(),
+        shared_pid: workload.pod.shared_pid,
+        sysctls: workload.pod.sysctls.clone(),
+        lines: lines(&workload.pod.lines),
+        ..PodData::default()
+    };
+    match workload.name.clone() {
+        PodName::Exact(name) => data.name = Some(name),
+        PodName::Prefix(prefix) => data.name_prefix = Some(prefix),
+        PodName::Pattern(pattern) => data.name_pattern = Some(pattern),
+    }
+    match workload.pod.hostname.clone() {
+        None => {}
+        Some(PodName::Exact(name)) => data.hostname = Some(name),
+        Some(PodName::Prefix(prefix)) => {
+            let prefix = regex_escape(&prefix);
+            data.hostname_pattern = Some(format!("^{prefix}[-a-z0-9]{{1,63}}$"));
+        }
+        Some(PodName::Pattern(pattern)) => data.hostname_pattern = Some(pattern),
+    }
+    data
+}
+
+fn lines(lines: &BTreeMap<&'static str, u32>) -> BTreeMap<String, u32> {
+    lines.iter().map(|(key, line)| ((*key).to_owned(), *line)).collect()
+}
+
+/// Quotes what a regular expression would understand.
+pub(crate) fn regex_escape(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len());
+    for c in text.chars() {
+        if "\\.+*?()|[]{}^$#&-~".contains(c) {
+            quoted.push('\\');
+        }
+        quoted.push(c);
+    }
+    quoted
+}
+
+/// `command` replaces entrypoint and command of the image, `args` only the latter.
+fn args(container: &Container, image: &ImageFacts) -> (Vec<Arg>, bool) {
+    let fixed = |words: &[String]| words.iter().cloned().map(Arg::Text).collect::<Vec<_>>();
+    let given = |words: &[ArgValue]| words.iter().map(arg).collect::<Vec<_>>();
+    let command = container.command.as_deref().unwrap_or_default();
+    let args = container.args.as_deref().unwrap_or_default();
+    let line = match (command.is_empty(), args.is_empty()) {
+        (true, true) => [fixed(&image.entrypoint), fixed(&image.cmd)].concat(),
+        (true, false) => [fixed(&image.entrypoint), given(args)].concat(),
+        (false, _) => [given(command), given(args)].concat(),
+    };
+    let is_secret = |word: &ArgValue| {
+        matches!(word, EnvValue::Secret(_) | EnvValue::Pattern { secret: true, .. })
+    };
+    (line, command.iter().chain(args).any(is_secret))
+}
+
+fn arg(value: &ArgValue) -> Arg {
+    let pattern = |pattern: String| Arg::Pattern(ArgPattern { pattern });
+    match value {
+        EnvValue::Literal(text) => Arg::Text(text.clone()),
+        EnvValue::Secret(text) => Arg::Text(text.reveal().to_owned()),
+        EnvValue::FromPod(fact) => pattern(format!("^{}$", fact.pattern())),
+        EnvValue::Pattern { regex, .. } => pattern(regex.reveal().to_owned()),
+    }
+}
+
+/// A container's environment: the image's, with the pod's over it.
+#[derive(Default)]
+struct Env {
+    known: Vec<String>,
+    facts: BTreeMap<String, String>,
+    patterns: BTreeMap<String, String>,
+    secret: Vec<String>,
+}
+
+impl Env {
+    fn of(container: &Container, image: &ImageFacts) -> Result<Self, String> {
+        let mut env = Self::default();
+        let mut known: BTreeMap<&str, &str> = BTreeMap::new();
+        for variable in &image.env {
+            match variable.split_once('=') {
+                Some((name, value)) if !name.is_empty() => drop(known.insert(name, value)),
+                _ => {
+                    return Err(format!(
+                        "the image's Env has {variable:?}, which is not NAME=value"
+                    ));
+                }
+            }
+        }
+        for variable in &container.env {
+            let name = variable.name.as_str();
+            known.remove(name);
+            match &variable.value {
+                EnvValue::Literal(value) => drop(known.insert(name, value)),
+                EnvValue::Secret(value) => {
+                    known.insert(name, value.reveal());
+                    env.secret.push(name.to_owned());
+                }
+                EnvValue::FromPod(fact) => {
+                    env.facts.insert(name.to_owned(), fact.name().to_owned());
+                }
+                EnvValue::Pattern { regex, secret } => {
+                    env.patterns.insert(name.to_owned(), regex.reveal().to_owned());
+                    if *secret {
+                        env.secret.push(name.to_owned());
+                    }
+                }
+            }
+        }
+        env.known = known.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        env.secret = sorted(env.secret.drain(..));
+        Ok(env)
+    }
+}
+
+/// Contents of the volumes that stand in the owner's files.
+fn copies(pod: &Pod) -> BTreeMap<String, CopyData> {
+    let used: BTreeSet<&str> =
+        pod.containers.iter().flat_map(|c| &c.mounts).map(|mount| mount.volume.as_str()).collect();
+    let volumes = pod.volumes.iter().filter(|volume| used.contains(volume.name.as_str()));
+    volumes
+        .filter_map(|volume| {
+            let data = match &volume.kind {
+                VolumeKind::ConfigMap { files: Some(files), .. } => {
+                    CopyData { files: digests(files), ..CopyData::default() }
+                }
+                VolumeKind::Secret { files: Some(files), .. } => {
+                    CopyData { files: digests(files), secret: true, ..CopyData::default() }
+                }
+                VolumeKind::Projected { files, complete } => projected(files, *complete)?,
+                _ => return None,
+            };
+            Some((volume.name.clone(), data))
+        })
+        .collect()
+}
+
+fn digests(files: &BTreeMap<String, Content>) -> BTreeMap<String, String> {
+    files.iter().map(|(path, content)| (path.clone(), sha256(content))).collect()
+}
+
+fn projected(files: &BTreeMap<String, ProjectedFile>, complete: bool) -> Option<CopyData> {
+    let mut data = CopyData { open: !complete, ..CopyData::default() };
+    for (path, file) in files {
+        match file {
+            ProjectedFile::Config(content) => {
+                data.files.insert(path.clone(), sha256(content));
+            }
+            ProjectedFile::Secret(content) => {
+                data.files.insert(path.clone(), sha256(content));
+                data.secret = true;
+            }
+            ProjectedFile::Token
+            | ProjectedFile::Downward(_)
+            | ProjectedFile::TrustBundle
+            | ProjectedFile::Certificate => data.open = true,
+        }
+    }
+    Some(data).filter(|data| !data.open || !data.files.is_empty())
+}
+
+fn sha256(content: &Content) -> String {
+    hex::encode(Sha256::digest(content.reveal()))
+}
+
+fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> Vec<T> {
+    items.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::document::Document;
+    use crate::workload::{
+        EnvVar, ExecCommand, LinuxResources, Located, PodFact, Resources, SecretText, Security,
+        Volume, VolumeDevice, VolumeMount,
+    };
+
+    /// An image by any name.
+    struct Fake(ImageFacts);
+
+    impl Images for Fake {
+        fn image(&mut self, reference: &str) -> Result<ImageFacts, String> {
+            if reference.contains("absent") {
+                return Err("registry r.io has no manifest".into());
+            }
+            Ok(self.0.clone())
+        }
+    }
+
+    fn fake() -> Fake {
+        Fake(ImageFacts {
+            name: "r.io/web".into(),
+            tag: Some("1".into()),
+            digest: "sha256:00".into(),
+            entrypoint: vec!["/entry".into()],
+            cmd: vec!["serve".into()],
+            env: vec!["PATH=/bin".into(), "MODE=image".into()],
+            working_dir: "/srv".into(),
+            user: "app".into(),
+            stop_signal: "SIGQUIT".into(),
+            passwd: b"root:x:0:0::/:\napp:x:100:101::/:\n".to_vec(),
+            group: b"logs:x:5:app\n".to_vec(),
+        })
+    }
+
+    pub(crate) fn workload(kind: &str, line: u32) -> Workload {
+        Workload {
+            kind: kind.into(),
+            object_name: "web".into(),
+            name: PodName::Exact("web".into()),
+            namespace: Some("default".into()),
+            source: "dir/web.yaml".into(),
+            document: 0,
+            line,
+            pod: Pod {
+                hostname: None,
+                subdomain: None,
+                shared_pid: false,
+                sysctls: BTreeMap::new(),
+                service_links: true,
+                automount_token: Some(false),
+                service_account: None,
+                annotations: BTreeMap::new(),
+                labels: BTreeMap::new(),
+                containers: vec![container("web")],
+                volumes: Vec::new(),
+                fs_group: None,
+                supplemental_groups: Vec::new(),
+                strict_groups: false,
+                runtime_class: None,
+                custom_dns: false,
+                lines: [("metadata", 2)].into(),
+            },
+        }
+    }
+
+    fn container(name: &str) -> Container {
+        Container {
+            name: name.into(),
+            role: Role::App,
+            restartable: true,
+            image: Located { value: "r.io/web:1".into(), line: 7 },
+            command: None,
+            args: None,
+            working_dir: None,
+            env: Vec::new(),
+            security: Security { allow_privilege_escalation: true, ..Security::default() },
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            resources: Resources::default(),
+            exec: Vec::new(),
+            stop_signal: None,
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+            termination_message_path: "/dev/termination-log".into(),
+            lines: [("container", 6), ("image", 7)].into(),
+        }
+    }
+
+    fn settings() -> Settings {
+        Settings { runtimes: vec!["containerd-1.6".into()], ..Settings::default() }
+    }
+
+    fn made(workload: &Workload) -> Result<Generated, String> {
+        generate(workload, &mut fake(), &settings(), Options::default()).map_err(|e| e.to_string())
+    }
+
+    fn web(change: impl FnOnce(&mut Pod)) -> Result<ContainerData, String> {
+        let mut workload = workload("Pod", 1);
+        change(&mut workload.pod);
+        made(&workload).map(|made| made.data.containers["web"].clone())
+    }
+
+    fn literal(text: &str) -> EnvValue {
+        EnvValue::Literal(text.into())
+    }
+
+    #[test]
+    fn the_smallest_pod_has_this_document() {
+        let made = made(&workload("Pod", 1)).unwrap();
+        let text = Document::new(made.data.clone()).render();
+        assert_eq!(
+            text,
+            r#"package agent_policy
+
+policy_data := {
+  "containers": {
+    "web": {
+      "args": ["/entry", "serve"],
+      "cwd": "/srv",
+      "env": ["MODE=image", "PATH=/bin"],
+      "image": "r.io/web@sha256:00",
+      "lines": {"container": 6, "image": 7},
+      "service_env": "all",
+      "signals": [3],
+      "users": [{"gid": 101, "groups": [5, 101], "uid": 100}]
+    }
+  },
+  "pod": {
+    "lines": {"metadata": 2},
+    "name": "web",
+    "namespace": "default"
+  },
+  "runtimes": ["containerd-1.6"],
+  "source": "web.yaml",
+  "version": 1
+}
+"#
+        );
+        assert_eq!(Document::parse(&text).unwrap().data, made.data);
+        assert_eq!(
+            made.pinned,
+            [Pinned { written: "r.io/web:1".into(), pinned: "r.io/web:1@sha256:00".into() }]
+        );
+    }
+
+    #[test]
+    fn commands_are_merged_as_kubernetes_does() {
+        let words = |words: &[&str]| Some(words.iter().map(|word| literal(word)).collect());
+        for (command, args, expected) in [
+            (None, None, &["/entry", "serve"][..]),
+            (None, words(&["x"]), &["/entry", "x"]),
+            (words(&["/c"]), None, &["/c"]),
+            (words(&["/c"]), words(&["x"]), &["/c", "x"]),
+            (words(&[]), words(&[]), &["/entry", "serve"]),
+        ] {
+            let data = web(|pod| {
+                (pod.containers[0].command, pod.containers[0].args) = (command, args);
+            });
+            let expected: Vec<_> = expected.iter().map(|word| Arg::Text((*word).into())).collect();
+            assert_eq!(data.unwrap().args, expected);
+        }
+        let data = web(|pod| {
+            pod.containers[0].args = Some(vec![
+                EnvValue::FromPod(PodFact::Ip),
+                EnvValue::Secret(SecretText::new("hidden".into())),
+            ]);
+        })
+        .unwrap();
+        assert!(data.secret_args);
+        assert_eq!(
+            serde_json::to_value(&data.args).unwrap(),
+            serde_json::json!(["/entry", {"pattern": "^[0-9a-fA-F:.]{2,45}$"}, "hidden"])
+        );
+    }
+
+    #[test]
+    fn the_pod_s_environment_lies_over_the_image_s() {
+        let data = web(|pod| {
+            let values = [
+                ("A", literal("1")),
+                ("MODE", EnvValue::FromPod(PodFact::PodName)),
+                ("P", EnvValue::Secret(SecretText::new("hidden".into()))),
+                ("PATH", literal("/mine")),
+                (
+                    "R",
+                    EnvValue::Pattern {
+                        regex: SecretText::new("^http://[0-9.]+$".into()),
+                        secret: true,
+                    },
+                ),
+            ];
+            let variable =
+                |(name, value): (&str, EnvValue)| EnvVar { name: name.into(), value, line: 9 };
+            pod.containers[0].env = values.map(variable).to_vec();
+        })
+        .unwrap();
+        assert_eq!(data.env, ["A=1", "P=hidden", "PATH=/mine"]);
+        assert_eq!(data.env_from_pod, [("MODE".into(), "pod_name".into())].into());
+        assert_eq!(data.env_pattern, [("R".into(), "^http://[0-9.]+$".into())].into());
+        assert_eq!(data.secret_env, ["P", "R"]);
+    }
+
+    #[test]
+    fn volumes_become_mounts_and_contents() {
+        let files: BTreeMap<String, Content> =
+            [("k".into(), Content::new(b"content".to_vec()))].into();
+        let volume = |name: &str, kind| Volume { name: name.into(), kind, line: 30 };
+        let mount = |index, volume: &str, sub_path: Option<&str>| VolumeMount {
+            path: format!("/m{index}"),
+            volume: volume.into(),
+            read_only: false,
+            recursive_read_only: false,
+            sub_path: sub_path.map(literal),
+            index,
+            propagation: crate::workload::Propagation::None,
+            line: 20,
+        };
+        let mut workload = workload("Pod", 1);
+        workload.pod.automount_token = None;
+        workload.pod.volumes = vec![
+            volume("c", VolumeKind::ConfigMap { name: "cm".into(), files: Some(files.clone()) }),
+            volume("s", VolumeKind::Secret { name: "sec".into(), files: None }),
+            volume("e", VolumeKind::EmptyDir { memory: true, huge_pages: None, size_limit: None }),
+            volume("d", VolumeKind::Claim { name: "data".into(), block: None, read_only: true }),
+            volume("unused", VolumeKind::ConfigMap { name: "x".into(), files: Some(files) }),
+            volume("h", VolumeKind::HostPath { path: "/var/log/app".into(), kind: String::new() }),
+        ];
+        workload.pod.containers[0].mounts = vec![
+            mount(0, "c", None),
+            mount(1, "c", Some("k")),
+            mount(2, "s", None),
+            mount(3, "e", None),
+            mount(4, "d", None),
+        ];
+        let device = VolumeDevice { path: "/dev/xvda".into(), volume: "b".into(), line: 1 };
+        workload.pod.containers[0].devices = vec![device];
+        let done = made(&workload).unwrap();
+        let text = Document::new(done.data).render();
+        let expected = r#"
+      "mounts": {
+        "/m0": {"kind": "config", "read_only": true, "source": "c"},
+        "/m1": {"kind": "config", "read_only": true, "source": "1", "sub_path": "k", "volume": "c"},
+        "/m2": {"kind": "secret", "read_only": true, "source": "s"},
+        "/m3": {"kind": "empty_dir", "source": "e"},
+        "/m4": {"kind": "claim", "read_only": true, "source_pattern": "^(mount|pvc-[0-9a-f-]{36})$"},
+        "/var/run/secrets/kubernetes.io/serviceaccount": {"kind": "token", "read_only": true, "source_pattern": "^kube-api-access-[a-z0-9]{5}$"}
+      },
+"#;
+        assert!(text.contains(expected), "{text}");
+        // echo -n content | sha256sum
+        let sha256 = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73";
+        let copies =
+            format!("\"copies\": {{\n    \"c\": {{\"files\": {{\"k\": \"{sha256}\"}}}}\n  }},");
+        assert!(text.contains(&copies), "{text}");
+        assert!(text.contains("\"devices\": [\"/dev/xvda\"]"), "{text}");
+        assert_eq!(done.notes.len(), 1);
+        assert!(done.notes[0].to_string().contains("the Secret sec is not in the files"));
+
+        workload.pod.containers[0].mounts = vec![mount(0, "h", None)];
+        let refused = made(&workload).unwrap_err();
+        assert_eq!(
+            refused,
+            "dir/web.yaml:30: volume h: hostPath /var/log/app shows the pod what the host chooses: use another \
+             volume, or permit it in the settings: host_paths = [\"/var/log/app\"]"
+        );
+        for (allowed, fine) in
+            [("/var/log", true), ("/var/log/app/", true), ("/var/lo", false), ("/", true)]
+        {
+            let settings = Settings { host_paths: vec![allowed.into()], ..settings() };
+            let done = generate(&workload, &mut fake(), &settings, Options::default());
+            assert_eq!(done.is_ok(), fine, "{allowed}");
+        }
+    }
+
+    #[test]
+    fn security_settings_and_limits_are_carried_over() {
+        let data = web(|pod| {
+            (pod.fs_group, pod.supplemental_groups) = (Some(7), vec![8]);
+            let container = &mut pod.containers[0];
+            container.security = Security {
+                run_as_user: Some(1000),
+                readonly_root: true,
+                capabilities_drop: ["ALL".into()].into(),
+                capabilities_add: ["CAP_KILL".into()].into(),
+                seccomp: Seccomp::RuntimeDefault,
+                ..Security::default()
+            };
+            container.resources = Resources {
+                cpu_request: Some(500),
+                linux: LinuxResources {
+                    cpu_shares: 512,
+                    cpu_quota: 50_000,
+                    cpu_period: 100_000,
+                    memory_limit: 1 << 20,
+                },
+                ..Resources::default()
+            };
+            let exec = |word: &str| ExecCommand {
+                command: vec![word.into()],
+                purpose: "livenessProbe",
+                line: 3,
+            };
+            container.exec = vec![exec("b"), exec("a"), exec("b")];
+            (container.stdin, container.role, container.restartable) = (true, Role::Init, false);
+        })
+        .unwrap();
+        let expected = serde_json::json!({
+            "args": ["/entry", "serve"], "cwd": "/srv", "env": ["MODE=image", "PATH=/bin"],
+            "image": "r.io/web@sha256:00", "lines": {"container": 6, "image": 7}, "service_env": "all",
+            "signals": [3], "users": [{"uid": 1000, "gid": 0, "groups": [0, 7, 8]}],
+            "readonly_root": true, "no_new_privileges": true, "capabilities": ["CAP_KILL"],
+            "seccomp": "runtime", "memory_limit": 1 << 20, "cpu_quota": 50_000, "cpu_period": 100_000,
+            "cpu_shares": 512, "exec": [["a"], ["b"]], "stdin": true, "init": true, "restartable": false,
+        });
+        assert_eq!(serde_json::to_value(data).unwrap(), expected);
+    }
+
+    #[test]
+    fn names_of_pods_and_hosts() {
+        let mut workload = workload("StatefulSet", 1);
+        workload.name = PodName::Pattern("^web-[0-9]+$".into());
+        workload.pod.hostname = Some(PodName::Prefix("a.b-".into()));
+        let data = made(&workload).unwrap().data;
+        assert_eq!(data.pod.name_pattern.as_deref(), Some("^web-[0-9]+$"));
+        assert_eq!(data.pod.hostname_pattern.as_deref(), Some("^a\\.b\\-[-a-z0-9]{1,63}$"));
+        workload.name = PodName::Prefix("web-".into());
+        assert_eq!(made(&workload).unwrap().data.pod.name_prefix.as_deref(), Some("web-"));
+    }
+
+    #[test]
+    fn what_cannot_run_is_refused_with_its_line() {
+        let error = web(|pod| pod.containers[0].image.value = "r.io/absent".into()).unwrap_err();
+        assert_eq!(error, "dir/web.yaml:7: container web: registry r.io has no manifest");
+        let error = web(|pod| {
+            pod.containers[0].security.non_root = true;
+            pod.containers[0].lines.insert("user", 12);
+        });
+        assert!(
+            error.unwrap_err().starts_with("dir/web.yaml:12: container web: runAsNonRoot is set")
+        );
+        let error = web(|pod| pod.containers[0].working_dir = Some("rel".into())).unwrap_err();
+        assert!(error.contains("container web: the working directory \"rel\" is not absolute"));
+    }
+
+    #[test]
+    fn unpinned_images_keep_their_tag() {
+        let options = Options { danger_unpinned: true, ..Options::default() };
+        let mut workload = workload("Pod", 1);
+        let made = generate(&workload, &mut fake(), &settings(), options).unwrap();
+        let web = &made.data.containers["web"];
+        assert_eq!((&web.image, web.image_tag.as_deref()), (&None, Some("r.io/web:1")));
+        assert_eq!(made.pinned, []);
+        workload.pod.containers[0].image.value = "r.io/web@sha256:00".into();
+        let made = generate(&workload, &mut fake(), &settings(), options).unwrap();
+        let web = &made.data.containers["web"];
+        assert_eq!((web.image.as_deref(), &web.image_tag), (Some("r.io/web@sha256:00"), &None));
+    }
+
+    #[test]
+    fn a_standalone_document_brings_rules_and_profile() {
+        let options = Options { standalone: true, ..Options::default() };
+        let made = generate(&workload("Pod", 1), &mut fake(), &settings(), options).unwrap();
+        assert!(
+            made.data.standalone && made.data.runtime.is_some() && made.data.runtimes.is_empty()
+        );
+        nacre_policy::Policy::parse(&Document::new(made.data).render()).unwrap();
+    }
+}
