@@ -73,10 +73,12 @@ pub(crate) fn capabilities(
 }
 
 fn default_set(runtimes: &[String]) -> Result<BTreeSet<String>, String> {
-    let profiles = nacre_policy::runtimes();
-    let mut sets = runtimes.iter().map(|name| {
-        let names = profiles.get(name).and_then(|profile| profile.get("capabilities")?.as_array());
-        let names = names.into_iter().flatten().filter_map(|name| name.as_str());
+    // One list for each default that a runtime has.
+    let merged = nacre_policy::merge_runtimes(runtimes).map_err(|error| error.to_string())?;
+    let lists = merged.get("capabilities").and_then(|lists| lists.as_array());
+    let sets = lists.into_iter().flatten().filter_map(|list| list.as_array());
+    let mut sets = sets.map(|list| {
+        let names = list.iter().filter_map(|name| name.as_str());
         names.map(ToOwned::to_owned).collect::<BTreeSet<_>>()
     });
     let first = sets.next().unwrap_or_default();

@@ -275,7 +275,6 @@ impl Differ {
         );
         self.grant("containers may be paused and resumed", from.pause, to.pause);
         self.grant("the host may set the guest's clock", from.set_time, to.set_time);
-        self.grant("the agent's metrics may be read", from.metrics, to.metrics);
         self.set("annotation", &from.annotations, &to.annotations);
     }
 }

@@ -472,9 +472,6 @@ pub struct AllowData {
     /// The guest's clock may be set.
     #[serde(default, skip_serializing_if = "is_false")]
     pub set_time: bool,
-    /// The agent's metrics may be read.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub metrics: bool,
     /// Annotations beside those of the runtime: names, `*` at the end matches any rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub annotations: Vec<String>,

@@ -205,6 +205,12 @@ impl Generator<'_> {
             .map_err(|problem| self.error(&what, line("capabilities"), problem))?;
         let signals = self.signals(container, &image)?;
         let mounts = mounts(self, container)?;
+        for device in &container.devices {
+            self.note(
+                device.line,
+                format!("block device {}: this release's guests get none", device.path),
+            );
+        }
         let resources = container.resources.linux;
         let seccomp = match security.seccomp {
             Seccomp::RuntimeDefault => SeccompData::Runtime,
@@ -243,7 +249,7 @@ impl Generator<'_> {
             logs: self.settings.logs,
             init: container.role == Role::Init,
             restartable: container.restartable,
-            lines: lines(&container.lines),
+            lines: container_lines(&container.lines),
         })
     }
 
@@ -303,7 +309,7 @@ fn pod(workload: &Workload) -> PodData {
         namespace: workload.namespace.clone(),
         shared_pid: workload.pod.shared_pid,
         sysctls: workload.pod.sysctls.clone(),
-        lines: lines(&workload.pod.lines),
+        lines: pod_lines(&workload.pod.lines),
         ..PodData::default()
     };
     match workload.name.clone() {
@@ -323,8 +329,38 @@ fn pod(workload: &Workload) -> PodData {
     data
 }
 
-fn lines(lines: &BTreeMap<&'static str, u32>) -> BTreeMap<String, u32> {
-    lines.iter().map(|(key, line)| ((*key).to_owned(), *line)).collect()
+/// Fields of a container by the names that the rules' explanations give them, which are Kubernetes' own.
+const CONTAINER_FIELDS: [(&str, &[&str]); 16] = [
+    ("allowPrivilegeEscalation", &["no_new_privileges"]),
+    ("args", &["args", "command"]),
+    ("capabilities", &["capabilities"]),
+    ("cwd", &["cwd"]),
+    ("env", &["env", "env_from"]),
+    ("exec", &["exec"]),
+    ("image", &["image"]),
+    ("mounts", &["mounts"]),
+    ("procMount", &["proc_mount"]),
+    ("readOnlyRootFilesystem", &["readonly_root"]),
+    ("resources", &["resources"]),
+    ("seccompProfile", &["seccomp"]),
+    ("stdin", &["stdin"]),
+    ("tty", &["tty"]),
+    ("user", &["user", "group", "non_root"]),
+    ("devices", &["devices"]),
+];
+
+fn container_lines(lines: &BTreeMap<&'static str, u32>) -> BTreeMap<String, u32> {
+    let found = CONTAINER_FIELDS.iter().filter_map(|(field, keys)| {
+        let line = keys.iter().find_map(|key| lines.get(key))?;
+        Some(((*field).to_owned(), *line))
+    });
+    found.collect()
+}
+
+fn pod_lines(lines: &BTreeMap<&'static str, u32>) -> BTreeMap<String, u32> {
+    let explained = ["hostname", "namespace", "sysctls"];
+    let found = lines.iter().filter(|(key, _)| explained.contains(key));
+    found.map(|(key, line)| ((*key).to_owned(), *line)).collect()
 }
 
 /// Quotes what a regular expression would understand.
@@ -361,10 +397,24 @@ fn arg(value: &ArgValue) -> Arg {
     match value {
         EnvValue::Literal(text) => Arg::Text(text.clone()),
         EnvValue::Secret(text) => Arg::Text(text.reveal().to_owned()),
-        EnvValue::FromPod(fact) => pattern(format!("^{}$", fact.pattern())),
+        EnvValue::FromPod(fact) => pattern(format!("^(?:{})$", fact.pattern())),
         EnvValue::Pattern { regex, .. } => pattern(regex.reveal().to_owned()),
     }
 }
+
+/// Facts that the rules know by name; of others they get the pattern.
+const FACTS: [&str; 10] = [
+    "host_ip",
+    "host_ips",
+    "ip",
+    "ips",
+    "namespace",
+    "node_name",
+    "number",
+    "pod_name",
+    "service_account",
+    "uid",
+];
 
 /// A container's environment: the image's, with the pod's over it.
 #[derive(Default)]
@@ -397,6 +447,9 @@ impl Env {
                 EnvValue::Secret(value) => {
                     known.insert(name, value.reveal());
                     env.secret.push(name.to_owned());
+                }
+                EnvValue::FromPod(fact) if !FACTS.contains(&fact.name()) => {
+                    env.patterns.insert(name.to_owned(), format!("^(?:{})$", fact.pattern()));
                 }
                 EnvValue::FromPod(fact) => {
                     env.facts.insert(name.to_owned(), fact.name().to_owned());
@@ -594,14 +647,13 @@ policy_data := {
       "cwd": "/srv",
       "env": ["MODE=image", "PATH=/bin"],
       "image": "r.io/web@sha256:00",
-      "lines": {"container": 6, "image": 7},
+      "lines": {"image": 7},
       "service_env": "all",
       "signals": [3],
       "users": [{"gid": 101, "groups": [5, 101], "uid": 100}]
     }
   },
   "pod": {
-    "lines": {"metadata": 2},
     "name": "web",
     "namespace": "default"
   },
@@ -644,7 +696,7 @@ policy_data := {
         assert!(data.secret_args);
         assert_eq!(
             serde_json::to_value(&data.args).unwrap(),
-            serde_json::json!(["/entry", {"pattern": "^[0-9a-fA-F:.]{2,45}$"}, "hidden"])
+            serde_json::json!(["/entry", {"pattern": "^(?:[0-9a-fA-F:.]{2,45})$"}, "hidden"])
         );
     }
 
@@ -653,6 +705,7 @@ policy_data := {
         let data = web(|pod| {
             let values = [
                 ("A", literal("1")),
+                ("L", EnvValue::FromPod(PodFact::Label)),
                 ("MODE", EnvValue::FromPod(PodFact::PodName)),
                 ("P", EnvValue::Secret(SecretText::new("hidden".into()))),
                 ("PATH", literal("/mine")),
@@ -671,7 +724,8 @@ policy_data := {
         .unwrap();
         assert_eq!(data.env, ["A=1", "P=hidden", "PATH=/mine"]);
         assert_eq!(data.env_from_pod, [("MODE".into(), "pod_name".into())].into());
-        assert_eq!(data.env_pattern, [("R".into(), "^http://[0-9.]+$".into())].into());
+        let patterns = [("L", "^(?:[-A-Za-z0-9_.]{0,63})$"), ("R", "^http://[0-9.]+$")];
+        assert_eq!(data.env_pattern, patterns.map(|(k, v)| (k.into(), v.into())).into());
         assert_eq!(data.secret_env, ["P", "R"]);
     }
 
@@ -728,8 +782,10 @@ policy_data := {
             format!("\"copies\": {{\n    \"c\": {{\"files\": {{\"k\": \"{sha256}\"}}}}\n  }},");
         assert!(text.contains(&copies), "{text}");
         assert!(text.contains("\"devices\": [\"/dev/xvda\"]"), "{text}");
-        assert_eq!(done.notes.len(), 1);
-        assert!(done.notes[0].to_string().contains("the Secret sec is not in the files"));
+        let notes: Vec<_> = done.notes.iter().map(ToString::to_string).collect();
+        assert_eq!(notes.len(), 2);
+        assert!(notes[0].starts_with("dir/web.yaml:1: block device /dev/xvda"), "{notes:?}");
+        assert!(notes[1].contains("the Secret sec is not in the files"), "{notes:?}");
 
         workload.pod.containers[0].mounts = vec![mount(0, "h", None)];
         let refused = made(&workload).unwrap_err();
@@ -781,7 +837,7 @@ policy_data := {
         .unwrap();
         let expected = serde_json::json!({
             "args": ["/entry", "serve"], "cwd": "/srv", "env": ["MODE=image", "PATH=/bin"],
-            "image": "r.io/web@sha256:00", "lines": {"container": 6, "image": 7}, "service_env": "all",
+            "image": "r.io/web@sha256:00", "lines": {"image": 7}, "service_env": "all",
             "signals": [3], "users": [{"uid": 1000, "gid": 0, "groups": [0, 7, 8]}],
             "readonly_root": true, "no_new_privileges": true, "capabilities": ["CAP_KILL"],
             "seccomp": "runtime", "memory_limit": 1 << 20, "cpu_quota": 50_000, "cpu_period": 100_000,

@@ -248,15 +248,12 @@ impl Linter {
             );
         }
         for (name, pattern) in &container.env_pattern {
-            if pattern.contains(".*") || pattern.contains(".+") {
+            if is_wide(pattern) {
                 self.find(
                     "env-wildcard",
                     format!("the variable {name} may be whatever matches {pattern}"),
                 );
             }
-        }
-        for (name, fact) in container.env_from_pod.iter().filter(|(_, fact)| *fact == "label") {
-            self.find("env-wildcard", format!("the variable {name} may be any {fact}"));
         }
         if !container.secret_env.is_empty() {
             let names = container.secret_env.join(", ");
@@ -332,6 +329,12 @@ impl Linter {
     }
 }
 
+/// Matches text that carries meaning: anything, or the value of a label.
+fn is_wide(pattern: &str) -> bool {
+    let label = crate::workload::PodFact::Label.pattern();
+    pattern.contains(".*") || pattern.contains(".+") || pattern.contains(label)
+}
+
 fn program(command: &[String]) -> Option<&str> {
     command.first().and_then(|program| program.rsplit('/').next())
 }
@@ -397,8 +400,7 @@ mod tests {
             ("/containers/web/terminal true", "terminal"),
             ("/containers/web/exec [[\"sh\"],[\"sh\",\"-c\",\"x\"],[\"sh\",\"x\"]]", "exec-shell"),
             ("/containers/web/service_env \"all\"", "service-env"),
-            ("/containers/web/env_pattern {\"A\":\"^.*$\",\"B\":\"^[0-9]$\"}", "env-wildcard"),
-            ("/containers/web/env_from_pod {\"A\":\"label\",\"B\":\"ip\"}", "env-wildcard"),
+            ("/containers/web/env_pattern {\"A\":\"^x.*$\",\"B\":\"^[0-9]$\"}", "env-wildcard"),
             ("/containers/web/secret_env [\"A\"]", "secret-in-policy"),
             ("/containers/web/secret_args true", "secret-in-policy"),
             ("/containers/web/logs true", "logs"),

@@ -119,7 +119,11 @@ impl Shape {
             VolumeKind::HostPath { path, .. } => {
                 check_host_path(generator, volume, path)?;
                 let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-                let source = Source::Name(name.to_owned());
+                if name.is_empty() {
+                    let problem = "the node's root cannot be copied into a guest: name a directory";
+                    return Err(generator.error(what, volume.line, problem));
+                }
+                let source = Source::Name(copied_name(name));
                 Self { kind: MountKind::HostPath, source, read_only: false, verified: false }
             }
             VolumeKind::ConfigMap { name, files } => {
@@ -164,6 +168,12 @@ impl Shape {
             VolumeKind::Other { read_only, .. } => named(MountKind::Claim, *read_only, false),
         })
     }
+}
+
+/// The name that a copy of this file or directory has in the guest.
+fn copied_name(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    name.chars().map(plain).take(64).collect()
 }
 
 fn unverified(generator: &mut Generator<'_>, volume: &Volume, kind: &str, name: &str) {

@@ -319,7 +319,6 @@ struct AllowLayer {
     update_container: Option<bool>,
     pause: Option<bool>,
     set_time: Option<bool>,
-    metrics: Option<bool>,
     annotations: Option<Vec<String>>,
 }
 
@@ -332,7 +331,6 @@ impl AllowLayer {
         replace(&mut allow.update_container, self.update_container);
         replace(&mut allow.pause, self.pause);
         replace(&mut allow.set_time, self.set_time);
-        replace(&mut allow.metrics, self.metrics);
         replace(&mut allow.annotations, self.annotations);
     }
 }

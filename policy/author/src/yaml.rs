@@ -41,6 +41,10 @@ pub struct Insertion<'a> {
 /// # Errors
 /// [`EditError`] where the text is written in a way that only a whole rewrite could change.
 pub fn insert(file: &str, text: &str, insertions: &[Insertion<'_>]) -> Result<String, EditError> {
+    // Positions are counted behind a byte order mark.
+    if let Some(text) = text.strip_prefix('\u{feff}') {
+        return insert(file, text, insertions).map(|text| format!("\u{feff}{text}"));
+    }
     let documents = documents(file, text)?;
     let editor = Editor { file, text };
     let mut edits = Vec::new();
