@@ -1,7 +1,7 @@
 //! What the owner's YAML says of a pod, complete and already checked: the input of the policy document.
 //!
 //! Every value here has been resolved as the API server and the kubelet would resolve it: defaults are filled in,
-//! `$(VAR)` references are expanded, ConfigMap and Secret keys are looked up. What only the cluster can know when the
+//! `$(VAR)` references are expanded, `ConfigMap` and Secret keys are looked up. What only the cluster can know when the
 //! pod runs (its IP address, its generated name) stays visible as [`EnvValue::FromPod`] or [`EnvValue::Pattern`].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ pub struct Located<T> {
 pub struct Reading {
     /// The workloads, in the order of the files.
     pub workloads: Vec<Workload>,
-    /// ConfigMaps of the same files.
+    /// `ConfigMaps` of the same files.
     pub config_maps: Vec<DataObject>,
     /// Secrets of the same files.
     pub secrets: Vec<DataObject>,
@@ -46,7 +46,7 @@ impl fmt::Display for Note {
     }
 }
 
-/// A ConfigMap or a Secret.
+/// A `ConfigMap` or a Secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataObject {
     /// `metadata.name`.
@@ -130,7 +130,7 @@ pub struct Workload {
     pub pod: Pod,
 }
 
-/// What a pod is called.
+/// What a pod is called, or its hostname.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PodName {
     /// Exactly so.
@@ -144,8 +144,8 @@ pub enum PodName {
 /// A pod as the kubelet will run it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
-    /// `spec.hostname`, or `spec.hostnameOverride`; absent: the pod's name.
-    pub hostname: Option<String>,
+    /// `spec.hostname`, `spec.hostnameOverride`, or what the controller sets; absent: the pod's name.
+    pub hostname: Option<PodName>,
     /// `spec.subdomain`.
     pub subdomain: Option<String>,
     /// `spec.shareProcessNamespace`.
