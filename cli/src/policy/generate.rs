@@ -1,0 +1,241 @@
+//! `nacre policy generate`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use nacre_policy_author::document::Document;
+use nacre_policy_author::generate::{Generated, Options, generate};
+use nacre_policy_author::kubernetes::{SourceFile, read as read_yaml};
+use nacre_policy_author::lint::{Severity, lint};
+use nacre_policy_author::settings::{DEFAULT, Settings};
+use nacre_policy_author::workload::{Reading, Workload};
+use nacre_policy_author::yaml::{Insertion, insert};
+use nacre_protocol::initdata::{ANNOTATION, Algorithm, Initdata, POLICY};
+
+use crate::Verdict;
+use crate::images::RegistryImages;
+use crate::input::{print, read};
+
+/// Write the policy of a pod from its Kubernetes YAML.
+///
+/// The policy allows exactly what the YAML asks for: these images (pinned by their digests now), commands,
+/// variables, users, mounts and probes. Images are looked up at their registries. What the pod refers to (a
+/// Secret, a configuration) belongs in the files, so that its contents are enforced. Unknown fields are errors.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  nacre policy generate web.yaml                          the policy, as Rego
+  nacre policy generate --output yaml web.yaml config.yaml | kubectl apply -f -
+  nacre policy generate --output yaml -o web-nacre.yaml web.yaml
+  nacre policy generate --settings cluster.toml --workload Deployment/web all.yaml
+  nacre policy generate --print-settings > cluster.toml   every setting, explained
+
+Exit status: 0 written; 2 something stands in the way; it is named with file and line.")]
+pub(crate) struct Arguments {
+    /// YAML or JSON files with the workloads and what they refer to; `-` is standard input.
+    #[arg(required_unless_present = "print_settings", value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Settings of the cluster (TOML): a file with its drop-ins FILE.d/*.toml, or a directory. Later ones win
+    /// key by key.
+    #[arg(long, value_name = "FILE")]
+    settings: Vec<PathBuf>,
+    /// What to write.
+    #[arg(long, value_enum, default_value_t = Output::Policy)]
+    output: Output,
+    /// Where to write it [default: standard output].
+    #[arg(short = 'o', long = "to", value_name = "FILE")]
+    to: Option<PathBuf>,
+    /// Take only this workload, as KIND/NAME. May be given several times.
+    #[arg(long, value_name = "KIND/NAME")]
+    workload: Vec<String>,
+    /// Bring rules and runtime profile along instead of using those of the guest image.
+    #[arg(long)]
+    standalone: bool,
+    /// Leave images named by their tags. DANGEROUS: registry and host then decide what runs.
+    #[arg(long)]
+    danger_unpinned: bool,
+    /// Digest by which the guest's hardware vouches for the initdata.
+    #[arg(long, value_enum, default_value_t = Hash::Sha256)]
+    algorithm: Hash,
+    /// Print the settings with their defaults and explanations, and nothing else.
+    #[arg(long)]
+    print_settings: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// The policy document, Rego.
+    Policy,
+    /// The input with the annotation and pinned images; everything else untouched.
+    Yaml,
+    /// The initdata document, TOML.
+    Initdata,
+    /// The value of the pod's annotation.
+    Annotation,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Hash {
+    /// AMD SEV-SNP.
+    Sha256,
+    /// Intel TDX.
+    Sha384,
+    /// Longer than either takes.
+    Sha512,
+}
+
+impl Hash {
+    fn algorithm(self) -> Algorithm {
+        match self {
+            Self::Sha256 => Algorithm::Sha256,
+            Self::Sha384 => Algorithm::Sha384,
+            Self::Sha512 => Algorithm::Sha512,
+        }
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
+    if arguments.print_settings {
+        print(DEFAULT)?;
+        return Ok(Verdict::Good);
+    }
+    let settings = Settings::read(&arguments.settings)?;
+    let files = arguments.files.iter().map(|path| {
+        let name =
+            if path.as_os_str() == "-" { "stdin".into() } else { path.display().to_string() };
+        Ok(SourceFile { name, content: read(path)? })
+    });
+    let files = files.collect::<anyhow::Result<Vec<_>>>()?;
+    let reading = read_yaml(&files)?;
+    for note in &reading.notes {
+        eprintln!("note: {note}");
+    }
+    let workloads = chosen(&reading, &arguments.workload)?;
+    if arguments.output != Output::Yaml && workloads.len() > 1 {
+        let names: Vec<String> = workloads.iter().map(|workload| named(workload)).collect();
+        bail!(
+            "there are {} workloads ({}), each with a policy of its own: choose one with --workload, or \
+             write all with --output yaml",
+            names.len(),
+            names.join(", ")
+        );
+    }
+    let mut images = RegistryImages::new(&settings.registry)?;
+    let options =
+        Options { standalone: arguments.standalone, danger_unpinned: arguments.danger_unpinned };
+    let mut made = Vec::new();
+    for workload in workloads {
+        let generated = generate(workload, &mut images, &settings, options)?;
+        made.push(Made::new(workload, generated, arguments.algorithm.algorithm())?);
+    }
+    let result = match (arguments.output, made.as_slice()) {
+        (Output::Yaml, made) => yaml(&files, made)?,
+        (Output::Policy, [made]) => made.policy.clone(),
+        (Output::Initdata, [made]) => made.initdata.text().to_owned(),
+        (Output::Annotation, [made]) => format!("{}\n", made.initdata.to_annotation()?),
+        _ => bail!("the files have no workload"),
+    };
+    match &arguments.to {
+        Some(path) => std::fs::write(path, result)
+            .with_context(|| format!("failed to write {}", path.display()))?,
+        None => print(&result)?,
+    }
+    Ok(Verdict::Good)
+}
+
+fn named(workload: &Workload) -> String {
+    format!("{}/{}", workload.kind, workload.object_name)
+}
+
+fn chosen<'a>(reading: &'a Reading, wanted: &[String]) -> anyhow::Result<Vec<&'a Workload>> {
+    let all: Vec<&Workload> = reading.workloads.iter().collect();
+    if all.is_empty() {
+        bail!("the files have no workload: no Pod and nothing that makes pods");
+    }
+    if wanted.is_empty() {
+        return Ok(all);
+    }
+    for name in wanted {
+        if !all.iter().any(|workload| named(workload) == *name) {
+            let known: Vec<String> = all.iter().map(|workload| named(workload)).collect();
+            bail!("there is no workload {name:?}; the files have {}", known.join(", "));
+        }
+    }
+    Ok(all.into_iter().filter(|workload| wanted.contains(&named(workload))).collect())
+}
+
+/// A workload with everything that is written for it.
+struct Made<'a> {
+    workload: &'a Workload,
+    generated: Generated,
+    policy: String,
+    initdata: Initdata,
+}
+
+impl<'a> Made<'a> {
+    fn new(
+        workload: &'a Workload,
+        generated: Generated,
+        algorithm: Algorithm,
+    ) -> anyhow::Result<Self> {
+        let document = Document::new(generated.data.clone());
+        for note in &generated.notes {
+            eprintln!("note: {note}");
+        }
+        for finding in lint(&document).iter().filter(|found| found.severity == Severity::Danger) {
+            let container = finding.container.as_deref().unwrap_or("pod");
+            eprintln!(
+                "danger: {}:{}: {container}: {} ({}): {}",
+                workload.source, workload.line, finding.message, finding.rule, finding.fix
+            );
+        }
+        let policy = document.render();
+        // What cannot be read back by the agent's engine must not be deployed.
+        nacre_policy::Policy::parse(&policy)?;
+        // Other files that the owner put there stay.
+        let (algorithm, mut files) = match workload.pod.annotations.get(ANNOTATION) {
+            Some(annotation) => {
+                let old = Initdata::from_annotation(annotation).with_context(|| {
+                    format!("{}:{}: the annotation that is there", workload.source, workload.line)
+                })?;
+                (old.algorithm(), old.files().clone())
+            }
+            None => (algorithm, BTreeMap::new()),
+        };
+        files.insert(POLICY.to_owned(), policy.clone());
+        let initdata = Initdata::new(algorithm, files)?;
+        Ok(Self { workload, generated, policy, initdata })
+    }
+}
+
+/// All files, one behind the other.
+fn yaml(files: &[SourceFile], made: &[Made<'_>]) -> anyhow::Result<String> {
+    let mut result = String::new();
+    let annotations = made.iter().map(|made| made.initdata.to_annotation());
+    let annotations = annotations.collect::<Result<Vec<_>, _>>()?;
+    for file in files {
+        let text = std::str::from_utf8(&file.content).context("the reader has seen to UTF-8")?;
+        let insertions = made.iter().zip(&annotations);
+        let insertions = insertions.filter(|(made, _)| made.workload.source == file.name);
+        let insertions: Vec<_> = insertions
+            .map(|(made, annotation)| Insertion {
+                workload: made.workload,
+                annotation: ANNOTATION,
+                value: annotation,
+                pinned: &made.generated.pinned,
+            })
+            .collect();
+        let text = insert(&file.name, text, &insertions)?;
+        if !result.is_empty() {
+            if !result.ends_with('\n') {
+                result.push('\n');
+            }
+            if !text.starts_with("---") {
+                result.push_str("---\n");
+            }
+        }
+        result.push_str(&text);
+    }
+    Ok(result)
+}
