@@ -26,14 +26,18 @@ pub(crate) struct ParsedMount {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BindSource(pub(crate) PathBuf);
 
-/// Checks mounts. `field` is their path in the request.
+/// Checks mounts. `field` is their path in the request. Parents come before what is mounted within them,
+/// whatever order the host gave: one that came later would hide it.
 pub(crate) fn parse(field: &str, mounts: &[proto::Mount]) -> Result<Vec<ParsedMount>, RpcError> {
     if mounts.len() > MOST_MOUNTS {
         let why = format!("{} are more than the {MOST_MOUNTS} allowed", mounts.len());
         return Err(RpcError::invalid(field, why));
     }
     let each = mounts.iter().enumerate();
-    each.map(|(index, mount)| parse_one(format!("{field}[{index}]"), mount)).collect()
+    let parsed = each.map(|(index, mount)| parse_one(format!("{field}[{index}]"), mount));
+    let mut parsed = parsed.collect::<Result<Vec<_>, _>>()?;
+    parsed.sort_by_key(|parsed| parsed.mount.destination().components().count());
+    Ok(parsed)
 }
 
 fn parse_one(field: String, mount: &proto::Mount) -> Result<ParsedMount, RpcError> {
@@ -162,9 +166,30 @@ mod tests {
             mount("", "/run/x", "/etc/hostname", &["bind"]),
         ];
         let parsed = parse("Mounts", &mounts).unwrap();
-        assert_eq!(parsed[6].bind, Some(BindSource("/run/x".into())));
-        assert_eq!(parsed[7].mount.typ().as_deref(), Some("bind"));
-        assert!(parsed[..6].iter().all(|mount| mount.bind.is_none()));
+        let binds: Vec<_> = parsed.iter().filter(|mount| mount.bind.is_some()).collect();
+        assert_eq!(binds[0].bind, Some(BindSource("/run/x".into())));
+        assert_eq!(binds[1].mount.typ().as_deref(), Some("bind"));
+        assert_eq!(binds.len(), 2);
+    }
+
+    #[test]
+    fn parents_are_mounted_first() {
+        let mounts = [
+            mount("tmpfs", "tmpfs", "/a/b/c", &[]),
+            mount("proc", "proc", "/proc", &[]),
+            mount("tmpfs", "tmpfs", "/a", &[]),
+            mount("tmpfs", "tmpfs", "/a/b", &[]),
+        ];
+        let parsed = parse("Mounts", &mounts).unwrap();
+        let order: Vec<_> =
+            parsed.iter().map(|m| (m.mount.destination().to_str().unwrap(), &*m.field)).collect();
+        let expected = [
+            ("/proc", "Mounts[1]"),
+            ("/a", "Mounts[2]"),
+            ("/a/b", "Mounts[3]"),
+            ("/a/b/c", "Mounts[0]"),
+        ];
+        assert_eq!(order, expected);
     }
 
     #[test]

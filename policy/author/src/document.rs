@@ -380,6 +380,9 @@ pub struct ContainerData {
     /// Runs to its end before the next one starts.
     #[serde(default, skip_serializing_if = "is_false")]
     pub init: bool,
+    /// Starts among the init containers, and goes on beside the others.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub sidecar: bool,
     /// May be started again after it has ended.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub restartable: bool,

@@ -248,6 +248,7 @@ impl Generator<'_> {
             signals,
             logs: self.settings.logs,
             init: container.role == Role::Init,
+            sidecar: container.role == Role::Sidecar,
             restartable: container.restartable,
             lines: container_lines(&container.lines),
         })

@@ -576,6 +576,8 @@ ended_for_good if {
 
 init_done_ok if expected.init == true
 
+init_done_ok if expected.sidecar == true
+
 init_done_ok if {
 	every init in data.nacre.init {
 		init_ran(init)
@@ -585,7 +587,7 @@ init_done_ok if {
 init_ran(init) if state.ended[init]
 
 init_ran(init) if {
-	policy.containers[init].restartable == true
+	policy.containers[init].sidecar == true
 	state.live[init] in {"created", "running"}
 }
 

@@ -172,7 +172,9 @@ fn add_library(engine: &mut Engine, data: &Value) -> Result<(), PolicyError> {
     let failed = |e: String| PolicyError::Syntax(short(&e));
     let containers = data["containers"].as_object().map(|all| all.iter().collect::<Vec<_>>());
     let first = containers.unwrap_or_default().into_iter();
-    let first = first.filter(|(_, container)| container["init"] == Value::Bool(true));
+    let first = first.filter(|(_, container)| {
+        [&container["init"], &container["sidecar"]].contains(&&Value::Bool(true))
+    });
     let init: Vec<Value> = first.map(|(name, _)| name.clone()).collect();
     let base = object([("policy", data.clone()), ("runtime", runtime), ("init", init.into())]);
     engine.add_data(object([("nacre", base)])).map_err(|e| failed(e.to_string()))?;
