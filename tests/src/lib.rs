@@ -30,6 +30,7 @@ mod container;
 mod cri;
 mod ctr;
 mod declaration;
+pub mod hostile;
 mod image;
 mod kubelet;
 mod namespaces;

@@ -62,6 +62,11 @@ impl Products {
         self.prefix.join("image/initrd.img")
     }
 
+    /// The development image's initrd.
+    pub fn development_initrd(&self) -> PathBuf {
+        self.prefix.join("image/initrd-development.img")
+    }
+
     /// What the guest image consists of.
     pub fn manifest(&self) -> PathBuf {
         self.prefix.join("image/manifest.json")

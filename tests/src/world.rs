@@ -17,6 +17,7 @@ use crate::cluster_dns::{self, ClusterDns};
 use crate::configuration;
 use crate::cri::{Cri, call};
 use crate::ctr::Ctr;
+use crate::hostile::Intruder;
 use crate::image::Image;
 use crate::namespaces::{Namespaces, Process};
 use crate::pod::PodBuilder;
@@ -240,6 +241,25 @@ impl World {
     pub fn danger_allow_all_by_default(&self) -> anyhow::Result<()> {
         let initdata = policy::allow_all(self)?;
         self.configure_shim(|text| format!("{text}\n[pod]\ndefault_initdata = {initdata:?}\n"))
+    }
+
+    /// Pods that start afterwards boot the development image, which records all requests. Returns the
+    /// directory, inside, with a file for each sandbox that has ended.
+    pub fn danger_record(&self) -> anyhow::Result<&'static str> {
+        const DIRECTORY: &str = "/run/world/requests";
+        fs::create_dir_all(self.path(DIRECTORY))?;
+        let ordinary = format!("{:?}", self.products.initrd());
+        let development = format!("{:?}", self.products.development_initrd());
+        self.configure_shim(|text| {
+            let text = text.replace(&ordinary, &development);
+            format!("{text}\n[agent]\ndanger_record = {DIRECTORY:?}\n")
+        })?;
+        Ok(DIRECTORY)
+    }
+
+    /// Somebody steps between the shim and the guests that start from now on.
+    pub fn intrude(&self) -> anyhow::Result<Intruder> {
+        Intruder::between(self)
     }
 
     /// Ends containerd, leaves the pods alone, and starts it again.
