@@ -28,6 +28,7 @@ pub struct PodBuilder<'w> {
     settings: String,
     /// Its policy's initdata, as the annotation's text.
     policy: Option<String>,
+    brings_policy: bool,
 }
 
 /// A pod that runs.
@@ -49,6 +50,7 @@ impl<'w> PodBuilder<'w> {
             shared_processes: false,
             settings: String::new(),
             policy: None,
+            brings_policy: true,
         }
     }
 
@@ -89,6 +91,13 @@ impl<'w> PodBuilder<'w> {
         self.settings("allow.exec_any = true\nallow.stdin = true\nallow.terminal = true")
     }
 
+    /// It brings no initdata, and so no policy.
+    #[must_use]
+    pub fn without_policy(mut self) -> PodBuilder<'w> {
+        self.brings_policy = false;
+        self
+    }
+
     /// The manifest that the owner writes, in YAML.
     pub fn manifest(&self) -> String {
         let manifest = kubelet::manifest(&self.name, &self.containers, self.shared_processes);
@@ -99,7 +108,8 @@ impl<'w> PodBuilder<'w> {
     /// there is nothing to make a policy of.
     pub fn with_policy(mut self) -> anyhow::Result<PodBuilder<'w>> {
         let PodBuilder { world, name, containers, settings, policy, .. } = &self;
-        if world.runtime == Runtime::Nacre && !containers.is_empty() && policy.is_none() {
+        let needed = self.brings_policy && !containers.is_empty() && policy.is_none();
+        if needed && world.runtime == Runtime::Nacre {
             world.products().check()?;
             let policy = policy::generate(world, name, &self.manifest(), settings)?;
             self.policy = Some(policy);

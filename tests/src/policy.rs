@@ -27,21 +27,40 @@ pub(crate) fn generate(
     for (path, text) in [(SETTINGS, registry.as_str()), (&file, manifest), (&extra, settings)] {
         fs::write(world.path(path), text)?;
     }
-    let nacre = world.products().nacre();
-    let nacre = nacre.to_str().context("a path of this tree is text")?;
+    let nacre = program(world)?;
     let words = ["policy", "generate", "--output", "annotation", "--settings", SETTINGS];
-    let words = [&[nacre], &words[..], &["--settings", &extra, &file]].concat();
+    let words = [&[nacre.as_str()], &words[..], &["--settings", &extra, &file]].concat();
     Ok(world.run(&words)?.trim().to_owned())
 }
 
-/// Writes initdata whose policy denies nothing; returns its path inside.
-pub(crate) fn allow_all(world: &World) -> anyhow::Result<String> {
-    const FILE: &str = "/run/world/allow-all.toml";
-    let nacre = world.products().nacre();
-    let nacre = nacre.to_str().context("a path of this tree is text")?;
-    let policy = world.run(&[nacre, "policy", "allow-all"])?;
+/// Writes a policy that denies nothing, and initdata with it; returns the paths of both, inside.
+pub(crate) fn allow_all(world: &World) -> anyhow::Result<(&'static str, &'static str)> {
+    const POLICY: &str = "/run/world/allow-all.rego";
+    const INITDATA: &str = "/run/world/allow-all.toml";
+    let nacre = program(world)?;
+    let policy = world.run(&[&nacre, "policy", "allow-all"])?;
+    fs::write(world.path(POLICY), &policy)?;
     let files = [(initdata::POLICY.to_owned(), policy)].into();
     let document = Initdata::new(initdata::Algorithm::Sha256, files)?;
-    fs::write(world.path(FILE), document.text())?;
-    Ok(FILE.to_owned())
+    fs::write(world.path(INITDATA), document.text())?;
+    Ok((POLICY, INITDATA))
+}
+
+/// Replays what a development image recorded of a pod against the pod's own policy, as
+/// `nacre policy test` does; returns its table.
+pub(crate) fn replay(world: &World, annotation: &str, requests: &str) -> anyhow::Result<String> {
+    const FILE: &str = "/run/world/replayed.toml";
+    fs::write(world.path(FILE), Initdata::from_annotation(annotation)?.text())?;
+    let nacre = program(world)?;
+    world.run(&[&nacre, "policy", "test", FILE, "--requests", requests])
+}
+
+fn program(world: &World) -> anyhow::Result<String> {
+    world
+        .products()
+        .nacre()
+        .into_os_string()
+        .into_string()
+        .ok()
+        .context("a path of this tree is text")
 }

@@ -239,8 +239,21 @@ impl World {
     /// Pods without a policy of their own may be asked for anything; holds for those that start
     /// afterwards.
     pub fn danger_allow_all_by_default(&self) -> anyhow::Result<()> {
-        let initdata = policy::allow_all(self)?;
+        let (_, initdata) = policy::allow_all(self)?;
         self.configure_shim(|text| format!("{text}\n[pod]\ndefault_initdata = {initdata:?}\n"))
+    }
+
+    /// Pods without initdata are sent a policy that allows everything; holds for those that start
+    /// afterwards.
+    pub fn danger_set_policy(&self) -> anyhow::Result<()> {
+        let (policy, _) = policy::allow_all(self)?;
+        self.configure_shim(|text| format!("{text}\n[pod]\ndanger_set_policy = {policy:?}\n"))
+    }
+
+    /// Replays recorded requests (a path inside) against the policy in an annotation; returns the
+    /// table of `nacre policy test`, an error if a verdict differs.
+    pub fn replay(&self, annotation: &str, requests: &str) -> anyhow::Result<String> {
+        policy::replay(self, annotation, requests)
     }
 
     /// Pods that start afterwards boot the development image, which records all requests. Returns the

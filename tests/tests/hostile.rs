@@ -500,11 +500,3 @@ async fn the_rest(intruder: &Intruder) {
     let request = api::VolumeStatsRequest { volume_guest_path: "/".into(), ..Default::default() };
     refused(intruder, "a volume's statistics", "GetVolumeStats", &request, &[]).await;
 }
-
-#[tokio::test]
-async fn without_a_policy_nothing_is_allowed_and_the_error_says_why() {
-    let world = World::new().await.unwrap();
-    let error = world.pod("bare").await.unwrap_err().to_string();
-    assert!(error.contains("policy"), "{error}");
-    assert_eq!(world.leftovers().await.unwrap(), Vec::<String>::new());
-}
