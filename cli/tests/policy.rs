@@ -122,6 +122,10 @@ fn answer(mut stream: TcpStream, blobs: &[Vec<u8>]) {
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) == 1 {
         head.push(byte[0]);
+        // Whoever begins a TLS handshake waits for no answer.
+        if head[0] != b'G' {
+            return;
+        }
     }
     let head = String::from_utf8_lossy(&head);
     let path = head.split(' ').nth(1).unwrap_or_default();

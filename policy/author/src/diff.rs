@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
 
 use crate::document::{
-    AllowData, Arg, ContainerData, CopyData, Document, MountData, PodData, SeccompData, ServiceEnv,
+    AllowData, Arg, ContainerData, CopyData, Document, MountData, PodData, PolicyData, SeccompData,
+    ServiceEnv,
 };
 
 /// Which way a change goes.
@@ -92,7 +93,28 @@ pub fn diff(from: &Document, to: &Document) -> Vec<Change> {
         let text = "the owner's own rules behind policy_data differ: compare the texts";
         differ.add(Direction::Changed, text.into());
     }
+    if differ.changes.is_empty() && meaning(from) != meaning(to) {
+        let text = "something differs that this `nacre` has no words for: compare the texts";
+        differ.add(Direction::Changed, text.into());
+    }
     differ.changes
+}
+
+/// The data without what only explains.
+fn meaning(document: &Document) -> PolicyData {
+    let mut data = document.data.clone();
+    data.source = None;
+    data.pod.lines.clear();
+    for container in data.containers.values_mut() {
+        container.lines.clear();
+        // These are sets.
+        container.env.sort();
+        container.secret_env.clear();
+        container.secret_args = false;
+        container.exec.sort();
+        container.users.sort();
+    }
+    data
 }
 
 struct Differ {
@@ -214,9 +236,12 @@ impl Differ {
         self.set("may execute", &from.exec, &to.exec);
         self.set("may get signal", &from.signals, &to.signals);
         self.grant("the host may read its output", from.logs, to.logs);
-        self.value("order", &from.init, &to.init, |init| {
-            if *init { "runs before the others".into() } else { "runs with the others".into() }
-        });
+        let order = |c: &ContainerData| match (c.init, c.sidecar) {
+            (true, _) => "runs before the others".to_owned(),
+            (false, true) => "starts before the others and runs beside them".to_owned(),
+            (false, false) => "runs with the others".to_owned(),
+        };
+        self.value("order", &order(from), &order(to), Clone::clone);
         self.grant("may be started again", from.restartable, to.restartable);
     }
 
@@ -458,6 +483,18 @@ mod tests {
                 json!([["sh"]]),
                 "+ container web: may execute [\"sh\"]",
                 "- container web: may execute [\"sh\"]",
+            ),
+            (
+                "/containers/web/sidecar",
+                json!(true),
+                "~ container web: order: runs with the others -> starts before the others and runs beside them",
+                "~ container web: order: starts before the others and runs beside them -> runs with the others",
+            ),
+            (
+                "/copies/c/secret",
+                json!(true),
+                "~ document: something differs that this `nacre` has no words for: compare the texts",
+                "~ document: something differs that this `nacre` has no words for: compare the texts",
             ),
             (
                 "/containers/web/logs",

@@ -576,6 +576,23 @@ policy_data := {
         nacre_policy::Policy::parse(&Document::new(data()).render()).unwrap();
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(
+            at in 0_usize..800, length in 0_usize..40, text in "[ -~\n]{0,20}", junk in "\\PC{0,60}"
+        ) {
+            let good = Document::new(data()).render();
+            let end = (at + length).min(good.len());
+            let changed = [good.get(..at).unwrap_or(&good), &text, good.get(end..).unwrap_or("")];
+            for text in [changed.concat(), format!("policy_data := {junk}")] {
+                if let Ok(document) = Document::parse(&text) {
+                    let again = Document::parse(&document.render()).unwrap();
+                    proptest::prop_assert_eq!(again, document);
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_is_no_document_is_named() {
         let good = Document::new(data()).render();

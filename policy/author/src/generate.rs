@@ -17,6 +17,7 @@ use crate::workload::{
     ArgValue, Container, Content, EnvValue, Note, Pod, PodName, ProjectedFile, Role, Seccomp,
     VolumeKind, Workload,
 };
+use crate::yaml::Pinned;
 
 /// Where images are looked up. The command asks registries; tests answer by themselves.
 pub trait Images {
@@ -86,15 +87,6 @@ pub struct Generated {
     pub notes: Vec<Note>,
     /// Images as written and as pinned, by their lines.
     pub pinned: Vec<Pinned>,
-}
-
-/// An image of the YAML and the digest it has now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pinned {
-    /// As written.
-    pub written: String,
-    /// `name:tag@digest`.
-    pub pinned: String,
 }
 
 /// Writes the policy of one workload.

@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, StructureStyle};
 
-use crate::generate::Pinned;
 use crate::workload::Workload;
 
 /// Mappings and sequences within each other.
@@ -21,6 +20,15 @@ pub struct EditError {
     pub line: u32,
     /// What is in the way and what to do.
     pub problem: String,
+}
+
+/// An image of the YAML and the digest it has now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// As written.
+    pub written: String,
+    /// `name:tag@digest`.
+    pub pinned: String,
 }
 
 /// What is to be put into one workload.
