@@ -30,17 +30,17 @@ fn line_of(needle: &str) -> u32 {
     let found: Vec<_> =
         EVERYTHING.lines().enumerate().filter(|(_, line)| line.contains(needle)).collect();
     assert_eq!(found.len(), 1, "{needle} is not unique");
-    u32::try_from(found[0].0 + 1).unwrap()
+    u32::try_from(found[0].0 + 1).expect("a short file")
 }
 
 fn container<'a>(workload: &'a Workload, name: &str) -> &'a Container {
     let mut all = workload.pod.containers.iter();
-    all.find(|container| container.name == name).unwrap()
+    all.find(|container| container.name == name).expect("the container is there")
 }
 
 fn volume<'a>(workload: &'a Workload, name: &str) -> &'a Volume {
     let mut all = workload.pod.volumes.iter();
-    all.find(|volume| volume.name == name).unwrap()
+    all.find(|volume| volume.name == name).expect("the volume is there")
 }
 
 /// A value in a form that is easy to compare.
@@ -56,7 +56,7 @@ fn shown(value: &EnvValue) -> String {
 }
 
 fn words(values: Option<&Vec<EnvValue>>) -> Vec<String> {
-    values.unwrap().iter().map(shown).collect()
+    values.expect("the words are there").iter().map(shown).collect()
 }
 
 #[test]
@@ -949,4 +949,84 @@ fn numbers_are_read_as_kubernetes_reads_them() {
         all.notes[0].text,
         "spec.containers[0].resources.requests.memory: \"100m\" is a fraction of a byte; if mega is meant, write M or Mi"
     );
+}
+
+#[test]
+fn empty_names_are_absent_ones() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, generateName: '', namespace: ''}\nspec:\n  \
+                hostname: ''\n  subdomain: ''\n  serviceAccountName: ''\n  nodeName: ''\n  containers:\n  - {name: web, image: i, \
+                command: [], workingDir: '', env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}, \
+                {name: B, valueFrom: {fieldRef: {fieldPath: spec.serviceAccountName}}}]}\n";
+    let all = reading(text);
+    let workload = &all.workloads[0];
+    assert_eq!(workload.namespace, None);
+    assert_eq!((&workload.pod.hostname, &workload.pod.subdomain), (&None, &None));
+    let container = &workload.pod.containers[0];
+    assert_eq!((&container.command, &container.working_dir), (&None, &None));
+    let values: Vec<_> = container.env.iter().map(|variable| shown(&variable.value)).collect();
+    assert_eq!(values, ["from pod node_name", "default"]);
+}
+
+#[test]
+fn containers_know_whether_they_run_again() {
+    let restartable = |policy: &str, own: &str| {
+        let text = pod(
+            &format!("restartPolicy: {policy}\ninitContainers: [{{name: init, image: i}}]"),
+            own,
+        );
+        let all = reading(&text);
+        let containers = &all.workloads[0].pod.containers;
+        (containers[0].restartable, containers[1].restartable)
+    };
+    let rule = |action: &str| {
+        format!(
+            "restartPolicyRules: [{{action: {action}, exitCodes: {{operator: In, values: [88]}}}}]"
+        )
+    };
+    assert_eq!(restartable("Always", ""), (true, true));
+    assert_eq!(restartable("OnFailure", ""), (true, true));
+    assert_eq!(restartable("Never", ""), (false, false));
+    assert_eq!(restartable("Never", "restartPolicy: OnFailure"), (false, true));
+    assert_eq!(restartable("Always", "restartPolicy: Never"), (true, false));
+    assert_eq!(restartable("Never", &rule("Restart")), (false, true));
+    assert_eq!(restartable("Never", &rule("RestartAllContainers")), (true, true));
+}
+
+#[test]
+fn a_controller_decides_on_the_hostname() {
+    let text = format!(
+        "apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {{name: db}}\nspec: {{template: {}}}\n",
+        TEMPLATE.replace("{spec: {", "{spec: {hostname: other, ")
+    );
+    assert_eq!(reading(&text).workloads[0].pod.hostname, None);
+}
+
+#[test]
+fn a_later_variable_counts_and_sees_the_earlier() {
+    let all = reading(&pod(
+        "",
+        "env:\n- {name: A, value: '1'}\n- {name: A, value: $(A)2}\n- {name: B, value: $(C)}\n- {name: C, value: $(A)}\n\
+         - {name: A, valueFrom: {configMapKeyRef: {name: absent, key: key, optional: true}}}",
+    ));
+    let env: Vec<_> = all.workloads[0].pod.containers[0]
+        .env
+        .iter()
+        .map(|variable| (variable.name.as_str(), shown(&variable.value), variable.line))
+        .collect();
+    assert_eq!(
+        env,
+        [("A", "12".to_owned(), 10), ("B", "$(C)".to_owned(), 11), ("C", "12".to_owned(), 12)]
+    );
+}
+
+#[test]
+fn pod_limits_hold_for_containers_without_their_own() {
+    let all = reading(&pod(
+        "resources: {limits: {cpu: '2', memory: 1Gi, pids: '100'}}",
+        "resources: {requests: {cpu: 100m}}",
+    ));
+    let resources = &all.workloads[0].pod.containers[0].resources;
+    assert_eq!((resources.cpu_limit, resources.memory_limit), (None, None));
+    assert_eq!((resources.linux.cpu_shares, resources.linux.cpu_quota), (102, 200_000));
+    assert_eq!(resources.linux.memory_limit, 1 << 30);
 }

@@ -22,6 +22,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) volumes: &'a [Volume],
     /// The pod's `restartPolicy`.
     pub(super) restart_policy: RestartPolicy,
+    /// Whether a container may have all others restarted, whatever their policies.
+    pub(super) restart_all: bool,
     /// `spec.resources`, whose limits hold for containers without their own.
     pub(super) pod_limits: &'a Quantities,
 }
@@ -61,7 +63,7 @@ pub(super) fn container(
             .place
             .invalid("is no image reference: write registry/name:tag or registry/name@digest"));
     }
-    let (role, restartable) = role(spec, init, around.restart_policy, &mut lines)?;
+    let (role, restartable) = role(spec, init, around, &mut lines)?;
     let annotation = format!("container.apparmor.security.beta.kubernetes.io/{}", spec.name.value);
     let security = security::merge(
         around.security,
@@ -155,9 +157,15 @@ pub(super) fn check_name(name: &Placed<String>, what: &str) -> Result<(), ReadEr
 fn role(
     spec: &pod_spec::Container,
     init: bool,
-    pod: RestartPolicy,
+    around: &Surroundings<'_>,
     lines: &mut Lines,
 ) -> Result<(Role, bool), ReadError> {
+    for rule in &spec.restart_rules {
+        let action = &rule.value.action;
+        if !matches!(action.value.as_str(), "Restart" | "RestartAllContainers") {
+            return Err(action.place.invalid("must be Restart or RestartAllContainers"));
+        }
+    }
     let own = match &spec.restart_policy {
         Some(field) => {
             lines.insert("restart", field.place.line);
@@ -165,12 +173,19 @@ fn role(
         }
         None => None,
     };
-    let restartable = own.unwrap_or(pod) != RestartPolicy::Never;
+    let restartable = own.unwrap_or(around.restart_policy) != RestartPolicy::Never
+        || around.restart_all
+        || restarts(spec, "Restart");
     Ok(match (init, own) {
         (true, Some(RestartPolicy::Always)) => (Role::Sidecar, true),
         (true, _) => (Role::Init, restartable),
         (false, _) => (Role::App, restartable),
     })
+}
+
+/// Whether a rule of the container has this action.
+pub(super) fn restarts(spec: &pod_spec::Container, action: &str) -> bool {
+    spec.restart_rules.iter().any(|rule| rule.value.action.value == action)
 }
 
 fn mounts(

@@ -1,6 +1,6 @@
 //! What is known of a pod while its containers are read, and the notes for its owner.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::decode::Placed;
 use super::error::{Place, ReadError};
@@ -12,16 +12,23 @@ use crate::workload::{Note, PodFact, PodName};
 
 /// The remarks of one run, in the order in which they came up.
 #[derive(Default)]
-pub(super) struct Notes(pub(super) Vec<Note>);
+pub(super) struct Notes {
+    all: Vec<Note>,
+    seen: BTreeSet<Note>,
+}
 
 impl Notes {
     pub(super) fn add(&mut self, place: &Place, text: impl Into<String>) {
         let text = text.into();
         let text = if place.path.is_empty() { text } else { format!("{}: {text}", place.path) };
         let note = Note { file: place.file.to_string(), line: place.line, text };
-        if !self.0.contains(&note) {
-            self.0.push(note);
+        if self.seen.insert(note.clone()) {
+            self.all.push(note);
         }
+    }
+
+    pub(super) fn into_list(self) -> Vec<Note> {
+        self.all
     }
 }
 

@@ -7,6 +7,9 @@ use super::error::{Place, Problem, ReadError};
 use super::tree::{Entry, Kind, Node, Plain};
 use crate::workload::Located;
 
+/// Entries of one list of a pod, such as its volumes: they are compared with each other.
+const LIST_LIMIT: usize = 10_000;
+
 /// A node together with the way to it.
 #[derive(Debug, Clone)]
 pub(super) struct Cursor<'a> {
@@ -194,7 +197,15 @@ impl<T: Decode> Decode for Option<T> {
 
 impl<T: Decode> Decode for Vec<T> {
     fn decode(at: &Cursor<'_>) -> Result<Self, ReadError> {
-        at.items()?.iter().map(T::decode).collect()
+        let items = at.items()?;
+        if items.len() > LIST_LIMIT {
+            return Err(at.place.error(Problem::Limit {
+                what: "length of the list",
+                limit: LIST_LIMIT,
+                fix: "shorten it",
+            }));
+        }
+        items.iter().map(T::decode).collect()
     }
 
     fn absent() -> Option<Self> {
@@ -287,6 +298,11 @@ impl<T: Decode> Decode for Placed<T> {
     fn absent() -> Option<Self> {
         None
     }
+}
+
+/// A field, unless it is absent or empty, which is the same for names.
+pub(super) fn present(field: &Option<Placed<String>>) -> Option<&Placed<String>> {
+    field.as_ref().filter(|field| !field.value.is_empty())
 }
 
 /// A decimal or binary quantity as it is written: a number, or text such as `128Mi`.

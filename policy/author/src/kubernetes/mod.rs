@@ -90,7 +90,7 @@ pub fn read(files: &[SourceFile]) -> Result<Reading, ReadError> {
         workloads.push(workload);
     }
     let (config_maps, secrets) = store.into_objects();
-    Ok(Reading { workloads, config_maps, secrets, notes: notes.0 })
+    Ok(Reading { workloads, config_maps, secrets, notes: notes.into_list() })
 }
 
 /// An object of a file: a document, or an item of a `List`.

@@ -35,7 +35,7 @@ objects! {
         service_account: Option<Placed<String>> = "serviceAccount",
         automount_token: Option<Placed<bool>> = "automountServiceAccountToken",
         enable_service_links: Option<Placed<bool>> = "enableServiceLinks",
-        node_name: Option<String> = "nodeName",
+        node_name: Option<Placed<String>> = "nodeName",
         runtime_class_name: Option<Placed<String>> = "runtimeClassName",
         dns_policy: Option<String> = "dnsPolicy",
         dns_config: Option<Placed<DnsConfig>> = "dnsConfig",
@@ -92,13 +92,19 @@ objects! {
         stdin_once: Option<bool> = "stdinOnce",
         tty: Option<Placed<bool>> = "tty",
         restart_policy: Option<Placed<String>> = "restartPolicy",
+        restart_rules: Vec<Placed<RestartRule>> = "restartPolicyRules",
         termination_message_path: Option<String> = "terminationMessagePath",
     } + {
         "imagePullPolicy": &Shape::Text,
         "ports": &shapes::PORTS,
         "resizePolicy": &shapes::RESIZE_POLICY,
-        "restartPolicyRules": &shapes::RESTART_RULES,
         "terminationMessagePolicy": &Shape::Text,
+    }
+
+    RestartRule {
+        action: Placed<String> = "action",
+    } + {
+        "exitCodes": &shapes::EXIT_CODES,
     }
 
     EnvVar {
@@ -265,6 +271,8 @@ objects! {
     EmptyDir {
         medium: Option<Placed<String>> = "medium",
         size_limit: Option<Placed<QuantityText>> = "sizeLimit",
+    } + {
+        "mode": &Shape::Integer,
     }
 
     ConfigMapVolume {

@@ -112,13 +112,8 @@ pub(super) const PORTS: Shape = Shape::List(&Shape::Object(&[
 pub(super) const RESIZE_POLICY: Shape =
     Shape::List(&Shape::Object(&[("resourceName", &Shape::Text), ("restartPolicy", &Shape::Text)]));
 
-pub(super) const RESTART_RULES: Shape = Shape::List(&Shape::Object(&[
-    ("action", &Shape::Text),
-    (
-        "exitCodes",
-        &Shape::Object(&[("operator", &Shape::Text), ("values", &Shape::List(&Shape::Integer))]),
-    ),
-]));
+pub(super) const EXIT_CODES: Shape =
+    Shape::Object(&[("operator", &Shape::Text), ("values", &Shape::List(&Shape::Integer))]);
 
 pub(super) const HTTP_GET: Shape = Shape::Object(&[
     ("path", &Shape::Text),

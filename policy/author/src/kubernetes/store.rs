@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::decode::Placed;
+use super::decode::{Placed, present};
 use super::error::{Place, ReadError};
 use super::objects::{Claim, ConfigMap, ObjectMeta, Secret, ServiceAccount};
 use crate::workload::{Content, DataObject};
@@ -114,12 +114,12 @@ pub(super) fn is_block(mode: Option<&Placed<String>>) -> Result<bool, ReadError>
 }
 
 fn key(metadata: &Placed<ObjectMeta>) -> Result<Key, ReadError> {
-    let Some(name) = &metadata.value.name else {
+    let Some(name) = present(&metadata.value.name) else {
         return Err(metadata
             .place
             .invalid("has no name: an object that pods refer to needs metadata.name"));
     };
-    let namespace = metadata.value.namespace.as_ref();
+    let namespace = present(&metadata.value.namespace);
     Ok((name.value.clone(), namespace.map(|namespace| namespace.value.clone())))
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::containers::{self, RestartPolicy, Surroundings, check_name};
 use super::context::{Notes, PodContext};
-use super::decode::{Cursor, Decode, Placed};
+use super::decode::{Cursor, Decode, Placed, present};
 use super::error::{Place, ReadError};
 use super::objects::{
     Claim, CronJob, DaemonSet, Deployment, Job, JobSpec, ObjectMeta, ReplicaSet,
@@ -222,13 +222,14 @@ fn job(metadata: Placed<ObjectMeta>, spec: JobSpec, hostname: String) -> Result<
 
 /// `metadata.name`, or `metadata.generateName` and true.
 fn object_name(metadata: &Placed<ObjectMeta>) -> Result<(&str, bool), ReadError> {
-    let (name, generated) = match (&metadata.value.name, &metadata.value.generate_name) {
-        (Some(name), _) => (name, false),
-        (None, Some(name)) => (name, true),
-        (None, None) => {
-            return Err(metadata.place.invalid("has neither name nor generateName: add one"));
-        }
-    };
+    let (name, generated) =
+        match (present(&metadata.value.name), present(&metadata.value.generate_name)) {
+            (Some(name), _) => (name, false),
+            (None, Some(name)) => (name, true),
+            (None, None) => {
+                return Err(metadata.place.invalid("has neither name nor generateName: add one"));
+            }
+        };
     let text = name.value.as_str();
     let inner =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
@@ -246,7 +247,7 @@ fn object_name(metadata: &Placed<ObjectMeta>) -> Result<(&str, bool), ReadError>
 }
 
 fn namespace(metadata: &Placed<ObjectMeta>) -> Result<Option<String>, ReadError> {
-    let Some(namespace) = &metadata.value.namespace else {
+    let Some(namespace) = present(&metadata.value.namespace) else {
         return Ok(None);
     };
     check_name(namespace, "namespace")?;
@@ -269,10 +270,8 @@ fn pod(maker: Maker, store: &Store, notes: &mut Notes) -> Result<Pod, ReadError>
     let spec = &maker.template.spec.value;
     security::check_pod(spec)?;
     let metadata = maker.template.metadata.as_ref().map(|metadata| &metadata.value);
-    let account = spec
-        .service_account_name
-        .as_ref()
-        .or(spec.service_account.as_ref())
+    let account = present(&spec.service_account_name)
+        .or(present(&spec.service_account))
         .map(|account| account.value.clone());
     let namespace = namespace(&maker.metadata)?;
     let annotations = metadata
@@ -283,7 +282,7 @@ fn pod(maker: Maker, store: &Store, notes: &mut Notes) -> Result<Pod, ReadError>
         store,
         name: maker.name,
         service_account: account.clone(),
-        node_name: spec.node_name.clone(),
+        node_name: present(&spec.node_name).map(|node| node.value.clone()),
         labels: metadata.map(|metadata| metadata.labels.clone()).unwrap_or_default(),
         annotations,
         added_keys: maker.added_keys,
@@ -320,6 +319,9 @@ fn pod(maker: Maker, store: &Store, notes: &mut Notes) -> Result<Pod, ReadError>
             Some(policy) => RestartPolicy::of(policy)?,
             None => RestartPolicy::Always,
         },
+        restart_all: all
+            .clone()
+            .any(|(container, _)| containers::restarts(&container.value, "RestartAllContainers")),
         pod_limits: &pod_limits,
     };
     let containers = all
@@ -328,9 +330,7 @@ fn pod(maker: Maker, store: &Store, notes: &mut Notes) -> Result<Pod, ReadError>
     let groups = groups(security)?;
     Ok(Pod {
         hostname: hostname(spec, maker.hostname)?,
-        subdomain: spec
-            .subdomain
-            .as_ref()
+        subdomain: present(&spec.subdomain)
             .map(|subdomain| subdomain.value.clone())
             .or(maker.subdomain),
         shared_pid: spec.share_process_namespace.as_ref().is_some_and(|field| field.value),
@@ -362,7 +362,7 @@ fn hostname(spec: &PodSpec, rule: Hostname) -> Result<Option<PodName>, ReadError
             "the full name contains the cluster's domain, which the policy cannot know; remove the field",
         ));
     }
-    let field = spec.hostname_override.as_ref().or(spec.hostname.as_ref());
+    let field = present(&spec.hostname_override).or(present(&spec.hostname));
     match (rule, field) {
         (Hostname::Controlled(name), _) | (Hostname::Specified(name), None) => Ok(name),
         (Hostname::Specified(_), Some(field)) => {
