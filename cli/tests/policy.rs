@@ -390,6 +390,23 @@ fn recordings_are_judged_again() {
 }
 
 #[test]
+fn a_standalone_policy_judges_alike() {
+    let world = World::new();
+    world.policy();
+    let generate =
+        ["generate", "--settings", "cluster.toml", "--standalone", "web.yaml", "config.yaml"];
+    let standalone = world.run(&generate);
+    world.write("standalone.rego", &standalone.expect(0).out);
+    standalone.says("default CreateContainerRequest := false").says("\"standalone\": true");
+    world.write("pod.jsonl", &recording());
+    let judge = |policy| world.run(&["test", policy, "--requests", "pod.jsonl"]).out;
+    assert_eq!(judge("standalone.rego"), judge("web.rego"));
+    world.run(&["lint", "standalone.rego"]).expect(0);
+    world.run(&["diff", "web.rego", "standalone.rego"]).expect(1).says("brings the rules along");
+    world.run(&["diff", "standalone.rego", "standalone.rego"]).expect(0);
+}
+
+#[test]
 fn denials_are_explained_as_the_agent_does() {
     let world = World::new();
     let policy = world.policy();
