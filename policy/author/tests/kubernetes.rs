@@ -952,6 +952,30 @@ fn numbers_are_read_as_kubernetes_reads_them() {
 }
 
 #[test]
+fn data_may_be_null_or_loosely_encoded() {
+    let text = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata:\n  empty:\n  loose: YWK=\n  lines: |\n    YW\n    Jj\n";
+    let all = reading(text);
+    let data = |key: &str| all.secrets[0].data[key].reveal();
+    assert_eq!((data("empty"), data("loose"), data("lines")), (&b""[..], &b"ab"[..], &b"abc"[..]));
+}
+
+#[test]
+fn messages_do_not_grow_with_their_file() {
+    let text = format!("apiVersion: v1\nkind: Pod\n{}: 1\n", "k".repeat(1000));
+    let keys = "k".repeat(100);
+    assert_eq!(
+        mistake(&text),
+        format!("web.yaml:3: [\"{keys}...\"]: unknown field: remove it, or correct its name")
+    );
+    let files: Vec<_> = (0..17).map(|_| file(&" ".repeat(4 << 20))).collect();
+    let error = read(&files).map(drop).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "web.yaml:1: size of all files in bytes exceeds the limit of 67108864: give fewer at a time"
+    );
+}
+
+#[test]
 fn empty_names_are_absent_ones() {
     let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, generateName: '', namespace: ''}\nspec:\n  \
                 hostname: ''\n  subdomain: ''\n  serviceAccountName: ''\n  nodeName: ''\n  containers:\n  - {name: web, image: i, \

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::error::{Place, Problem, ReadError};
+use super::error::{Place, Problem, ReadError, shortened};
 use super::tree::{Entry, Kind, Node, Plain};
 use crate::workload::Located;
 
@@ -27,14 +27,13 @@ impl<'a> Cursor<'a> {
     }
 
     fn child(&self, entry: &'a Entry) -> Self {
-        let plain_key = entry
-            .key
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-        let path = match (self.place.path.is_empty(), plain_key) {
-            (true, true) => entry.key.clone(),
-            (false, true) => format!("{}.{}", self.place.path, entry.key),
-            (_, false) => format!("{}[{:?}]", self.place.path, entry.key),
+        let key = shortened(&entry.key);
+        let plain =
+            key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+        let path = match (self.place.path.is_empty(), plain) {
+            (true, true) => key,
+            (false, true) => format!("{}.{key}", self.place.path),
+            (_, false) => format!("{}[{key:?}]", self.place.path),
         };
         Self {
             node: &entry.value,
@@ -316,6 +315,19 @@ impl Decode for QuantityText {
             (text, None | Some(Plain::Text | Plain::Float)) => Ok(Self(text.to_owned())),
             (_, Some(Plain::Null | Plain::Bool(_))) => Err(at.wrong("a quantity")),
         }
+    }
+}
+
+/// Bytes in base64; null is none, as in the API server.
+#[derive(Debug, Clone)]
+pub(super) struct Encoded(pub(super) String);
+
+impl Decode for Encoded {
+    fn decode(at: &Cursor<'_>) -> Result<Self, ReadError> {
+        if at.node.is_null() {
+            return Ok(Self(String::new()));
+        }
+        String::decode(at).map(Self)
     }
 }
 

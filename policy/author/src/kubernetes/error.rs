@@ -71,6 +71,15 @@ fn suggest(name: Option<&str>) -> String {
     )
 }
 
+/// A key for messages: nobody reads a long one.
+pub(super) fn shortened(key: &str) -> String {
+    const LONGEST: usize = 100;
+    match key.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &key[..end]),
+        None => key.to_owned(),
+    }
+}
+
 /// Where something stands.
 #[derive(Debug, Clone)]
 pub(super) struct Place {

@@ -40,22 +40,25 @@ pub struct SourceFile {
     pub content: Vec<u8>,
 }
 
-/// Files in one call.
-const FILE_COUNT_LIMIT: usize = 1000;
+/// Bytes of all files of one call.
+const TOTAL_LIMIT: usize = 64 << 20;
 
 /// Reads all files together: a pod may refer to a `ConfigMap` of another file.
 pub fn read(files: &[SourceFile]) -> Result<Reading, ReadError> {
+    let total = files.iter().fold(0_usize, |sum, file| sum.saturating_add(file.content.len()));
+    if let Some(last) = files.last()
+        && total > TOTAL_LIMIT
+    {
+        let place = Place { file: Rc::from(last.name.as_str()), path: String::new(), line: 1 };
+        return Err(place.error(Problem::Limit {
+            what: "size of all files in bytes",
+            limit: TOTAL_LIMIT,
+            fix: "give fewer at a time",
+        }));
+    }
     let mut documents: Vec<(Rc<str>, Vec<Document>)> = Vec::new();
     for file in files {
         let name: Rc<str> = Rc::from(file.name.as_str());
-        if documents.len() == FILE_COUNT_LIMIT {
-            let place = Place { file: name, path: String::new(), line: 1 };
-            return Err(place.error(Problem::Limit {
-                what: "number of files",
-                limit: FILE_COUNT_LIMIT,
-                fix: "give fewer at a time",
-            }));
-        }
         let parsed = tree::parse(&name, &file.content)?;
         documents.push((name, parsed));
     }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use super::decode::{Placed, Shape, objects};
+use super::decode::{Encoded, Placed, Shape, objects};
 use super::pod_spec::{ClaimSpec, PodSpec, PodTemplate};
 use super::shapes;
 
@@ -193,7 +193,7 @@ objects! {
     ConfigMap {
         metadata: Placed<ObjectMeta> = "metadata",
         data: BTreeMap<String, String> = "data",
-        binary_data: BTreeMap<String, Placed<String>> = "binaryData",
+        binary_data: BTreeMap<String, Placed<Encoded>> = "binaryData",
     } + {
         "apiVersion": &Shape::Text,
         "kind": &Shape::Text,
@@ -202,7 +202,7 @@ objects! {
 
     Secret {
         metadata: Placed<ObjectMeta> = "metadata",
-        data: BTreeMap<String, Placed<String>> = "data",
+        data: BTreeMap<String, Placed<Encoded>> = "data",
         string_data: BTreeMap<String, String> = "stringData",
     } + {
         "apiVersion": &Shape::Text,

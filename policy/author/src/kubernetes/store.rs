@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet::STANDARD;
+use base64::engine::general_purpose::{GeneralPurpose, PAD};
+use base64::{DecodeError, Engine};
 
-use super::decode::{Placed, present};
+use super::decode::{Encoded, Placed, present};
 use super::error::{Place, ReadError};
 use super::objects::{Claim, ConfigMap, ObjectMeta, Secret, ServiceAccount};
 use crate::workload::{Content, DataObject};
@@ -165,11 +166,14 @@ fn find<'a, T>(
     })
 }
 
-/// Base64 as Kubernetes reads it: line breaks do not count.
-fn decoded(text: &Placed<String>) -> Result<Content, ReadError> {
+/// Base64 as Kubernetes reads it: line breaks do not count, nor do the bits behind the last byte.
+const BASE64: GeneralPurpose =
+    GeneralPurpose::new(&STANDARD, PAD.with_decode_allow_trailing_bits(true));
+
+fn decoded(text: &Placed<Encoded>) -> Result<Content, ReadError> {
     let joined: String =
-        text.value.chars().filter(|letter| !matches!(letter, '\n' | '\r')).collect();
-    STANDARD.decode(joined).map(Content::new).map_err(|_| {
+        text.value.0.chars().filter(|letter| !matches!(letter, '\n' | '\r')).collect();
+    BASE64.decode(joined).map(Content::new).map_err(|_: DecodeError| {
         text.place
             .invalid("is not base64: encode the value, or (in a Secret) move it to stringData")
     })

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span, Tag};
 
-use super::error::{Place, Problem, ReadError};
+use super::error::{Place, Problem, ReadError, shortened};
 
 /// Bytes of one file.
 pub(super) const FILE_LIMIT: usize = 4 << 20;
@@ -88,11 +88,28 @@ pub(super) fn parse(file: &Rc<str>, bytes: &[u8]) -> Result<Vec<Document>, ReadE
     };
     for item in Parser::new_from_str_with_options(text, options) {
         let (event, span) = item.map_err(|error| {
-            at(number(error.marker().line())).error(Problem::Syntax(error.info()))
+            let line = error.marker().line();
+            at(number(line)).error(Problem::Syntax(error.info() + template_advice(text, line)))
         })?;
-        builder.take(event, span)?;
+        let line = span.start.line();
+        builder.take(event, span).map_err(|mut error| {
+            if let Problem::Syntax(message) = &mut error.problem {
+                message.push_str(template_advice(text, line));
+            }
+            error
+        })?;
     }
     Ok(builder.documents)
+}
+
+/// What to do where a line is no YAML yet.
+fn template_advice(text: &str, line: usize) -> &'static str {
+    match text.lines().nth(line.saturating_sub(1)) {
+        Some(line) if line.contains("{{") => {
+            " (this looks like a template: render it first, for instance by `helm template`)"
+        }
+        _ => "",
+    }
 }
 
 fn number(line: usize) -> u32 {
@@ -263,7 +280,11 @@ impl Builder {
         let mut sources = Vec::new();
         for entry in entries {
             if let Some(&first) = lines.get(&entry.key) {
-                let place = Place { file: self.file.clone(), path: entry.key, line: entry.line };
+                let place = Place {
+                    file: self.file.clone(),
+                    path: shortened(&entry.key),
+                    line: entry.line,
+                };
                 return Err(place.error(Problem::DuplicateKey(first)));
             }
             lines.insert(entry.key.clone(), entry.line);
@@ -514,6 +535,11 @@ mod tests {
             (
                 "a: 1\nyes: 2\n",
                 "f.yaml:2: not valid YAML: a key must be text: write it in quotes if it is meant to be",
+            ),
+            (
+                "a: 1\nb: {{ .Values.image }}\n",
+                "f.yaml:2: not valid YAML: a key must be text: write it in quotes if it is meant to be (this looks like \
+                 a template: render it first, for instance by `helm template`)",
             ),
             ("a:\n  <<: 3\n", "f.yaml:2: not valid YAML: << needs a mapping"),
         ] {
