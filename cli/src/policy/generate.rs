@@ -209,11 +209,29 @@ impl<'a> Made<'a> {
     }
 }
 
+/// Most bytes of all annotations of an object that the API server takes.
+const ANNOTATIONS_LIMIT: usize = 256 * 1024;
+
 /// All files, one behind the other.
 fn yaml(files: &[SourceFile], made: &[Made<'_>]) -> anyhow::Result<String> {
     let mut result = String::new();
     let annotations = made.iter().map(|made| made.initdata.to_annotation());
     let annotations = annotations.collect::<Result<Vec<_>, _>>()?;
+    for (made, value) in made.iter().zip(&annotations) {
+        let others = &made.workload.pod.annotations;
+        let others = others.iter().filter(|(name, _)| *name != ANNOTATION);
+        let total = others.map(|(name, value)| name.len() + value.len()).sum::<usize>()
+            + ANNOTATION.len()
+            + value.len();
+        if total > ANNOTATIONS_LIMIT {
+            bail!(
+                "{}: the annotations of {} have {total} bytes, and Kubernetes takes {ANNOTATIONS_LIMIT}: \
+                 move large ConfigMaps and variables into the image",
+                made.workload.source,
+                named(made.workload)
+            );
+        }
+    }
     for file in files {
         let text = std::str::from_utf8(&file.content).context("the reader has seen to UTF-8")?;
         let insertions = made.iter().zip(&annotations);

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use crate::workload::Security;
 
 /// All that Linux has (capabilities(7), up to `CAP_CHECKPOINT_RESTORE` of Linux 5.9).
@@ -57,6 +59,28 @@ pub(crate) fn capabilities(
     security: &Security,
     runtimes: &[String],
 ) -> Result<Option<Vec<String>>, String> {
+    // One list for each default that a runtime has.
+    let merged = nacre_policy::merge_runtimes(runtimes).map_err(|error| error.to_string())?;
+    let lists = merged.get("capabilities").and_then(Value::as_array);
+    let lists = lists.into_iter().flatten().filter_map(Value::as_array);
+    let names = |list: &Vec<Value>| {
+        let names = list.iter().filter_map(Value::as_str);
+        names.map(ToOwned::to_owned).collect::<BTreeSet<_>>()
+    };
+    let defaults: BTreeSet<BTreeSet<String>> = lists.map(names).collect();
+    over(security, &defaults).map_err(|problem| {
+        let runtimes = runtimes.join(", ");
+        format!(
+            "{problem} of the runtimes {runtimes}: begin with `drop: [\"ALL\"]` and add what the container \
+             needs"
+        )
+    })
+}
+
+fn over(
+    security: &Security,
+    defaults: &BTreeSet<BTreeSet<String>>,
+) -> Result<Option<Vec<String>>, &'static str> {
     let (add, drop) = (&security.capabilities_add, &security.capabilities_drop);
     if add.is_empty() && drop.is_empty() {
         return Ok(None);
@@ -65,36 +89,60 @@ pub(crate) fn capabilities(
         // "drop: ALL" is applied behind "add: ALL", single names behind both.
         (_, true) => BTreeSet::new(),
         (true, false) => ALL.iter().map(ToString::to_string).collect(),
-        (false, false) => default_set(runtimes)?,
+        (false, false) => match defaults.iter().collect::<Vec<_>>().as_slice() {
+            [default] => (*default).clone(),
+            [] => {
+                return Err("the result depends on the default capabilities, which are not known,");
+            }
+            _ => return Err("the result depends on the default capabilities, which differ,"),
+        },
     };
     set.extend(add.iter().filter(|name| *name != "ALL").cloned());
     set.retain(|name| !drop.contains(name));
     Ok(Some(set.into_iter().collect()))
 }
 
-fn default_set(runtimes: &[String]) -> Result<BTreeSet<String>, String> {
-    // One list for each default that a runtime has.
-    let merged = nacre_policy::merge_runtimes(runtimes).map_err(|error| error.to_string())?;
-    let lists = merged.get("capabilities").and_then(|lists| lists.as_array());
-    let sets = lists.into_iter().flatten().filter_map(|list| list.as_array());
-    let mut sets = sets.map(|list| {
-        let names = list.iter().filter_map(|name| name.as_str());
-        names.map(ToOwned::to_owned).collect::<BTreeSet<_>>()
-    });
-    let first = sets.next().unwrap_or_default();
-    if sets.any(|other| other != first) {
-        return Err(format!(
-            "the runtimes {} have different default capabilities: begin with `drop: [\"ALL\"]` and add \
-             what the container needs, or name fewer runtimes in the settings",
-            runtimes.join(", ")
-        ));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(ToString::to_string).collect()
     }
-    if first.is_empty() {
-        return Err(
-            "the runtime's default capabilities are not known: begin with `drop: [\"ALL\"]` \
-                    and add what the container needs"
-                .into(),
-        );
+
+    fn result(
+        add: &[&str],
+        drop: &[&str],
+        defaults: &[&[&str]],
+    ) -> Result<Option<Vec<String>>, &'static str> {
+        let security = Security {
+            capabilities_add: set(add),
+            capabilities_drop: set(drop),
+            ..Security::default()
+        };
+        over(&security, &defaults.iter().map(|names| set(names)).collect())
     }
-    Ok(first)
+
+    #[test]
+    fn sets_are_those_of_containerd() {
+        let (one, two) = (&["CAP_CHOWN", "CAP_KILL"][..], &["CAP_CHOWN"][..]);
+        for (add, drop, defaults, expected) in [
+            (&["CAP_BPF"][..], &[][..], &[one][..], &["CAP_BPF", "CAP_CHOWN", "CAP_KILL"][..]),
+            (&[], &["CAP_KILL"], &[one], &["CAP_CHOWN"]),
+            (&["CAP_KILL"], &["CAP_KILL"], &[one], &["CAP_CHOWN"]),
+            (&["CAP_BPF"], &["ALL"], &[one, two], &["CAP_BPF"]),
+            (&["ALL", "CAP_BPF"], &["ALL"], &[], &["CAP_BPF"]),
+        ] {
+            let expected = expected.iter().map(ToString::to_string).collect::<Vec<_>>();
+            assert_eq!(result(add, drop, defaults), Ok(Some(expected)), "{add:?} {drop:?}");
+        }
+        assert_eq!(result(&[], &[], &[one, two]), Ok(None));
+        assert_eq!(result(&["ALL"], &["CAP_BPF"], &[]).unwrap().unwrap().len(), ALL.len() - 1);
+    }
+
+    #[test]
+    fn defaults_that_differ_are_no_base() {
+        assert!(result(&["CAP_BPF"], &[], &[&["CAP_CHOWN"], &[]]).unwrap_err().contains("differ"));
+        assert!(result(&["CAP_BPF"], &[], &[]).unwrap_err().contains("not known"));
+    }
 }

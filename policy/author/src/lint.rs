@@ -45,7 +45,7 @@ pub struct Finding {
 }
 
 /// All checks: name, severity, what to do.
-pub const RULES: [(&str, Severity, &str); 23] = [
+pub const RULES: [(&str, Severity, &str); 24] = [
     ("allow-all", Severity::Danger, "use `nacre policy generate`; this is for development only"),
     (
         "exec-any",
@@ -99,6 +99,11 @@ pub const RULES: [(&str, Severity, &str); 23] = [
         "env-wildcard",
         Severity::Warning,
         "give the variable a fixed value: the host chooses what matches the pattern",
+    ),
+    (
+        "secret-via-host",
+        Severity::Warning,
+        "the node copies it into the guest: get secrets from a key broker after attestation",
     ),
     (
         "secret-in-policy",
@@ -273,6 +278,9 @@ impl Linter {
             self.find("capability", format!("it has {name}"));
         }
         for (path, mount) in &container.mounts {
+            if mount.kind == MountKind::Secret {
+                self.find("secret-via-host", format!("the host sees the Secret at {path}"));
+            }
             let volume = mount.volume.as_ref().or(mount.source.as_ref());
             let verified = volume.is_some_and(|volume| document.data.copies.contains_key(volume));
             match mount.kind {
@@ -414,8 +422,12 @@ mod tests {
                 "volume-host",
             ),
             (
-                "/containers/web/mounts {\"/h\":{\"kind\":\"secret\",\"source\":\"x\"}}",
+                "/containers/web/mounts {\"/h\":{\"kind\":\"projected\",\"source\":\"x\"}}",
                 "volume-unverified",
+            ),
+            (
+                "/containers/web/mounts {\"/h\":{\"kind\":\"secret\",\"source\":\"config\"}}",
+                "secret-via-host",
             ),
         ] {
             assert_eq!(found(change), [rule], "{change}");
