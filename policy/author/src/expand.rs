@@ -71,6 +71,11 @@ impl Text {
         self.secret |= other.secret;
     }
 
+    /// Bytes, where what is decided at run time counts as little as possible.
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+
     /// The text, if all of it is known and none of it is secret.
     pub(crate) fn plain(&self) -> Option<&str> {
         match &self.pieces[..] {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 /// A value and the line (counted from 1) of the YAML file at which it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,15 +62,15 @@ pub struct DataObject {
     pub line: u32,
 }
 
-/// Bytes that may be confidential: Debug shows their number only.
+/// Bytes that may be confidential: Debug shows their number only. Cloning shares them.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Content(Vec<u8>);
+pub struct Content(Arc<[u8]>);
 
 impl Content {
     /// Wraps bytes.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(bytes)
+        Self(bytes.into())
     }
 
     /// The bytes. The caller keeps them out of messages and logs.

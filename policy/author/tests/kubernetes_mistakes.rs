@@ -419,6 +419,19 @@ fn variables_that_explode_are_an_error() {
 }
 
 #[test]
+fn an_environment_is_no_larger_than_linux_can_pass_on() {
+    let mut env = format!("env:\n- {{name: A, value: {}}}\n", "x".repeat(100_000));
+    for index in 0..70 {
+        env += &format!("- {{name: B{index}, value: $(A)}}\n");
+    }
+    assert_eq!(
+        mistake(&pod("", &env)),
+        "web.yaml:71: spec.containers[0].env[62]: size of the container's environment and command line, in bytes \
+         exceeds the limit of 6291456: no program can be given more; shorten it"
+    );
+}
+
+#[test]
 fn messages_do_not_grow_with_their_file() {
     let text = format!("apiVersion: v1\nkind: Pod\n{}: 1\n", "k".repeat(1000));
     let keys = "k".repeat(100);

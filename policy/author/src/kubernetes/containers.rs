@@ -72,7 +72,7 @@ pub(super) fn container(
         &mut lines,
     )?;
 
-    let environment = Environment::of(spec, around.pod, notes)?;
+    let mut environment = Environment::of(spec, around.pod, notes)?;
     let command = match &spec.command {
         Some(words) if !words.value.is_empty() => {
             lines.insert("command", words.place.line);
@@ -87,7 +87,7 @@ pub(super) fn container(
         }
         _ => None,
     };
-    let mounts = mounts(spec, &environment, around.volumes, &mut lines)?;
+    let mounts = mounts(spec, &mut environment, around.volumes, &mut lines)?;
     let devices = devices(spec, around.volumes, &mut lines)?;
     note_lines(spec, &mut lines);
     Ok(Container {
@@ -190,7 +190,7 @@ pub(super) fn restarts(spec: &pod_spec::Container, action: &str) -> bool {
 
 fn mounts(
     spec: &pod_spec::Container,
-    environment: &Environment,
+    environment: &mut Environment,
     volumes: &[Volume],
     lines: &mut Lines,
 ) -> Result<Vec<VolumeMount>, ReadError> {
@@ -268,7 +268,7 @@ fn recursive_read_only(mount: &pod_spec::VolumeMount) -> Result<bool, ReadError>
 
 fn sub_path(
     mount: &pod_spec::VolumeMount,
-    environment: &Environment,
+    environment: &mut Environment,
     place: &Place,
 ) -> Result<Option<Text>, ReadError> {
     let text = match (&mount.sub_path, &mount.sub_path_expr) {

@@ -8,17 +8,22 @@ use std::collections::BTreeMap;
 
 use super::context::{Notes, PodContext};
 use super::decode::Placed;
-use super::error::{Place, ReadError};
+use super::error::{Place, Problem, ReadError};
 use super::pod_spec::{Container, EnvFrom, EnvSource, EnvVar, EnvVarSource, KeySelector};
 use super::store::Stored;
-use crate::expand::{self, Text};
+use crate::expand::{self, Expansion, Text};
 use crate::workload::{self, ArgValue, PodFact};
 
 /// Variables in the making: what `$(VAR)` in later ones and in the command line refers to.
 pub(super) struct Environment {
     variables: BTreeMap<String, (Text, u32)>,
+    /// Bytes of all texts so far.
+    length: usize,
     service_links: bool,
 }
+
+/// Bytes of arguments and environment that Linux can pass to a program (three quarters of the default stack).
+const LENGTH_LIMIT: usize = 6 << 20;
 
 impl Environment {
     pub(super) fn of(
@@ -26,7 +31,8 @@ impl Environment {
         pod: &PodContext<'_>,
         notes: &mut Notes,
     ) -> Result<Self, ReadError> {
-        let mut all = Self { variables: BTreeMap::new(), service_links: pod.service_links };
+        let mut all =
+            Self { variables: BTreeMap::new(), length: 0, service_links: pod.service_links };
         for source in container.env_from.iter().flat_map(|list| &list.value) {
             all.take_source(source, pod, notes)?;
         }
@@ -72,7 +78,7 @@ impl Environment {
                 )));
             }
             let text = value(kind, stored, key, &source.place)?;
-            self.variables.insert(name, (text, source.place.line));
+            self.insert(name, text, &source.place)?;
         }
         Ok(())
     }
@@ -98,33 +104,55 @@ impl Environment {
                 Some(text) => text,
                 None => return Ok(()),
             },
-            (Some(value), None) => self.expand(&value.value, &value.place)?,
+            (Some(value), None) => self.expand(&value.value, &value.place)?.text,
             (None, None) => Text::default(),
         };
-        self.variables.insert(name.value.clone(), (text, variable.place.line));
+        self.insert(name.value.clone(), text, &variable.place)
+    }
+
+    fn insert(&mut self, name: String, text: Text, place: &Place) -> Result<(), ReadError> {
+        self.count(name.len() + text.length(), place)?;
+        self.variables.insert(name, (text, place.line));
         Ok(())
     }
 
-    fn expand(&self, input: &str, place: &Place) -> Result<Text, ReadError> {
+    fn count(&mut self, bytes: usize, place: &Place) -> Result<(), ReadError> {
+        self.length = self.length.saturating_add(bytes);
+        if self.length > LENGTH_LIMIT {
+            return Err(place.error(Problem::Limit {
+                what: "size of the container's environment and command line, in bytes",
+                limit: LENGTH_LIMIT,
+                fix: "no program can be given more; shorten it",
+            }));
+        }
+        Ok(())
+    }
+
+    fn expand(&self, input: &str, place: &Place) -> Result<Expansion, ReadError> {
         let lookup = |name: &str| self.variables.get(name).map(|(text, _)| text);
         expand::expand(input, lookup, self.service_links)
-            .map(|expansion| expansion.text)
             .map_err(|error| place.invalid(error.to_string()))
     }
 
     /// A command line's elements.
     pub(super) fn command_line(
-        &self,
+        &mut self,
         words: &[Placed<String>],
     ) -> Result<Vec<ArgValue>, ReadError> {
-        words.iter().map(|word| Ok(self.expand(&word.value, &word.place)?.into_value())).collect()
+        words
+            .iter()
+            .map(|word| {
+                let text = self.expand(&word.value, &word.place)?.text;
+                self.count(text.length(), &word.place)?;
+                Ok(text.into_value())
+            })
+            .collect()
     }
 
     /// A `subPathExpr`, in which every reference must be defined.
-    pub(super) fn sub_path(&self, expression: &Placed<String>) -> Result<Text, ReadError> {
-        let lookup = |name: &str| self.variables.get(name).map(|(text, _)| text);
-        let expansion = expand::expand(&expression.value, lookup, self.service_links)
-            .map_err(|error| expression.place.invalid(error.to_string()))?;
+    pub(super) fn sub_path(&mut self, expression: &Placed<String>) -> Result<Text, ReadError> {
+        let expansion = self.expand(&expression.value, &expression.place)?;
+        self.count(expansion.text.length(), &expression.place)?;
         match expansion.undefined.first() {
             Some(name) => Err(expression.place.invalid(format!(
                 "refers to the variable {name:?}, which the container does not define: add it to env"
