@@ -103,12 +103,12 @@ pub const RULES: [(&str, Severity, &str); 24] = [
     (
         "secret-via-host",
         Severity::Warning,
-        "the node copies it into the guest: get secrets from a key broker after attestation",
+        "the node copies it into the guest: keep what the host must not see out of Kubernetes Secrets",
     ),
     (
         "secret-in-policy",
         Severity::Warning,
-        "whoever reads the pod reads its policy: get secrets from a key broker after attestation",
+        "whoever reads the pod reads its policy: keep what the host must not see out of Kubernetes Secrets",
     ),
     (
         "logs",
