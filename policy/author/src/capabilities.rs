@@ -141,6 +141,20 @@ mod tests {
     }
 
     #[test]
+    fn the_default_set_is_that_of_the_profiles() {
+        let security =
+            Security { capabilities_add: set(&["CAP_NET_ADMIN"]), ..Security::default() };
+        let runtimes: Vec<String> = nacre_policy::runtimes().keys().cloned().collect();
+        for name in runtimes.iter().filter(|name| name.starts_with("containerd-")) {
+            let set = capabilities(&security, std::slice::from_ref(name)).unwrap().unwrap();
+            assert_eq!(set.len(), 15, "{name}: containerd's fourteen and the added one");
+            assert!(set.contains(&"CAP_NET_ADMIN".into()) && set.contains(&"CAP_CHOWN".into()));
+        }
+        let error = capabilities(&security, &["absent".into()]).unwrap_err();
+        assert!(error.contains("\"absent\" is not known"), "{error}");
+    }
+
+    #[test]
     fn defaults_that_differ_are_no_base() {
         assert!(result(&["CAP_BPF"], &[], &[&["CAP_CHOWN"], &[]]).unwrap_err().contains("differ"));
         assert!(result(&["CAP_BPF"], &[], &[]).unwrap_err().contains("not known"));
