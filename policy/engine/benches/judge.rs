@@ -22,8 +22,10 @@ fn main() {
 
 fn recorded(request: &str) -> Value {
     let lines = RECORDING.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    // The last one is about an application container.
-    let found = lines.filter(|line| line["request"] == request).last().unwrap();
+    let is_app = |line: &Value| {
+        line["input"]["OCI"]["Annotations"]["io.kubernetes.cri.container-type"] == "container"
+    };
+    let found = lines.filter(|line| line["request"] == request).find(is_app).unwrap();
     found["input"].clone()
 }
 
@@ -99,7 +101,7 @@ fn create(size: usize) -> Value {
     spec["Process"]["Cwd"] = wanted["cwd"].clone();
     spec["Process"]["Env"].as_array_mut().unwrap().retain(|entry| {
         let entry = entry.as_str().unwrap();
-        entry.starts_with("PATH=") || entry.starts_with("HOSTNAME=")
+        entry.starts_with("HOSTNAME=") || entry.starts_with("KUBERNETES_")
     });
     let env = wanted["env"].as_array().unwrap().clone();
     spec["Process"]["Env"].as_array_mut().unwrap().extend(env);

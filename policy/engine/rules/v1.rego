@@ -352,7 +352,10 @@ copy_patterns contains mount.source_pattern if {
 	some mount in container.mounts
 }
 
-copy_patterns contains mount.copy if some mount in runtime.mounts
+copy_patterns contains pattern if {
+	some known_mount in runtime.mounts
+	pattern := known_mount.copy
+}
 
 copy_kind_ok if {
 	input.file_type in {"Regular", "Directory"}
@@ -398,7 +401,10 @@ copy_key := concat("/", [part |
 # Digests that a regular file of this path may have.
 copy_digests contains policy.copies[copy_name].files[copy_key]
 
-copy_digests contains policy.copies[place[0]].files[place[1]] if some place in copy_sub_paths
+copy_digests contains digest if {
+	some place in copy_sub_paths
+	digest := policy.copies[place[0]].files[place[1]]
+}
 
 # Where mounts of a part of a volume (subPath) take this file from: [volume, path within it]. None if
 # something that cannot be verified is mounted from a path of the same name.
@@ -976,11 +982,15 @@ plain_ok if {
 	spec.Root.Path == root_path
 }
 
+default shown_type := ""
+
+shown_type := container_type
+
 # Explanations. `key` names the line of the container's YAML.
 
 CreateContainerRequest_problems contains {
 	"field": "OCI.Annotations[io.kubernetes.cri.container-type]",
-	"expected": ["sandbox", "container"], "got": object.get(annotations, "io.kubernetes.cri.container-type", ""),
+	"expected": ["sandbox", "container"], "got": shown_type,
 	"fix": "this policy is for pods that a kubelet runs",
 } if {
 	not container_type in {"sandbox", "container"}

@@ -21,11 +21,6 @@ pub trait AgentRequest: Send + 'static {
 
     /// What the rule gets as `input`.
     fn input(&self) -> Value;
-
-    /// The container that the request is about, or empty.
-    fn container_id(&self) -> &str {
-        ""
-    }
 }
 
 /// A part of a request.
@@ -238,17 +233,13 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 macro_rules! requests {
-    ($($message:ident $($container:ident)?),* $(,)?) => {
+    ($($message:ident),* $(,)?) => {
         $(impl AgentRequest for $message {
             const NAME: &'static str = stringify!($message);
 
             fn input(&self) -> Value {
                 self.to_input()
             }
-
-            $(fn container_id(&self) -> &str {
-                &self.$container
-            })?
         })*
 
         /// Names of all requests that a policy can judge.
@@ -266,20 +257,20 @@ macro_rules! requests {
 }
 
 requests! {
-    CreateContainerRequest container_id,
-    StartContainerRequest container_id,
-    RemoveContainerRequest container_id,
-    ExecProcessRequest container_id,
-    SignalProcessRequest container_id,
-    WaitProcessRequest container_id,
-    UpdateContainerRequest container_id,
-    StatsContainerRequest container_id,
-    PauseContainerRequest container_id,
-    ResumeContainerRequest container_id,
-    WriteStreamRequest container_id,
-    ReadStreamRequest container_id,
-    CloseStdinRequest container_id,
-    TtyWinResizeRequest container_id,
+    CreateContainerRequest,
+    StartContainerRequest,
+    RemoveContainerRequest,
+    ExecProcessRequest,
+    SignalProcessRequest,
+    WaitProcessRequest,
+    UpdateContainerRequest,
+    StatsContainerRequest,
+    PauseContainerRequest,
+    ResumeContainerRequest,
+    WriteStreamRequest,
+    ReadStreamRequest,
+    CloseStdinRequest,
+    TtyWinResizeRequest,
     CreateSandboxRequest,
     DestroySandboxRequest,
     CopyFileRequest,
@@ -304,7 +295,7 @@ requests! {
     VolumeStatsRequest,
     ResizeVolumeRequest,
     SetPolicyRequest,
-    GetDiagnosticDataRequest container_id,
+    GetDiagnosticDataRequest,
     MemAgentMemcgConfig,
     MemAgentCompactConfig,
 }

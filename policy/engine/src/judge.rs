@@ -201,13 +201,19 @@ impl Judge {
             && let Some(closest) = self.closest(input)
         {
             let (name, mut closer) = closest;
-            let hint = format!("the policy's container {name:?} is the closest; it differs here");
             let mut all = problems;
-            if let Some(first) = closer.first_mut() {
-                first.fix =
-                    if first.fix.is_empty() { hint } else { format!("{hint}: {}", first.fix) };
-            }
             closer.retain(|problem| !all.contains(problem));
+            let hint = format!("container {name:?} of the policy is the closest");
+            match closer.first_mut() {
+                Some(first) if first.fix.is_empty() => first.fix = hint,
+                Some(first) => first.fix = format!("{hint}; {}", first.fix),
+                None => closer.push(Problem {
+                    field: String::new(),
+                    expected: String::new(),
+                    got: String::new(),
+                    fix: format!("{hint}: only the name is another"),
+                }),
+            }
             all.extend(closer);
             return Denial { request: request.into(), container, problems: all };
         }

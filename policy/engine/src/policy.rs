@@ -52,6 +52,7 @@ pub struct Policy {
     engine: Engine,
     digest: String,
     data: Value,
+    reads_requests: bool,
 }
 
 impl std::fmt::Debug for Policy {
@@ -83,13 +84,19 @@ impl Policy {
         evaluate(&mut engine, "CreateSandboxRequest").map_err(PolicyError::Syntax)?;
         let digest = Sha256::digest(text.as_bytes());
         let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { engine, digest, data })
+        let reads_requests = version(&data).is_none() || text.contains("input");
+        Ok(Self { engine, digest, data, reads_requests })
     }
 
     /// SHA-256 of the document's text, in hexadecimal.
     #[must_use]
     pub fn sha256(&self) -> &str {
         &self.digest
+    }
+
+    /// Whether the document has rules of its own that may look at requests.
+    pub(crate) fn reads_requests_itself(&self) -> bool {
+        self.reads_requests
     }
 
     /// The document's `policy_data`; undefined if it has none.
