@@ -4,6 +4,22 @@
 use k8s_cri::v1 as cri;
 use serde_json::{Map, Value, json};
 
+/// What the kubelet asks for unless a container has `procMount: Unmasked`.
+const MASKED: [&str; 10] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+const READONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
 /// A container that a pod will have. See [`container`].
 #[derive(Debug, Clone)]
 pub struct Declaration {
@@ -159,6 +175,8 @@ impl Declaration {
             security_context: Some(cri::LinuxContainerSecurityContext {
                 namespace_options: Some(namespaces),
                 run_as_user: self.user.map(|value| cri::Int64Value { value }),
+                masked_paths: MASKED.map(str::to_owned).to_vec(),
+                readonly_paths: READONLY.map(str::to_owned).to_vec(),
                 ..Default::default()
             }),
             resources: Some(resources(self.memory_mib.unwrap_or(0))),
