@@ -649,12 +649,32 @@ image_ok if image_storage.source == expected.image
 
 image_ok if image_storage.source == expected.image_tag
 
-# name:tag@digest is the same image as name@digest.
+# name:tag@digest is the same image as name@digest, and busybox the same as docker.io/library/busybox.
 image_ok if {
 	[wanted, digest] := split(expected.image, "@")
-	[got, digest] = split(image_storage.source, "@")
+	[written, digest] = split(image_storage.source, "@")
+	same_image_name(wanted, full_image_name(written))
+}
+
+same_image_name(wanted, got) if wanted == got
+
+same_image_name(wanted, got) if {
 	startswith(got, sprintf("%s:", [wanted]))
 	not contains(trim_prefix(got, sprintf("%s:", [wanted])), "/")
+}
+
+full_image_name(name) := name if names_registry(name)
+
+full_image_name(name) := sprintf("docker.io/library/%s", [name]) if not contains(name, "/")
+
+full_image_name(name) := sprintf("docker.io/%s", [name]) if {
+	contains(name, "/")
+	not names_registry(name)
+}
+
+names_registry(name) if {
+	contains(name, "/")
+	regex.match(`[.:]|^localhost$`, split(name, "/")[0])
 }
 
 args_ok if process.Args == expected.args

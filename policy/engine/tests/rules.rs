@@ -411,6 +411,31 @@ fn a_pinned_image_may_be_named_with_its_tag() {
 }
 
 #[test]
+fn short_names_of_images_are_those_of_docker_io() {
+    let digest = format!("sha256:{:064}", 1);
+    for (pinned, source, allowed) in [
+        ("docker.io/library/busybox", "busybox", true),
+        ("docker.io/library/busybox", "busybox:1.36", true),
+        ("docker.io/library/busybox", "library/busybox", true),
+        ("docker.io/a/b", "a/b:v1", true),
+        ("docker.io/library/busybox", "docker.io/library/busybox:1", true),
+        ("docker.io/library/busybox", "evil.io/library/busybox", false),
+        ("docker.io/library/busybox", "localhost/busybox", false),
+        ("docker.io/library/localhost", "localhost", true),
+        ("localhost/a", "localhost/a", true),
+        ("evil.io/busybox", "busybox", false),
+    ] {
+        let mut judge = judge(&document(NEWEST, &["containerd-2"], |data| {
+            data["containers"]["app"]["image"] = format!("{pinned}@{digest}").into();
+        }));
+        let mut request = up_to(&mut judge, NEWEST, is_app_creation);
+        request.input["storages"][0]["source"] = format!("{source}@{digest}").into();
+        let judged = judge.judge_json(&request.name, &request.input);
+        assert_eq!(judged.is_ok(), allowed, "{source}: {judged:?}");
+    }
+}
+
+#[test]
 fn a_container_runs_once_at_a_time() {
     let mut judge = judge(&document(NEWEST, &["containerd-2"], |_| {}));
     let request = up_to(&mut judge, NEWEST, is_app_creation);
