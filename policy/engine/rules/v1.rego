@@ -767,6 +767,19 @@ run_time_value_ok("service_account", value) if regex.match(`^[a-z0-9][a-z0-9.-]{
 
 run_time_value_ok("number", value) if regex.match(`^[0-9]{1,20}$`, value)
 
+# What a label may be; an annotation with run-time parts is a pattern of the owner's.
+run_time_value_ok("label", value) if regex.match(`^([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?$`, value)
+
+run_time_value_ok("service_host", value) if regex.match(`^[0-9a-fA-F.:]{2,45}$`, value)
+
+run_time_value_ok("service_port", value) if regex.match(`^[0-9]{1,5}$`, value)
+
+run_time_value_ok("service_url", value) if {
+	regex.match(`^(tcp|udp|sctp)://[0-9a-fA-F.:\[\]]{2,60}$`, value)
+}
+
+run_time_value_ok("service_protocol", value) if value in {"tcp", "udp", "sctp"}
+
 user_ok(user) if {
 	user.Username == ""
 	groups := {group | some group in user.AdditionalGids}

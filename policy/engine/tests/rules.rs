@@ -436,6 +436,42 @@ fn short_names_of_images_are_those_of_docker_io() {
 }
 
 #[test]
+fn variables_that_the_cluster_decides_have_the_form_of_their_kind() {
+    for (kind, good, bad) in [
+        ("ip", "10.0.0.1", "evil.example"),
+        ("ips", "10.0.0.1,fd00::1", "10.0.0.1,"),
+        ("host_ip", "fd00::1", "x"),
+        ("host_ips", "10.0.0.1", ""),
+        ("node_name", "node-1.example", "a b"),
+        ("pod_name", "recorded", "other"),
+        ("namespace", "stories", "other"),
+        ("uid", "01234567-89ab-cdef-0123-456789abcdef", "x"),
+        ("service_account", "default", "/"),
+        ("label", "v1.2_a", "a/b"),
+        ("number", "17", "-1"),
+        ("service_host", "10.96.0.1", "evil.example"),
+        ("service_port", "443", "443/tcp"),
+        ("service_url", "tcp://10.96.0.1:443", "http://10.96.0.1"),
+        ("service_protocol", "tcp", "icmp"),
+        ("no such kind", "", "x"),
+    ] {
+        let mut judge = judge(&document(NEWEST, &["containerd-2"], |data| {
+            data["containers"]["app"]["env_from_pod"] = json!({ "FACT": kind });
+        }));
+        let request = up_to(&mut judge, NEWEST, is_app_creation);
+        let mut answer = |value: Option<&str>| {
+            let mut input = request.input.clone();
+            let env = input["OCI"]["Process"]["Env"].as_array_mut().unwrap();
+            env.extend(value.map(|value| json!(format!("FACT={value}"))));
+            judge.judge_json(&request.name, &input).map(|ticket| judge.settle(ticket, false))
+        };
+        assert_eq!(answer(Some(good)).is_ok(), kind != "no such kind", "{kind}");
+        assert!(answer(Some(bad)).is_err(), "{kind}: {bad}");
+        assert!(answer(None).is_err(), "{kind} is missing");
+    }
+}
+
+#[test]
 fn a_container_runs_once_at_a_time() {
     let mut judge = judge(&document(NEWEST, &["containerd-2"], |_| {}));
     let request = up_to(&mut judge, NEWEST, is_app_creation);
