@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use nacre_protocol::agent::CopyFileRequest;
-use nacre_protocol::channel::{COPY_ROOT, STREAM_CHUNK};
+use nacre_protocol::channel::{COPY_CHUNK, COPY_ROOT};
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
@@ -204,8 +204,8 @@ impl Target {
                 let offset = offset
                     .ok_or_else(|| RpcError::invalid("offset", "must be within the file's size"))?;
                 let length = request.data.len();
-                if length > STREAM_CHUNK || length as u64 > size - offset {
-                    let why = format!("must be at most {STREAM_CHUNK} bytes and within the file");
+                if length > COPY_CHUNK || length as u64 > size - offset {
+                    let why = format!("must be at most {COPY_CHUNK} bytes and within the file");
                     return Err(RpcError::invalid("data", why));
                 }
                 Ok(Self::Chunk { mode, offset, size })

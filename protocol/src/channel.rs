@@ -6,9 +6,13 @@ pub const SERIAL_PORT_NAME: &str = "org.nacre.agent.0";
 /// vsock port of the agent API.
 pub const VSOCK_PORT: u32 = 1024;
 
-/// Largest payload of one `ReadStdout`, `ReadStderr` or `WriteStdin`, and of one `CopyFile` chunk, in
-/// bytes. It bounds what either side buffers for a stream.
+/// Largest payload of one `ReadStdout`, `ReadStderr` or `WriteStdin`, in bytes. It bounds what either
+/// side buffers for a stream.
 pub const STREAM_CHUNK: usize = 64 * 1024;
+
+/// Largest piece of a file in one `CopyFile`, in bytes: that of a `ConfigMap` or Secret as a whole, since
+/// the policy compares contents only of files that come in one piece.
+pub const COPY_CHUNK: usize = 1024 * 1024;
 
 /// Directory in the guest beneath which `CopyFile` may write.
 pub const COPY_ROOT: &str = "/run/kata-containers/shared/containers";

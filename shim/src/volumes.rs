@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nacre_protocol::agent::CopyFileRequest;
-use nacre_protocol::channel::{COPY_ROOT, STREAM_CHUNK};
+use nacre_protocol::channel::{COPY_CHUNK, COPY_ROOT};
 
 use crate::agent::{Agent, AgentError};
 use crate::error::{Code, Coded};
@@ -234,7 +234,7 @@ async fn copy_contents(
                     .open(&path)
                     .map_err(failed)?,
             };
-            let wanted = (length - offset).min(STREAM_CHUNK as u64);
+            let wanted = (length - offset).min(COPY_CHUNK as u64);
             let mut data = Vec::new();
             (&mut file).take(wanted).read_to_end(&mut data).map_err(failed)?;
             if data.len() as u64 != wanted {

@@ -6,15 +6,13 @@ use nacre_policy::Gate;
 use nacre_protocol::agent::{
     GetDiagnosticDataRequest, GetDiagnosticDataResponse, GetMetricsRequest, Metrics,
 };
+use nacre_protocol::channel::RECORDED_REQUESTS;
 use nacre_protocol::start_report;
 
 use super::Allowed;
 
 use crate::error::RpcError;
 use crate::sandbox::Sandbox;
-
-/// `log_type` of recorded requests; there are none but in development images that record.
-const RECORDS: &str = "nacre.requests";
 
 /// The start report, or recorded requests.
 pub(crate) fn get(
@@ -24,10 +22,10 @@ pub(crate) fn get(
 ) -> Result<GetDiagnosticDataResponse, RpcError> {
     let data = match request.get().log_type.as_str() {
         start_report::LOG_TYPE => sandbox.report.to_text(),
-        RECORDS => gate.take_records(),
+        RECORDED_REQUESTS => gate.take_records(),
         other => {
             let known = start_report::LOG_TYPE;
-            let why = format!("{other:?} is not known: use {known:?} or {RECORDS:?}");
+            let why = format!("{other:?} is not known: use {known:?} or {RECORDED_REQUESTS:?}");
             return Err(RpcError::invalid("log_type", why));
         }
     };
