@@ -244,9 +244,9 @@ const PROCESS_CHANGES: Changes<oci::Process> = &[
         capabilities(p).Ambient = text(&["CAP_CHOWN"]);
     }),
     ("changed user", &["Process.User"], |p| p.User.mut_or_insert_default().UID = 0),
-    ("changed group", &["Process.User"], |p| p.User.mut_or_insert_default().GID = 0),
+    ("changed group", &["Process.User"], |p| p.User.mut_or_insert_default().GID = 7),
     ("one more group", &["Process.User"], |p| {
-        p.User.mut_or_insert_default().AdditionalGids.push(0);
+        p.User.mut_or_insert_default().AdditionalGids.push(7);
     }),
     ("other directory", &["Process.Cwd"], |p| p.Cwd = "/proc".into()),
     ("a terminal", &["Process.Terminal"], |p| p.Terminal = true),

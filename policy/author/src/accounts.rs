@@ -5,6 +5,9 @@
 //! group only if the pod has one. containerd then looks the user up in `/etc/passwd` for its primary
 //! group, and in `/etc/group` for the groups that list it; the primary group is always among the
 //! additional ones (since 1.6.18, CVE-2022-36109 and CVE-2023-25173).
+//!
+//! Where Nacre's snapshotter keeps the image's files off the host, containerd finds neither file. It then
+//! takes a numeric user as it is, with group 0 unless one is given, and no further groups.
 
 use crate::document::UserData;
 use crate::workload::Security;
@@ -94,17 +97,22 @@ pub(crate) fn users(
                 .is_some_and(|user| user.name != group.name && group.members.contains(&user.name))
     });
     let listed: Vec<u32> = listed.map(|group| group.gid).collect();
-    Ok(gids
-        .into_iter()
-        .map(|gid| {
-            let mut groups = listed.clone();
-            groups.push(gid);
-            groups.extend_from_slice(added);
-            groups.sort_unstable();
-            groups.dedup();
-            UserData { uid, gid, groups }
-        })
-        .collect())
+    let mut answers: Vec<UserData> =
+        gids.into_iter().map(|gid| with_groups(uid, gid, &listed, added)).collect();
+    if number.is_some() {
+        let unseen = with_groups(uid, security.run_as_group.unwrap_or(0), &[], added);
+        if !answers.contains(&unseen) {
+            answers.push(unseen);
+        }
+    }
+    Ok(answers)
+}
+
+fn with_groups(uid: u32, gid: u32, listed: &[u32], added: &[u32]) -> UserData {
+    let mut groups = [listed, &[gid], added].concat();
+    groups.sort_unstable();
+    groups.dedup();
+    UserData { uid, gid, groups }
 }
 
 fn number(text: &str) -> Option<u32> {
@@ -177,11 +185,16 @@ mod tests {
             ..Security::default()
         };
         for (image, security, added, expected) in [
-            ("", &none, &[][..], vec![user(0, 0, &[0, 10])]),
+            ("", &none, &[][..], vec![user(0, 0, &[0, 10]), user(0, 0, &[0])]),
             ("root", &none, &[], vec![user(0, 0, &[0, 10])]),
             // The group called app is not added, the primary group is.
             ("app", &none, &[], vec![user(100, 101, &[10, 101, 102])]),
-            ("100", &none, &[5, 10], vec![user(100, 101, &[5, 10, 101, 102])]),
+            (
+                "100",
+                &none,
+                &[5, 10],
+                vec![user(100, 101, &[5, 10, 101, 102]), user(100, 0, &[0, 5, 10])],
+            ),
             ("4000", &none, &[], vec![user(4000, 0, &[0])]),
             (
                 "app:staff",
@@ -190,8 +203,13 @@ mod tests {
                 vec![user(100, 101, &[10, 101, 102]), user(100, 50, &[10, 50, 102])],
             ),
             ("4000:4001", &none, &[], vec![user(4000, 0, &[0]), user(4000, 4001, &[4001])]),
-            ("app", &run_as(Some(0), None), &[], vec![user(0, 0, &[0, 10])]),
-            ("app:staff", &run_as(Some(100), None), &[], vec![user(100, 101, &[10, 101, 102])]),
+            ("app", &run_as(Some(0), None), &[], vec![user(0, 0, &[0, 10]), user(0, 0, &[0])]),
+            (
+                "app:staff",
+                &run_as(Some(100), None),
+                &[],
+                vec![user(100, 101, &[10, 101, 102]), user(100, 0, &[0])],
+            ),
             ("app", &run_as(None, Some(7)), &[], vec![user(100, 7, &[7, 10, 102])]),
             ("x", &run_as(Some(9), Some(8)), &[7], vec![user(9, 8, &[7, 8])]),
         ] {
