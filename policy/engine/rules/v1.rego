@@ -316,7 +316,7 @@ copy_parts := split(trim_prefix(input.path, copy_root), "/")
 
 # <container>-<16 hexadecimal digits>-<name>
 copy_top := regex.find_all_string_submatch_n(
-	`^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})-([0-9a-f]{16})-([A-Za-z0-9._-]{1,64})$`,
+	`^([A-Za-z0-9][A-Za-z0-9_.-]{0,127}?)-([0-9a-f]{16})-([A-Za-z0-9._-]{1,64})$`,
 	copy_parts[0], 1,
 )[0]
 
@@ -342,14 +342,16 @@ copy_name_ok if {
 	regex.match(sprintf("^(?:%s)$", [pattern]), copy_name)
 }
 
-copy_names contains mount.source if {
+copy_names contains source if {
 	some container in policy.containers
 	some mount in container.mounts
+	source := mount.source
 }
 
-copy_patterns contains mount.source_pattern if {
+copy_patterns contains pattern if {
 	some container in policy.containers
 	some mount in container.mounts
+	pattern := mount.source_pattern
 }
 
 copy_patterns contains pattern if {
@@ -399,7 +401,7 @@ copy_key := concat("/", [part |
 ])
 
 # Digests that a regular file of this path may have.
-copy_digests contains policy.copies[copy_name].files[copy_key]
+copy_digests contains digest if digest := policy.copies[copy_name].files[copy_key]
 
 copy_digests contains digest if {
 	some place in copy_sub_paths
@@ -568,12 +570,16 @@ pod_container_ok if {
 
 # Sandbox first, init containers before the others, each once at a time.
 order_ok if {
+	plain_id_ok
 	state.sandbox != null
 	state.sandbox == annotations["io.kubernetes.cri.sandbox-id"]
 	not state.live[name]
 	not ended_for_good
 	init_done_ok
 }
+
+# An identifier cannot be taken for the beginning of another container's copied file.
+plain_id_ok if not regex.match(`-[0-9a-f]{16}(-|$)`, input.container_id)
 
 ended_for_good if {
 	expected.restartable == false
@@ -1059,6 +1065,13 @@ CreateContainerRequest_problems contains {
 	"got": sprintf("%s is %s", [name, state.live[name]]), "fix": "a container runs once at a time",
 } if {
 	state.live[name]
+}
+
+CreateContainerRequest_problems contains {
+	"field": "container_id", "expected": "an identifier without 16 hexadecimal digits between hyphens",
+	"got": input.container_id,
+} if {
+	not plain_id_ok
 }
 
 CreateContainerRequest_problems contains {

@@ -684,6 +684,23 @@ fn up_to_creation(copy: &Request) -> Request {
 }
 
 #[test]
+fn a_copy_cannot_pass_for_another_volume_s() {
+    let mut judge = judge(&document(NEWEST, &["containerd-2"], |data| {
+        // Whatever the host likes goes there.
+        data["containers"]["second"]["mounts"] =
+            json!({ "/data": { "kind": "claim", "source_pattern": ".*" } });
+    }));
+    let request = up_to(&mut judge, NEWEST, is_app_creation);
+    let id = request.input["container_id"].as_str().unwrap().to_owned();
+    let longer = format!("{id}-0123456789abcdef");
+    let text = request.input.to_string().replace(&id, &longer);
+    let input: Value = serde_json::from_str(&text).unwrap();
+    let denial = judge.judge_json(&request.name, &input).unwrap_err().to_string();
+    assert!(denial.contains("16 hexadecimal digits"), "{denial}");
+    let _ = judge.judge_json(&request.name, &request.input).unwrap();
+}
+
+#[test]
 fn the_network_is_set_up_before_the_containers() {
     let mut judge = judge(&document(NEWEST, &["containerd-2"], |_| {}));
     let interface = up_to(&mut judge, NEWEST, |r| r.name == "UpdateInterfaceRequest");
