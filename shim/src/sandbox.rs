@@ -275,8 +275,11 @@ fn explain(vm: &dyn Vm, doing: &str, error: &AgentError) -> TaskError {
         }
         _ => "",
     };
-    // The reason of an end quotes the console by itself.
-    let quotes = error.is_about_the_machine() && !matches!(error, AgentError::Gone(_));
+    let quotes = match error {
+        // A guest that turns itself off has said why on its console; other ends explain themselves.
+        AgentError::Gone(reason) => reason.contains("powered off"),
+        _ => error.is_about_the_machine(),
+    };
     let console = if quotes { vm.console_tail() } else { String::new() };
     if console.trim().is_empty() {
         return TaskError::new(error.code(), doing, format!("{error}{advice}"));
