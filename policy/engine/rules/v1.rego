@@ -705,7 +705,7 @@ env_ok(container, env) if {
 	wanted := {entry | some entry in container.env}
 	wanted - actual == set()
 	count({split(entry, "=")[0] | some entry in actual}) == count(env)
-	every entry in (actual - wanted) - runtime_env {
+	every entry in ((actual - wanted) - runtime_env) - service_entries(container, actual) {
 		env_entry_ok(container, entry)
 	}
 	every variable, _ in object.get(container, "env_from_pod", {}) {
@@ -726,20 +726,16 @@ env_entry_ok(container, entry) if {
 	hostname_matches(trim_prefix(entry, "HOSTNAME="))
 }
 
-env_entry_ok(container, entry) if {
-	object.get(container, "service_env", "kubernetes") == "all"
-	regex.match(
-		`^[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)?)=((tcp|udp|sctp)(://[0-9a-fA-F.:\[\]]+)?|[0-9a-fA-F.:]*)$`,
-		entry,
-	)
+# Variables that the kubelet adds for services.
+service_entries(container, env) := {entry |
+	pattern := service_patterns[object.get(container, "service_env", "kubernetes")]
+	some entry in env
+	regex.match(pattern, entry)
 }
 
-env_entry_ok(container, entry) if {
-	object.get(container, "service_env", "kubernetes") == "kubernetes"
-	regex.match(
-		`^KUBERNETES_(SERVICE_HOST|SERVICE_PORT(_HTTPS)?|PORT(_[0-9]+_TCP(_PROTO|_PORT|_ADDR)?)?)=(tcp(://[0-9a-fA-F.:\[\]]+)?|[0-9a-fA-F.:]+)$`,
-		entry,
-	)
+service_patterns := {
+	"all": `^[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)?)=((tcp|udp|sctp)(://[0-9a-fA-F.:\[\]]+)?|[0-9a-fA-F.:]*)$`,
+	"kubernetes": `^KUBERNETES_(SERVICE_HOST|SERVICE_PORT(_HTTPS)?|PORT(_[0-9]+_TCP(_PROTO|_PORT|_ADDR)?)?)=(tcp(://[0-9a-fA-F.:\[\]]+)?|[0-9a-fA-F.:]+)$`,
 }
 
 env_entry_ok(container, entry) if {
@@ -823,9 +819,20 @@ mounts_ok if {
 	destinations := {mount.destination | some mount in spec.Mounts}
 	count(destinations) == count(spec.Mounts)
 	required_mounts - destinations == set()
-	every mount in spec.Mounts {
+	every mount in unusual_mounts {
 		mount_ok(mount)
 	}
+}
+
+# What is left when the runtimes' own mounts, which are most, are taken away at once.
+unusual_mounts := [mount |
+	usual := {destination | some [destination, _, _, _] in all_mounts & data.nacre.usual_mounts}
+	some mount in spec.Mounts
+	not mount.destination in usual - object.keys(object.get(expected, "mounts", {}))
+]
+
+all_mounts := {[mount.destination, mount.type_, mount.source, mount.options] |
+	some mount in spec.Mounts
 }
 
 # A service-account token may be switched off by its account.
@@ -1172,7 +1179,8 @@ CreateContainerRequest_problems contains {
 }
 
 unexpected_env(container, env) := {entry |
-	some entry in (({e | some e in env} - {e | some e in container.env}) - runtime_env)
+	given := {e | some e in env}
+	some entry in ((given - {e | some e in container.env}) - runtime_env) - service_entries(container, given)
 	not env_entry_ok(container, entry)
 }
 
@@ -1538,7 +1546,7 @@ exec_env_ok if {
 	wanted := {entry | some entry in its_policy.env}
 	actual := {entry | some entry in input.process.Env}
 	count({split(entry, "=")[0] | some entry in actual}) == count(input.process.Env)
-	every entry in (actual - wanted) - runtime_env {
+	every entry in ((actual - wanted) - runtime_env) - service_entries(its_policy, actual) {
 		env_entry_ok(its_policy, entry)
 	}
 }

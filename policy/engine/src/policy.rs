@@ -1,5 +1,6 @@
 //! A policy document, read and ready to judge.
 
+use std::collections::BTreeSet;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
@@ -183,7 +184,12 @@ fn add_library(engine: &mut Engine, data: &Value) -> Result<(), PolicyError> {
         [&container["init"], &container["sidecar"]].contains(&&Value::Bool(true))
     });
     let init: Vec<Value> = first.map(|(name, _)| name.clone()).collect();
-    let base = object([("policy", data.clone()), ("runtime", runtime), ("init", init.into())]);
+    let base = object([
+        ("usual_mounts", usual_mounts(&runtime)),
+        ("policy", data.clone()),
+        ("runtime", runtime),
+        ("init", init.into()),
+    ]);
     engine.add_data(object([("nacre", base)])).map_err(|e| failed(e.to_string()))?;
     if !standalone {
         engine.set_rego_v0(false);
@@ -192,6 +198,21 @@ fn add_library(engine: &mut Engine, data: &Value) -> Result<(), PolicyError> {
             .map_err(|e| failed(e.to_string()))?;
     }
     Ok(())
+}
+
+/// The mounts that a runtime makes in the same way for every container, as a set of
+/// `[destination, type, source, options]`.
+fn usual_mounts(runtime: &Value) -> Value {
+    let mut usual = BTreeSet::new();
+    let mounts = runtime["mounts"].as_object().map(|mounts| mounts.iter().collect::<Vec<_>>());
+    for (destination, mount) in mounts.unwrap_or_default() {
+        let forms = mount["forms"].as_array().map(|forms| forms.iter().collect::<Vec<_>>());
+        for form in forms.unwrap_or_default() {
+            let parts = [destination, &form[0_u64], &form[1_u64], &form[2_u64]];
+            usual.insert(Value::from(parts.map(Value::clone).to_vec()));
+        }
+    }
+    usual.into()
 }
 
 fn evaluate(engine: &mut Engine, rule: &str) -> Result<Option<Value>, String> {
