@@ -10,7 +10,8 @@ use nacre_protocol::channel::{
 use crate::config::VmSection;
 use crate::error::{Code, Coded};
 
-const PREFIX: &str = "io.nacre.";
+/// What a pod asks of this program; nothing of it concerns the guest.
+pub(crate) const PREFIX: &str = "io.nacre.";
 const VCPUS: &str = "io.nacre.vm.vcpus";
 const MEMORY_MIB: &str = "io.nacre.vm.memory_mib";
 

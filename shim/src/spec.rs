@@ -18,6 +18,7 @@ use protobuf::MessageField;
 pub(crate) use process::{process, process_from_json};
 pub(crate) use resources::{resources, resources_from_json};
 
+use crate::annotations::PREFIX;
 use crate::error::{Code, Coded};
 
 /// Largest `config.json` in bytes; an argument list alone may have 2 MiB.
@@ -68,10 +69,10 @@ pub(crate) fn annotations(spec: &spec::Spec) -> HashMap<String, String> {
     spec.annotations().clone().unwrap_or_default()
 }
 
-/// Without initdata, which the guest has had before, and which is large.
+/// Without what was meant for this program, and without initdata, which the guest has had before.
 fn annotations_for_guest(spec: &spec::Spec) -> HashMap<String, String> {
     let mut annotations = annotations(spec);
-    annotations.remove(initdata::ANNOTATION);
+    annotations.retain(|key, _| key != initdata::ANNOTATION && !key.starts_with(PREFIX));
     annotations
 }
 

@@ -133,8 +133,9 @@ fn an_ordinary_container_is_converted() {
 }
 
 #[test]
-fn initdata_does_not_travel_with_each_container() {
+fn initdata_and_wishes_for_the_machine_do_not_travel_with_each_container() {
     let mut source = ordinary();
+    source["annotations"]["io.nacre.vm.vcpus"] = json!("2");
     source["annotations"][initdata::ANNOTATION] = json!("H4sI");
     let spec = convert(&parse(source), ROOT).unwrap().spec;
     assert_eq!(spec.Annotations.keys().collect::<Vec<_>>(), ["io.kubernetes.cri.container-type"]);
