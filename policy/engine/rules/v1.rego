@@ -7,7 +7,8 @@
 #
 # How this is written. A rule with a request's name allows it: a conjunction of facts that must hold
 # (`..._ok`), so that whatever is missing or of another type denies. Rules with `_problems` only explain
-# a denial; they decide nothing. A container is found by its name, never by trying each.
+# a denial; they decide nothing. A container is found by its name, never by trying each. Alternatives are
+# written with `else`: several rules of one name would all be evaluated.
 package agent_policy
 
 import rego.v1
@@ -98,15 +99,15 @@ CreateSandboxRequest_problems contains {
 	not sandbox_plain_ok
 }
 
-pod_name_matches(name) if name == policy.pod.name
-
 pod_name_matches(name) if {
+	name == policy.pod.name
+} else if {
 	prefix := policy.pod.name_prefix
 	startswith(name, prefix)
 	regex.match(`^[a-z0-9.-]{0,63}$`, trim_prefix(name, prefix))
+} else if {
+	regex.match(sprintf("^(?:%s)$", [policy.pod.name_pattern]), name)
 }
-
-pod_name_matches(name) if regex.match(sprintf("^(?:%s)$", [policy.pod.name_pattern]), name)
 
 expected_pod_name := object.get(
 	policy.pod, "name",
@@ -115,18 +116,16 @@ expected_pod_name := object.get(
 
 expected_hostname := object.get(policy.pod, "hostname", expected_pod_name)
 
-hostname_matches(name) if name == policy.pod.hostname
-
-hostname_matches(name) if regex.match(sprintf("^(?:%s)$", [policy.pod.hostname_pattern]), name)
-
-# The kubelet cuts a pod's name to what Linux takes for a host.
 hostname_matches(name) if {
+	name == policy.pod.hostname
+} else if {
+	regex.match(sprintf("^(?:%s)$", [policy.pod.hostname_pattern]), name)
+} else if {
+	# The kubelet cuts a pod's name to what Linux takes for a host.
 	not policy.pod.hostname
 	not policy.pod.hostname_pattern
 	pod_name_matches(name)
-}
-
-hostname_matches(name) if {
+} else if {
 	not policy.pod.hostname
 	not policy.pod.hostname_pattern
 	count(name) >= 60
@@ -241,19 +240,19 @@ route_ok(route) if {
 	destination_ok(route.dest)
 }
 
-empty_or_host_address(address) if address == ""
-
-empty_or_host_address(address) if host_address_ok(address)
+empty_or_host_address(address) if {
+	address == ""
+} else if {
+	host_address_ok(address)
+}
 
 destination_ok(destination) if destination in {"", "default", "0.0.0.0/0", "::/0"}
 
 destination_ok(destination) if {
 	not contains(destination, "/")
 	host_address_ok(destination)
-}
-
-# Multicast has routes; loopback has not.
-destination_ok(destination) if {
+} else if {
+	# Multicast has routes; loopback has not.
 	contains(destination, "/")
 	some all in ["0.0.0.0/0", "::/0"]
 	net.cidr_contains(all, split(destination, "/")[0])
@@ -335,9 +334,9 @@ copy_path_ok if {
 # What a container has been given stays as it is.
 copy_new_ok if not state.containers[copy_top[1]]
 
-copy_name_ok if copy_name in copy_names
-
 copy_name_ok if {
+	copy_name in copy_names
+} else if {
 	some pattern in copy_patterns
 	regex.match(sprintf("^(?:%s)$", [pattern]), copy_name)
 }
@@ -362,9 +361,7 @@ copy_patterns contains pattern if {
 copy_kind_ok if {
 	input.file_type in {"Regular", "Directory"}
 	copy_numbers_ok
-}
-
-copy_kind_ok if {
+} else if {
 	input.file_type == "Symlink"
 	not startswith(input.symlink_target, "/")
 	not ".." in split(input.symlink_target, "/")
@@ -377,9 +374,7 @@ copy_numbers_ok if {
 	input.uid >= 0
 	input.gid >= 0
 	bits.and(input.file_mode, 3072) == 0 # neither set-user-ID nor set-group-ID
-}
-
-copy_numbers_ok if {
+} else if {
 	input.file_type == "Directory"
 	input.uid >= 0
 	input.gid >= 0
@@ -425,33 +420,25 @@ copy_unverified_mount if {
 	not policy.copies[mount.volume]
 }
 
-copy_content_ok if not copy_verified
-
 copy_content_ok if {
+	not copy_verified
+} else if {
 	copy_verified
 	input.file_type == "Directory"
-}
-
-copy_content_ok if {
+} else if {
 	copy_verified
 	input.file_type == "Regular"
 	input.sha256 in copy_digests
-}
-
-copy_content_ok if {
+} else if {
 	policy.copies[copy_name].open == true
 	input.file_type == "Regular"
 	not policy.copies[copy_name].files[copy_key]
-}
-
-copy_content_ok if {
+} else if {
 	policy.copies[copy_name]
 	input.file_type == "Symlink"
 	copy_parts[count(copy_parts) - 1] == "..data"
 	regex.match(`^\.\.[0-9A-Za-z_.]+$`, input.symlink_target)
-}
-
-copy_content_ok if {
+} else if {
 	policy.copies[copy_name]
 	input.file_type == "Symlink"
 	count(copy_parts) == 2
@@ -586,19 +573,19 @@ ended_for_good if {
 	state.ended[name]
 }
 
-init_done_ok if expected.init == true
-
-init_done_ok if expected.sidecar == true
-
 init_done_ok if {
+	expected.init == true
+} else if {
+	expected.sidecar == true
+} else if {
 	every init in data.nacre.init {
 		init_ran(init)
 	}
 }
 
-init_ran(init) if state.ended[init]
-
 init_ran(init) if {
+	state.ended[init]
+} else if {
 	policy.containers[init].sidecar == true
 	state.live[init] in {"created", "running"}
 }
@@ -633,9 +620,11 @@ annotation_granted(key) if {
 	startswith(key, trim_suffix(prefix, "*"))
 }
 
-hostname_in_spec_ok if spec.Hostname == ""
-
-hostname_in_spec_ok if hostname_matches(spec.Hostname)
+hostname_in_spec_ok if {
+	spec.Hostname == ""
+} else if {
+	hostname_matches(spec.Hostname)
+}
 
 storage_is(source) if {
 	storage := image_storage
@@ -651,20 +640,20 @@ image_storage := input.storages[0] if {
 	input.storages[0].shared == false
 }
 
-image_ok if image_storage.source == expected.image
-
-image_ok if image_storage.source == expected.image_tag
-
-# name:tag@digest is the same image as name@digest, and busybox the same as docker.io/library/busybox.
 image_ok if {
+	image_storage.source == expected.image
+} else if {
+	image_storage.source == expected.image_tag
+} else if {
+	# name:tag@digest is the same image as name@digest, and busybox the same as docker.io/library/busybox.
 	[wanted, digest] := split(expected.image, "@")
 	[written, digest] = split(image_storage.source, "@")
 	same_image_name(wanted, full_image_name(written))
 }
 
-same_image_name(wanted, got) if wanted == got
-
 same_image_name(wanted, got) if {
+	wanted == got
+} else if {
 	startswith(got, sprintf("%s:", [wanted]))
 	not contains(trim_prefix(got, sprintf("%s:", [wanted])), "/")
 }
@@ -683,19 +672,21 @@ names_registry(name) if {
 	regex.match(`[.:]|^localhost$`, split(name, "/")[0])
 }
 
-args_ok if process.Args == expected.args
-
-# An argument may be an object with a pattern: it holds a part that is decided at run time.
 args_ok if {
+	process.Args == expected.args
+} else if {
+	# An argument may be an object with a pattern: it holds a part that is decided at run time.
 	count(process.Args) == count(expected.args)
 	every index, wanted in expected.args {
 		arg_matches(wanted, process.Args[index])
 	}
 }
 
-arg_matches(wanted, arg) if wanted == arg
-
-arg_matches(wanted, arg) if regex.match(sprintf("^(?:%s)$", [wanted.pattern]), arg)
+arg_matches(wanted, arg) if {
+	wanted == arg
+} else if {
+	regex.match(sprintf("^(?:%s)$", [wanted.pattern]), arg)
+}
 
 cwd_ok if process.Cwd == expected.cwd
 
@@ -705,7 +696,8 @@ env_ok(container, env) if {
 	wanted := {entry | some entry in container.env}
 	wanted - actual == set()
 	count({split(entry, "=")[0] | some entry in actual}) == count(env)
-	every entry in ((actual - wanted) - runtime_env) - service_entries(container, actual) {
+	added := (actual - wanted) - runtime_env
+	every entry in added - service_entries(container, added) {
 		env_entry_ok(container, entry)
 	}
 	every variable, _ in object.get(container, "env_from_pod", {}) {
@@ -714,16 +706,24 @@ env_ok(container, env) if {
 	}
 }
 
-runtime_env := {entry | some entry in runtime.env}
+runtime_env := {entry | some entry in runtime.env} | known_hostname
+
+default known_hostname := set()
+
+known_hostname := {sprintf("HOSTNAME=%s", [object.get(policy.pod, "hostname", policy.pod.name)])} if {
+	not policy.pod.hostname_pattern
+}
 
 env_entry_ok(container, entry) if {
 	kind := container.env_from_pod[split(entry, "=")[0]]
 	run_time_value_ok(kind, substring(entry, indexof(entry, "=") + 1, -1))
-}
-
-env_entry_ok(container, entry) if {
+} else if {
 	startswith(entry, "HOSTNAME=")
 	hostname_matches(trim_prefix(entry, "HOSTNAME="))
+} else if {
+	some variable, pattern in object.get(container, "env_pattern", {})
+	startswith(entry, sprintf("%s=", [variable]))
+	regex.match(sprintf("^(?:%s)$", [pattern]), substring(entry, count(variable) + 1, -1))
 }
 
 # Variables that the kubelet adds for services.
@@ -736,12 +736,6 @@ service_entries(container, env) := {entry |
 service_patterns := {
 	"all": `^[A-Z0-9_]+_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?)?)=((tcp|udp|sctp)(://[0-9a-fA-F.:\[\]]+)?|[0-9a-fA-F.:]*)$`,
 	"kubernetes": `^KUBERNETES_(SERVICE_HOST|SERVICE_PORT(_HTTPS)?|PORT(_[0-9]+_TCP(_PROTO|_PORT|_ADDR)?)?)=(tcp(://[0-9a-fA-F.:\[\]]+)?|[0-9a-fA-F.:]+)$`,
-}
-
-env_entry_ok(container, entry) if {
-	some variable, pattern in object.get(container, "env_pattern", {})
-	startswith(entry, sprintf("%s=", [variable]))
-	regex.match(sprintf("^(?:%s)$", [pattern]), substring(entry, count(variable) + 1, -1))
 }
 
 run_time_value_ok(kind, value) if {
@@ -826,10 +820,21 @@ mounts_ok if {
 
 # What is left when the runtimes' own mounts, which are most, are taken away at once.
 unusual_mounts := [mount |
-	usual := {destination | some [destination, _, _, _] in all_mounts & data.nacre.usual_mounts}
 	some mount in spec.Mounts
-	not mount.destination in usual - object.keys(object.get(expected, "mounts", {}))
+	not mount.destination in usual_destinations
+	not [mount.destination, mount.type_, copied_name(mount.source), mount.options] in usual_copies
 ]
+
+usual_copies := {[destination, "bind", mount.source, options] |
+	some destination, mount in expected.mounts
+	some options in runtime.bind_options[bind_mode(mount)]
+} | {entry |
+	some entry in data.nacre.usual_copies
+	not expected.mounts[entry[0]]
+}
+
+usual_destinations := {entry[0] | some entry in all_mounts & data.nacre.usual_mounts} -
+	object.keys(object.get(expected, "mounts", {}))
 
 all_mounts := {[mount.destination, mount.type_, mount.source, mount.options] |
 	some mount in spec.Mounts
@@ -844,9 +849,7 @@ required_mounts := {destination |
 mount_ok(mount) if {
 	not expected.mounts[mount.destination]
 	runtime_mount_ok(mount)
-}
-
-mount_ok(mount) if {
+} else if {
 	wanted := expected.mounts[mount.destination]
 	mount.type_ == "bind"
 	mount.options in runtime.bind_options[bind_mode(wanted)]
@@ -860,18 +863,18 @@ bind_mode(wanted) := "rw" if object.get(wanted, "read_only", false) == false
 # [type, source, options], exactly one of the known ones.
 runtime_mount_ok(mount) if {
 	[mount.type_, mount.source, mount.options] in runtime.mounts[mount.destination].forms
-}
-
-# A file that the runtime made for the pod and the host has copied.
-runtime_mount_ok(mount) if {
+} else if {
+	# A file that the runtime made for the pod and the host has copied.
 	known := runtime.mounts[mount.destination]
 	[mount.type_, mount.options] in known.copied
 	copied_as(mount.source, known.copy)
 }
 
-source_ok(source, wanted) if copied_name(source) == wanted.source
-
-source_ok(source, wanted) if copied_as(source, wanted.source_pattern)
+source_ok(source, wanted) if {
+	copied_name(source) == wanted.source
+} else if {
+	copied_as(source, wanted.source_pattern)
+}
 
 copied_as(source, pattern) if regex.match(sprintf("^(?:%s)$", [pattern]), copied_name(source))
 
@@ -905,9 +908,7 @@ memory_ok if {
 	memory.Swap in {0, memory.Limit}
 	[memory.Reservation, memory.Kernel, memory.KernelTCP] == [0, 0, 0]
 	memory.DisableOOMKiller == false
-}
-
-memory_ok if {
+} else if {
 	resources.Memory == null
 	not expected.memory_limit
 }
@@ -918,9 +919,7 @@ cpu_ok if {
 	cpu.Period in {object.get(expected, "cpu_period", 0), object.get(expected, "cpu_period", 100000)}
 	cpu.Shares in {object.get(expected, "cpu_shares", 0), object.get(expected, "cpu_shares", 2)}
 	[cpu.RealtimeRuntime, cpu.RealtimePeriod] == [0, 0]
-}
-
-cpu_ok if {
+} else if {
 	resources.CPU == null
 	not expected.cpu_quota
 }
@@ -948,9 +947,9 @@ confinement_ok if {
 	seccomp_ok
 }
 
-masked_ok if expected.unmasked == true
-
 masked_ok if {
+	expected.unmasked == true
+} else if {
 	{path | some path in runtime.min_masked_paths} - {path | some path in linux.MaskedPaths} == set()
 	{path | some path in runtime.min_readonly_paths} - {path | some path in linux.ReadonlyPaths} == set()
 }
@@ -958,16 +957,16 @@ masked_ok if {
 seccomp_ok if {
 	object.get(expected, "seccomp", "unconfined") == "unconfined"
 	linux.Seccomp == null
-}
-
-seccomp_ok if {
+} else if {
 	object.get(expected, "seccomp", "unconfined") == "runtime"
 	seccomp_filter_ok
 }
 
-seccomp_plain_ok if linux.Seccomp == null
-
-seccomp_plain_ok if seccomp_filter_ok
+seccomp_plain_ok if {
+	linux.Seccomp == null
+} else if {
+	seccomp_filter_ok
+}
 
 # A filter can forbid, and say so; one that pretends success would change what programs do.
 seccomp_filter_ok if {
@@ -977,9 +976,9 @@ seccomp_filter_ok if {
 	}
 }
 
-call_ok(call) if call.Action == "SCMP_ACT_ALLOW"
-
 call_ok(call) if {
+	call.Action == "SCMP_ACT_ALLOW"
+} else if {
 	call.Action == "SCMP_ACT_ERRNO"
 	call.errnoret in {0, 1, 38} # the default, EPERM and ENOSYS
 }
@@ -1005,9 +1004,9 @@ sysctls_ok if {
 	sysctls_there_ok
 }
 
-sysctls_there_ok if container_type == "container"
-
 sysctls_there_ok if {
+	container_type == "container"
+} else if {
 	every key, value in object.get(policy.pod, "sysctls", {}) {
 		linux.Sysctl[key] == value
 	}
@@ -1204,6 +1203,16 @@ CreateContainerRequest_problems contains {
 	"unexpected": all_capabilities - {c | some c in allowed_capabilities[0]},
 } if {
 	not capabilities_ok(process.Capabilities)
+	all_capabilities != {c | some c in allowed_capabilities[0]}
+}
+
+CreateContainerRequest_problems contains {
+	"field": sprintf("OCI.Process.Capabilities.%s", [set_name]), "expected": [], "got": found,
+	"key": "capabilities",
+} if {
+	some set_name in ["Ambient", "Inheritable"]
+	found := process.Capabilities[set_name]
+	found != []
 }
 
 all_capabilities := {capability |
@@ -1499,18 +1508,20 @@ ExecProcessRequest if {
 	[input.stdin_port, input.stdout_port, input.stderr_port] == [0, 0, 0]
 }
 
-exec_command_ok if input.process.Args in its_policy.exec
-
-exec_command_ok if input.process.Args in grants.exec
-
 exec_command_ok if {
+	input.process.Args in its_policy.exec
+} else if {
+	input.process.Args in grants.exec
+} else if {
 	its_policy
 	granted("exec_any")
 }
 
-exec_terminal_ok if input.process.Terminal == false
-
-exec_terminal_ok if granted("terminal")
+exec_terminal_ok if {
+	input.process.Terminal == false
+} else if {
+	granted("terminal")
+}
 
 # As the container's first process: it gains nothing.
 exec_process_ok if {
@@ -1546,7 +1557,8 @@ exec_env_ok if {
 	wanted := {entry | some entry in its_policy.env}
 	actual := {entry | some entry in input.process.Env}
 	count({split(entry, "=")[0] | some entry in actual}) == count(input.process.Env)
-	every entry in ((actual - wanted) - runtime_env) - service_entries(its_policy, actual) {
+	added := (actual - wanted) - runtime_env
+	every entry in added - service_entries(its_policy, added) {
 		env_entry_ok(its_policy, entry)
 	}
 }

@@ -11,6 +11,8 @@ use crate::state::{Change, State, object};
 const LARGEST_DATA: usize = 1 << 20;
 /// Most containers that a denial is compared with to find the closest.
 const MOST_CANDIDATES: usize = 64;
+/// Annotation with the kind of a container.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// Annotation with the Kubernetes name of a container.
 const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 
@@ -195,8 +197,10 @@ impl Judge {
         let container = self.container_of(input);
         let problems = self.problems(request, input, None, container.as_deref());
         let known = container.as_deref().is_some_and(|name| self.has_container(name));
+        let of_pod = text(&input["OCI"]["Annotations"][CONTAINER_TYPE]) == "sandbox";
         if request == "CreateContainerRequest"
             && !known
+            && !of_pod
             && !text(&input["container_id"]).is_empty()
             && let Some(closest) = self.closest(input)
         {

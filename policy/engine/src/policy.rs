@@ -186,6 +186,7 @@ fn add_library(engine: &mut Engine, data: &Value) -> Result<(), PolicyError> {
     let init: Vec<Value> = first.map(|(name, _)| name.clone()).collect();
     let base = object([
         ("usual_mounts", usual_mounts(&runtime)),
+        ("usual_copies", usual_copies(&runtime)),
         ("policy", data.clone()),
         ("runtime", runtime),
         ("init", init.into()),
@@ -203,16 +204,44 @@ fn add_library(engine: &mut Engine, data: &Value) -> Result<(), PolicyError> {
 /// The mounts that a runtime makes in the same way for every container, as a set of
 /// `[destination, type, source, options]`.
 fn usual_mounts(runtime: &Value) -> Value {
-    let mut usual = BTreeSet::new();
-    let mounts = runtime["mounts"].as_object().map(|mounts| mounts.iter().collect::<Vec<_>>());
-    for (destination, mount) in mounts.unwrap_or_default() {
-        let forms = mount["forms"].as_array().map(|forms| forms.iter().collect::<Vec<_>>());
-        for form in forms.unwrap_or_default() {
+    let mounts = entries(&runtime["mounts"]).flat_map(|(destination, mount)| {
+        let form = |form: &Value| {
             let parts = [destination, &form[0_u64], &form[1_u64], &form[2_u64]];
-            usual.insert(Value::from(parts.map(Value::clone).to_vec()));
-        }
-    }
-    usual.into()
+            Value::from(parts.map(Value::clone).to_vec())
+        };
+        items(&mount["forms"]).map(form).collect::<Vec<_>>()
+    });
+    mounts.collect::<BTreeSet<_>>().into()
+}
+
+/// Those of files that the host copies under a fixed name, as a set of
+/// `[destination, type, name, options]`.
+fn usual_copies(runtime: &Value) -> Value {
+    let mounts = entries(&runtime["mounts"]).flat_map(|(destination, mount)| {
+        let name = mount["copy"].as_string().ok().and_then(|pattern| literal(pattern));
+        let form = |name: &str, form: &Value| {
+            let parts = [destination, &form[0_u64], &name.into(), &form[1_u64]];
+            Value::from(parts.map(Value::clone).to_vec())
+        };
+        let forms = items(&mount["copied"]);
+        name.map(|name| forms.map(|f| form(&name, f)).collect::<Vec<_>>()).unwrap_or_default()
+    });
+    mounts.collect::<BTreeSet<_>>().into()
+}
+
+/// The only text that a pattern matches, if it is as simple as that.
+fn literal(pattern: &str) -> Option<String> {
+    let text = pattern.replace(r"\.", ".");
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    pattern.replace(r"\.", "").chars().all(plain).then_some(text)
+}
+
+fn entries(object: &Value) -> impl Iterator<Item = (&Value, &Value)> {
+    object.as_object().into_iter().flat_map(regorus::value::Object::iter)
+}
+
+fn items(array: &Value) -> impl Iterator<Item = &Value> {
+    array.as_array().into_iter().flat_map(|array| array.iter())
 }
 
 fn evaluate(engine: &mut Engine, rule: &str) -> Result<Option<Value>, String> {

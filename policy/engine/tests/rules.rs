@@ -148,7 +148,7 @@ fn run_all(recording: &str, document: &str) {
             judge.observe(&Event::Exited { container_id });
             continue;
         }
-        let mut request = Request {
+        let request = Request {
             name: line["request"].as_str().unwrap().into(),
             input: line["input"].clone(),
         };
