@@ -8,7 +8,9 @@
 use std::time::Duration;
 
 use divan::Bencher;
-use nacre_policy::{Judge, Policy, RULES, merge_runtimes, runtimes};
+use nacre_policy::{AgentRequest, Judge, Policy, RULES, merge_runtimes, runtimes};
+use nacre_protocol::agent::CreateContainerRequest;
+use nacre_protocol::oci::Mount;
 use serde_json::{Value, json};
 
 const SIZES: [usize; 3] = [1, 10, 50];
@@ -136,11 +138,11 @@ fn judge(document: &str) -> Judge {
 }
 
 fn bench_create(bencher: Bencher, document: &str, size: usize) {
-    let request = create(size);
+    let request = regorus::Value::from(create(size));
     let mut judge = judge(document);
     bencher.bench_local(move || {
         let ticket = judge
-            .judge_json("CreateContainerRequest", divan::black_box(&request))
+            .judge("CreateContainerRequest", divan::black_box(&request))
             .unwrap_or_else(|e| panic!("{e}"));
         judge.settle(ticket, false);
     });
@@ -171,10 +173,46 @@ fn exec(bencher: Bencher, size: usize) {
         "container_id": id, "exec_id": "e", "string_user": null, "process": process,
         "stdin_port": 0, "stdout_port": 0, "stderr_port": 0,
     });
+    let request = regorus::Value::from(request);
     bencher.bench_local(move || {
-        let ticket = judge.judge_json("ExecProcessRequest", divan::black_box(&request));
+        let ticket = judge.judge("ExecProcessRequest", divan::black_box(&request));
         judge.settle(ticket.unwrap_or_else(|e| panic!("{e}")), true);
     });
+}
+
+/// From the message to what the rules see.
+#[divan::bench]
+fn input(bencher: Bencher) {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |value: &Value| value.as_array().unwrap().iter().map(text).collect::<Vec<_>>();
+    let json = create(1);
+    let mut request = CreateContainerRequest::new();
+    request.container_id = text(&json["container_id"]);
+    let spec = request.OCI.mut_or_insert_default();
+    let annotations = json["OCI"]["Annotations"].as_object().unwrap();
+    spec.Annotations = annotations.iter().map(|(key, value)| (key.clone(), text(value))).collect();
+    let process = spec.Process.mut_or_insert_default();
+    process.Args = list(&json["OCI"]["Process"]["Args"]);
+    process.Env = list(&json["OCI"]["Process"]["Env"]);
+    process.User.mut_or_insert_default();
+    let names = list(&json["OCI"]["Process"]["Capabilities"]["Bounding"]);
+    let capabilities = process.Capabilities.mut_or_insert_default();
+    capabilities.Bounding.clone_from(&names);
+    capabilities.Effective.clone_from(&names);
+    capabilities.Permitted = names;
+    for mount in json["OCI"]["Mounts"].as_array().unwrap() {
+        spec.Mounts.push(Mount {
+            destination: text(&mount["destination"]),
+            source: text(&mount["source"]),
+            type_: text(&mount["type_"]),
+            options: list(&mount["options"]),
+            ..Default::default()
+        });
+    }
+    let linux = spec.Linux.mut_or_insert_default();
+    linux.MaskedPaths = list(&json["OCI"]["Linux"]["MaskedPaths"]);
+    linux.ReadonlyPaths = list(&json["OCI"]["Linux"]["ReadonlyPaths"]);
+    bencher.bench_local(|| divan::black_box(&request).input());
 }
 
 #[divan::bench(args = SIZES)]

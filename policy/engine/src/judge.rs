@@ -83,11 +83,12 @@ impl Judge {
         self.judge(request, &Value::from(input.clone()))
     }
 
-    /// Judges a request. Nothing but `true`, or an object with `allowed: true`, allows.
+    /// Judges a request by its input, see [`AgentRequest::input`](crate::AgentRequest::input). Nothing but
+    /// `true`, or an object with `allowed: true`, allows.
     ///
     /// # Errors
     /// [`Denial`]; the state is as before.
-    pub(crate) fn judge(&mut self, request: &str, input: &Value) -> Result<Ticket, Denial> {
+    pub fn judge(&mut self, request: &str, input: &Value) -> Result<Ticket, Denial> {
         let with_state = self.with_state(input, None);
         let verdict = match self.policy.evaluate(request, with_state) {
             Ok(value) => verdict(value),
