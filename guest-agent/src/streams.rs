@@ -241,6 +241,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_process_whose_output_nobody_may_read_does_not_wait() {
+        let (streams, [_stdin, stdout, _stderr]) = Streams::pipes().unwrap();
+        let writer = std::thread::spawn(move || {
+            // Far more than a pipe holds.
+            (0..64).for_each(|_| assert_eq!(rustix::io::write(&stdout, &[0; 65_536]), Ok(65_536)));
+        });
+        streams.stdout.discard().await;
+        writer.join().unwrap();
+        assert!(matches!(streams.stdout.read(1).await, Err(RpcError::EndOfStream)));
+    }
+
+    #[tokio::test]
     async fn a_waiting_reader_is_woken_when_the_container_is_removed() {
         let (streams, _ends) = Streams::pipes().unwrap();
         let streams = Arc::new(streams);
