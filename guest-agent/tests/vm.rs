@@ -16,6 +16,7 @@ use std::time::Duration;
 use guest::{
     Guest, HOST_FROM_GUEST, Stream, container, context, message, mount, process, shell_process,
 };
+use nacre_policy::REQUESTS;
 use nacre_protocol::agent::*;
 use nacre_protocol::channel::COPY_ROOT;
 use nacre_protocol::start_report;
@@ -29,7 +30,8 @@ async fn stories() {
     }
     let port = registry::serve().await;
     let registry = format!("{HOST_FROM_GUEST}:{port}");
-    let mut guest = Guest::boot(&format!("nacre.danger_plain_http={registry}")).await;
+    let parameters = format!("nacre.danger_plain_http={registry} nacre.danger_set_policy=1");
+    let mut guest = Guest::boot(&parameters).await;
     let image = format!("{registry}/busybox:latest");
     macro_rules! story {
         ($story:expr) => {{
@@ -38,6 +40,7 @@ async fn stories() {
             eprintln!("{:<60} {:>7} ms", stringify!($story), begun.elapsed().as_millis());
         }};
     }
+    story!(nothing_is_allowed_before_there_is_a_policy(&guest));
     story!(requests_out_of_order_are_refused(&guest));
     story!(guest.create_sandbox());
     story!(the_pause_container_runs(&guest));
@@ -60,16 +63,28 @@ async fn stories() {
     guest.ended().await;
 }
 
+async fn nothing_is_allowed_before_there_is_a_policy(guest: &Guest) {
+    let denied = guest.agent.create_container(context(10), &container("a", "pause", &[])).await;
+    assert!(message(denied).contains("this guest has no policy"));
+    let rules = REQUESTS.iter().map(|request| format!("default {request} := true\n"));
+    let policy = format!("package agent_policy\n\n{}", rules.collect::<String>());
+    let broken = SetPolicyRequest { policy: "nonsense".into(), ..Default::default() };
+    let error = message(guest.agent.set_policy(context(10), &broken).await);
+    assert!(error.contains("not valid Rego"), "{error}");
+    let request = SetPolicyRequest { policy, ..Default::default() };
+    guest.agent.set_policy(context(10), &request).await.unwrap();
+    let again = guest.agent.set_policy(context(10), &request).await.unwrap_err();
+    let ttrpc::Error::RpcStatus(status) = &again else { panic!("{again}") };
+    assert_eq!(status.code(), ttrpc::Code::PERMISSION_DENIED);
+    assert!(status.message.contains("frozen"), "{again}");
+}
+
 async fn requests_out_of_order_are_refused(guest: &Guest) {
     let early = guest.agent.create_container(context(10), &container("a", "pause", &[])).await;
     assert!(message(early).contains("CreateSandbox first"));
     let absent = WaitProcessRequest { container_id: "a".into(), ..Default::default() };
     let absent = message(guest.agent.wait_process(context(10), &absent).await);
     assert!(absent.contains("container \"a\" not found"), "{absent}");
-    let policy = guest.agent.set_policy(context(10), &SetPolicyRequest::new()).await.unwrap_err();
-    let ttrpc::Error::RpcStatus(status) = &policy else { panic!("{policy}") };
-    assert_eq!(status.code(), ttrpc::Code::UNIMPLEMENTED);
-    assert!(status.message.contains("SetPolicy"), "{policy}");
 }
 
 async fn the_pause_container_runs(guest: &Guest) {
