@@ -17,6 +17,10 @@ pub(crate) const PACKAGE: &str = "data.agent_policy";
 /// Largest document, in bytes. Kata's are 80 to 290 KB.
 pub const LARGEST_DOCUMENT: usize = 2 * 1024 * 1024;
 
+/// Most brackets (`{` and `[`) within each other. The parser tries each as a comprehension first, so its
+/// time doubles with every one of them. Documents need less than ten.
+const DEEPEST: usize = 16;
+
 /// Longest evaluation of one request. A document that needs more denies.
 const LONGEST_EVALUATION: Duration = Duration::from_secs(5);
 
@@ -26,6 +30,9 @@ pub enum PolicyError {
     /// It is empty or too large.
     #[error("a policy document has 1 to {LARGEST_DOCUMENT} bytes, but this one {0}")]
     Size(usize),
+    /// Brackets within brackets: reading takes twice as long with each.
+    #[error("line {0} of the policy document: more than {DEEPEST} brackets within each other")]
+    Depth(usize),
     /// It is not Rego.
     #[error("the policy document is not valid Rego: {0}")]
     Syntax(String),
@@ -71,6 +78,7 @@ impl Policy {
         if text.is_empty() || text.len() > LARGEST_DOCUMENT {
             return Err(PolicyError::Size(text.len()));
         }
+        check_depth(text)?;
         let mut engine = compile(text)?;
         let data = constant(&mut engine, "policy_data")?;
         match version(&data) {
@@ -121,6 +129,36 @@ impl Policy {
         self.engine.clear_data();
         self.engine.add_data(data).map_err(|e| e.to_string())
     }
+}
+
+/// Counts brackets outside of strings and comments.
+fn check_depth(text: &str) -> Result<(), PolicyError> {
+    let (mut depth, mut line) = (0_usize, 1);
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\n' => line += 1,
+            '{' | '[' => depth += 1,
+            '}' | ']' => depth = depth.saturating_sub(1),
+            '#' => {
+                rest.find(|c| *c == '\n');
+                line += 1;
+            }
+            '"' => {
+                while let Some(c) = rest.next().filter(|c| !matches!(c, '"' | '\n')) {
+                    if c == '\\' {
+                        rest.next();
+                    }
+                }
+            }
+            '`' => line += rest.by_ref().take_while(|c| *c != '`').filter(|c| *c == '\n').count(),
+            _ => {}
+        }
+        if depth > DEEPEST {
+            return Err(PolicyError::Depth(line));
+        }
+    }
+    Ok(())
 }
 
 /// Documents are written for Rego 1; those that are not, as older ones of Kata, are read as Rego 0.

@@ -138,6 +138,14 @@ fn unusable_documents_are_refused_with_the_reason() {
     assert_eq!(refused(""), PolicyError::Size(0));
     assert!(matches!(refused(&" ".repeat(3 << 20)), PolicyError::Size(_)));
     assert!(matches!(refused("package agent_policy\nx := "), PolicyError::Syntax(_)));
+    let deep = |n: usize| {
+        format!("package agent_policy\n# {{{{[\nx := {}1{}", "{".repeat(n), "}".repeat(n))
+    };
+    assert_eq!(refused(&deep(40)), PolicyError::Depth(3), "which would take a day to read");
+    Policy::parse(&deep(12)).unwrap();
+    let quoted =
+        format!("package agent_policy\nx := [\"{0}\\\"{0}\", `{0}`] # {0}\n", "{".repeat(40));
+    Policy::parse(&quoted).unwrap();
     assert_eq!(refused("package other\nx := 1"), PolicyError::Package("other".into()));
     let versioned = |data: &str| refused(&format!("package agent_policy\npolicy_data := {data}\n"));
     let future = versioned(r#"{"version": 2}"#).to_string();
