@@ -54,6 +54,24 @@ impl Agent {
         self.sandbox.tell_exits(&self.gate);
         self.gate.judge(request).map_err(|denied| RpcError::denied(denied.denial()))
     }
+
+    /// As every request, but output that may not be read is thrown away.
+    async fn read(
+        &self,
+        request: ReadStreamRequest,
+        which: processes::Which,
+    ) -> Answer<ReadStreamResponse> {
+        match self.gate.judge(request) {
+            Ok(allowed) => {
+                let result = processes::read(&self.sandbox, which, &allowed).await;
+                Ok(allowed.witness().settle(result)?)
+            }
+            Err(denied) => {
+                processes::discard(&self.sandbox, which, &denied);
+                Err(RpcError::denied(denied.denial()).into())
+            }
+        }
+    }
 }
 
 /// Judges a request, lets a handler carry it out, and tells the policy how that ended.
@@ -229,16 +247,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: ReadStreamRequest,
     ) -> Answer<ReadStreamResponse> {
-        match self.gate.judge(request) {
-            Ok(allowed) => {
-                let result = processes::read_stdout(&self.sandbox, &allowed).await;
-                Ok(allowed.witness().settle(result)?)
-            }
-            Err(denied) => {
-                processes::discard_stdout(&self.sandbox, &denied);
-                Err(RpcError::denied(denied.denial()).into())
-            }
-        }
+        self.read(request, |streams| &streams.stdout).await
     }
 
     async fn read_stderr(
@@ -246,16 +255,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: ReadStreamRequest,
     ) -> Answer<ReadStreamResponse> {
-        match self.gate.judge(request) {
-            Ok(allowed) => {
-                let result = processes::read_stderr(&self.sandbox, &allowed).await;
-                Ok(allowed.witness().settle(result)?)
-            }
-            Err(denied) => {
-                processes::discard_stderr(&self.sandbox, &denied);
-                Err(RpcError::denied(denied.denial()).into())
-            }
-        }
+        self.read(request, |streams| &streams.stderr).await
     }
 
     async fn close_stdin(&self, _: &TtrpcContext, request: CloseStdinRequest) -> Answer<Empty> {

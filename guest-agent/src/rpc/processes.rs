@@ -16,6 +16,7 @@ use crate::error::RpcError;
 use crate::oci::{missing, refuse_if};
 use crate::process::Process;
 use crate::sandbox::Sandbox;
+use crate::streams::{Output, Streams};
 
 pub(crate) async fn exec(
     sandbox: &Sandbox,
@@ -63,39 +64,25 @@ pub(crate) async fn write_stdin(
     Ok(WriteStreamResponse { len, ..Default::default() })
 }
 
-pub(crate) async fn read_stdout(
-    sandbox: &Sandbox,
-    request: &Allowed<ReadStreamRequest>,
-) -> Result<ReadStreamResponse, RpcError> {
-    let request = request.get();
-    let most = length(request)?;
-    let process = sandbox.container(&request.container_id)?.process(&request.exec_id)?;
-    let data = process.streams.stdout.read(most).await?;
-    Ok(ReadStreamResponse { data, ..Default::default() })
-}
+/// What a process writes: stdout or stderr.
+pub(crate) type Which = fn(&Streams) -> &Output;
 
-pub(crate) async fn read_stderr(
+pub(crate) async fn read(
     sandbox: &Sandbox,
+    which: Which,
     request: &Allowed<ReadStreamRequest>,
 ) -> Result<ReadStreamResponse, RpcError> {
     let request = request.get();
     let most = length(request)?;
-    let process = sandbox.container(&request.container_id)?.process(&request.exec_id)?;
-    let data = process.streams.stderr.read(most).await?;
+    let process = named(sandbox, request)?;
+    let data = which(&process.streams).read(most).await?;
     Ok(ReadStreamResponse { data, ..Default::default() })
 }
 
 /// The host may not have this output, but the process must not wait for a reader for ever.
-pub(crate) fn discard_stdout(sandbox: &Sandbox, denied: &Denied<ReadStreamRequest>) {
+pub(crate) fn discard(sandbox: &Sandbox, which: Which, denied: &Denied<ReadStreamRequest>) {
     if let Ok(process) = named(sandbox, denied.request()) {
-        tokio::spawn(async move { process.streams.stdout.discard().await });
-    }
-}
-
-/// As [`discard_stdout`].
-pub(crate) fn discard_stderr(sandbox: &Sandbox, denied: &Denied<ReadStreamRequest>) {
-    if let Ok(process) = named(sandbox, denied.request()) {
-        tokio::spawn(async move { process.streams.stderr.discard().await });
+        tokio::spawn(async move { which(&process.streams).discard().await });
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use regorus::Value;
 
+use crate::state::text;
+
 /// Longest text of a denial, in bytes: an event's message holds 1024.
 pub const LONGEST_DENIAL: usize = 1024;
 
@@ -14,7 +16,7 @@ const LONGEST_VALUE: usize = 160;
 const ELIDED: &str = "(secret)";
 
 /// One reason for a denial.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Problem {
     /// The field, as in the request: `OCI.Process.Args`.
     pub field: String,
@@ -45,12 +47,7 @@ impl Denial {
         container: Option<String>,
         why: impl Into<String>,
     ) -> Self {
-        let problem = Problem {
-            field: String::new(),
-            expected: String::new(),
-            got: String::new(),
-            fix: why.into(),
-        };
+        let problem = Problem { fix: why.into(), ..Problem::default() };
         Self { request: request.to_owned(), container, problems: vec![problem] }
     }
 }
@@ -199,13 +196,6 @@ impl Source<'_> {
             names.as_array().is_ok_and(|names| names.iter().any(|n| *n == Value::from(name)))
         });
         listed || words.iter().any(|word| upper.contains(word))
-    }
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.to_string(),
-        _ => String::new(),
     }
 }
 

@@ -3,9 +3,8 @@
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nacre_protocol::agent::WriteStreamRequest;
+use nacre_protocol::agent::{GetDiagnosticDataRequest, WriteStreamRequest};
 use nacre_trust::{Attests, Untrusted, Verified};
-
 use regorus::Value;
 
 use crate::denial::Denial;
@@ -133,10 +132,10 @@ const RECORDS_AT_ONCE: usize = 1 << 20;
 impl Recorder {
     /// Taking the records is not recorded: that would never end.
     fn wants(&self, request: &str) -> bool {
-        self.on && request != "GetDiagnosticDataRequest"
+        self.on && request != GetDiagnosticDataRequest::NAME
     }
 
-    /// What does not fit is lost, and the last line says so.
+    /// What does not fit is lost.
     fn push(&mut self, record: &Record) {
         let line = record.line();
         if self.bytes + line.len() <= MOST_RECORDED {

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, HashMap};
 use nacre_protocol::agent::*;
 use nacre_protocol::oci::*;
 use nacre_protocol::types::*;
+use nacre_trust::{Algorithm, Digest};
 use protobuf::{EnumOrUnknown, MessageField};
 use regorus::Value;
-use sha2::{Digest as _, Sha256};
 
 /// A message that the host may send to the agent and that a policy can judge.
 pub trait AgentRequest: Send + 'static {
@@ -204,7 +204,7 @@ impl Input for CopyFileRequest {
         };
         let whole = self.offset == 0 && usize::try_from(self.file_size) == Ok(self.data.len());
         let sha256 = if kind == "Regular" && whole {
-            Value::from(hex(&Sha256::digest(&self.data)))
+            Value::from(Digest::of(Algorithm::Sha256, &self.data).hex())
         } else {
             Value::Null
         };
@@ -222,14 +222,6 @@ impl Input for CopyFileRequest {
             ("sha256".into(), sha256),
         ]))
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 macro_rules! requests {

@@ -1,20 +1,17 @@
 //! One pod's policy and what happened to the pod: judges requests in their order.
 
 use json_patch::Patch;
+use nacre_protocol::channel::{ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX};
 use regorus::Value;
 
 use crate::denial::{self, Denial, Problem, Source};
 use crate::policy::Policy;
-use crate::state::{Change, State, object};
+use crate::state::{CONTAINER_NAME, Change, State, object, text};
 
 /// Largest data that a document may keep for itself between requests, in bytes of JSON.
 const LARGEST_DATA: usize = 1 << 20;
 /// Most containers that a denial is compared with to find the closest.
 const MOST_CANDIDATES: usize = 64;
-/// Annotation with the kind of a container.
-const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
-/// Annotation with the Kubernetes name of a container.
-const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 
 /// Something that happened by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,7 +195,8 @@ impl Judge {
         let container = self.container_of(input);
         let problems = self.problems(request, input, None, container.as_deref());
         let known = container.as_deref().is_some_and(|name| self.has_container(name));
-        let of_pod = text(&input["OCI"]["Annotations"][CONTAINER_TYPE]) == "sandbox";
+        let of_pod =
+            text(&input["OCI"]["Annotations"][ANNOTATION_CONTAINER_TYPE]) == CONTAINER_TYPE_SANDBOX;
         if request == "CreateContainerRequest"
             && !known
             && !of_pod
@@ -213,10 +211,8 @@ impl Judge {
                 Some(first) if first.fix.is_empty() => first.fix = hint,
                 Some(first) => first.fix = format!("{hint}; {}", first.fix),
                 None => closer.push(Problem {
-                    field: String::new(),
-                    expected: String::new(),
-                    got: String::new(),
                     fix: format!("{hint}: only the name is another"),
+                    ..Problem::default()
                 }),
             }
             all.extend(closer);
@@ -302,8 +298,4 @@ fn patched(data: &Value, ops: &Value) -> Result<Value, String> {
         (Ok(_), None) => {}
     }
     Ok(changed)
-}
-
-fn text(value: &Value) -> String {
-    value.as_string().map(ToString::to_string).unwrap_or_default()
 }

@@ -53,27 +53,19 @@ pub(crate) fn names(value: &Value) -> Result<Vec<String>, UnknownRuntime> {
 /// # Errors
 /// [`UnknownRuntime`] for a name that is not among [`runtimes`].
 pub fn merge_runtimes<S: AsRef<str>>(names: &[S]) -> Result<Json, UnknownRuntime> {
-    let mut all = runtimes();
-    let mut merged = Json::Null;
-    for name in names {
+    let all = runtimes();
+    let named = names.iter().map(|name| {
         let name = name.as_ref();
-        let profile = all
-            .remove(name)
-            .or_else(|| runtimes().remove(name))
-            .ok_or_else(|| UnknownRuntime::Name(name.chars().take(64).collect(), known()))?;
-        merged = if merged.is_null() { profile } else { union("", merged, profile) };
-    }
-    Ok(merged)
+        let unknown = || UnknownRuntime::Name(name.chars().take(64).collect(), known());
+        all.get(name).cloned().ok_or_else(unknown)
+    });
+    Ok(unite_profiles(named.collect::<Result<Vec<_>, _>>()?))
 }
 
 /// One profile that admits what any of `profiles` adds: as [`merge_runtimes`], for changed ones.
 #[must_use]
 pub fn unite_profiles(profiles: impl IntoIterator<Item = Json>) -> Json {
     profiles.into_iter().reduce(|left, right| union("", left, right)).unwrap_or_default()
-}
-
-pub(crate) fn merge(names: &[String]) -> Result<Value, UnknownRuntime> {
-    merge_runtimes(names).map(Value::from)
 }
 
 /// Lists become longer and objects gain keys, except lists of what must be there at least

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
+use nacre_trust::{Algorithm, Digest};
 use regorus::utils::limits::{ExecutionTimerConfig, PolicyLengthConfig};
 use regorus::{Engine, Value};
-use sha2::{Digest as _, Sha256};
 
 use crate::library;
 use crate::state::object;
@@ -91,8 +91,7 @@ impl Policy {
         }
         // Finds what is wrong between rules now rather than at the first request.
         evaluate(&mut engine, "CreateSandboxRequest").map_err(PolicyError::Syntax)?;
-        let digest = Sha256::digest(text.as_bytes());
-        let digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = Digest::of(Algorithm::Sha256, text.as_bytes()).hex();
         let reads_requests = version(&data).is_none() || text.contains("input");
         Ok(Self { engine, digest, data, reads_requests })
     }
@@ -208,7 +207,7 @@ fn version(data: &Value) -> Option<&Value> {
 fn add_library(engine: &mut Engine, data: &Value) -> Result<(), PolicyError> {
     let standalone = data["standalone"] == Value::Bool(true);
     let runtime = match (&data["runtime"], &data["runtimes"]) {
-        (Value::Undefined, names) => library::merge(&library::names(names)?)?,
+        (Value::Undefined, names) => library::merge_runtimes(&library::names(names)?)?.into(),
         (runtime, _) if runtime.as_object().is_ok() => runtime.clone(),
         _ => return Err(PolicyError::Data("runtime must be an object")),
     };

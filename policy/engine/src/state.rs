@@ -7,15 +7,14 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use nacre_protocol::channel::{ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_CONTAINER};
 use regorus::Value;
 
 /// More containers than a pod has. The agent allows fewer.
 const MOST_CONTAINERS: usize = 1024;
 
 /// Annotation with the Kubernetes name of a container.
-const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
-/// Annotation with the kind of a container.
-const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+pub(crate) const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 /// Annotation with the pod's namespace.
 const NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 /// Annotation with the pod's name.
@@ -112,7 +111,7 @@ impl State {
                     name: text(&annotations[CONTAINER_NAME]),
                     namespace: text(&annotations[NAMESPACE]),
                     pod_name: text(&annotations[POD_NAME]),
-                    pod: text(&annotations[CONTAINER_TYPE]) != "container",
+                    pod: text(&annotations[ANNOTATION_CONTAINER_TYPE]) != CONTAINER_TYPE_CONTAINER,
                     phase: Phase::Creating,
                 };
                 // A container that exists stays as it is: the agent will refuse the second.
@@ -222,7 +221,8 @@ pub(crate) fn object<const N: usize>(entries: [(&str, Value); N]) -> Value {
     entries.collect::<BTreeMap<_, _>>().into()
 }
 
-fn text(value: &Value) -> String {
+/// A string; empty for anything else.
+pub(crate) fn text(value: &Value) -> String {
     value.as_string().map(ToString::to_string).unwrap_or_default()
 }
 
@@ -234,7 +234,7 @@ mod tests {
         let json = serde_json::json!({
             "container_id": id,
             "OCI": { "Annotations": {
-                CONTAINER_NAME: name, CONTAINER_TYPE: kind, NAMESPACE: "ns", POD_NAME: "pod",
+                CONTAINER_NAME: name, ANNOTATION_CONTAINER_TYPE: kind, NAMESPACE: "ns", POD_NAME: "pod",
             }},
         });
         json.into()
