@@ -20,6 +20,7 @@ mod qemu;
 mod sys;
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use accelerator::{Accelerator, AcceleratorChoice, KvmProbe};
-pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion};
+pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion, kernel_command_line};
 
 /// Name of the virtio-serial port that carries the agent channel where the host has no vhost-vsock.
 /// The guest agent looks for it by this name.
@@ -91,6 +92,8 @@ pub struct VmConfig {
     pub disks: Vec<Disk>,
     /// Network interfaces, in the order in which the guest numbers them.
     pub nics: Vec<Nic>,
+    /// Byte streams between host and guest beside the agent's.
+    pub serial_ports: Vec<SerialPort>,
     /// Network namespace to run the VM's process in, such as `/run/netns/NAME`; `None` for the caller's.
     pub netns: Option<PathBuf>,
 }
@@ -103,6 +106,16 @@ pub struct Disk {
     pub serial: String,
     /// Its contents as they are: a file that this process may read, of a multiple of 512 bytes.
     pub image: PathBuf,
+}
+
+/// A virtio-serial port: one byte stream between guest and host.
+#[derive(Debug)]
+pub struct SerialPort {
+    /// Name by which the guest finds it: 1 to 64 characters of `A-Z a-z 0-9 . _ -`, each port's own.
+    pub name: String,
+    /// The VM's end of a connected stream socket. Whoever holds the other end serves the guest; bytes
+    /// that the guest sends wait in the socket's buffer, then in the guest.
+    pub socket: UnixStream,
 }
 
 /// A network interface of a VM, connected to a tap device.

@@ -49,6 +49,33 @@ async fn bytes_sent_before_the_guest_runs_reach_the_agents_port() {
 }
 
 #[tokio::test]
+async fn a_further_port_is_a_stream_between_the_guest_and_whoever_holds_its_other_end() {
+    let Some(lab) = Lab::open() else { return };
+    let script = "for p in /sys/class/virtio-ports/*; do
+            [ \"$($B cat $p/name)\" = org.nacre.test.0 ] && port=/dev/${p##*/}
+        done
+        exec 3<>$port; echo question >&3; read line <&3; echo the host says $line; $B sleep 600";
+    let mut config = lab.config(script);
+    let (ours, socket) = UnixStream::pair().unwrap();
+    config.serial_ports =
+        vec![nacre_hypervisor::SerialPort { name: "org.nacre.test.0".into(), socket }];
+    let vm = lab.backend.launch(config).await.unwrap();
+    let serving = tokio::task::spawn_blocking(move || {
+        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut reader = BufReader::new(ours);
+        let mut question = String::new();
+        reader.read_line(&mut question).unwrap();
+        reader.get_mut().write_all(b"answer\n").unwrap();
+        // QEMU's end closes with QEMU, and nobody else has it.
+        (question, reader.read_line(&mut String::new()))
+    });
+    console_says(&vm, "the host says answer").await;
+    vm.stop(Duration::ZERO).await;
+    let (question, end) = serving.await.unwrap();
+    assert_eq!((question.as_str(), end.unwrap()), ("question\n", 0));
+}
+
+#[tokio::test]
 async fn a_killed_qemu_is_reported_to_all_who_wait() {
     let Some(lab) = Lab::open() else { return };
     let vm = lab.boot("$B sleep 600").await;

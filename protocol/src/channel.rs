@@ -3,6 +3,10 @@
 /// Name of the virtio-serial port that carries the agent API where the host has no vhost-vsock.
 pub const SERIAL_PORT_NAME: &str = "org.nacre.agent.0";
 
+/// Name of the virtio-serial port behind which the host keeps an emulated AMD secure processor. What
+/// travels on it is described in the crate `nacre-emulated`.
+pub const PROCESSOR_PORT_NAME: &str = "org.nacre.processor.0";
+
 /// vsock port of the agent API.
 pub const VSOCK_PORT: u32 = 1024;
 
@@ -53,6 +57,9 @@ pub mod kernel_parameter {
     pub const LOG: &str = "nacre.log";
     /// Comma-separated `host[:port]` of registries that may be asked over plain HTTP.
     pub const DANGER_PLAIN_HTTP: &str = "nacre.danger_plain_http";
+    /// The trusted execution environment that the VM is launched in: `snp`, `tdx` or `emulated-snp`. The
+    /// agent ends the boot if it finds another one, or none.
+    pub const TEE: &str = "nacre.tee";
     /// `1`: where initdata brings no policy, the agent takes one from a `SetPolicy` request that comes
     /// before any other, and keeps it. Whoever runs the host then chooses the policy.
     pub const DANGER_SET_POLICY: &str = "nacre.danger_set_policy";

@@ -158,6 +158,28 @@ impl Digest {
             Digest::Sha512(_) => Algorithm::Sha512,
         }
     }
+
+    /// What AMD SEV-SNP's `HOST_DATA` (32 bytes) holds for a guest of this document: the digest, cut
+    /// off or filled with zeros at its end (Confidential Containers' initdata specification).
+    #[must_use]
+    pub fn host_data(&self) -> [u8; 32] {
+        self.fitted()
+    }
+
+    /// What Intel TDX's `MRCONFIGID` (48 bytes) holds for a guest of this document: the digest, cut off
+    /// or filled with zeros at its end.
+    #[must_use]
+    pub fn mr_config_id(&self) -> [u8; 48] {
+        self.fitted()
+    }
+
+    fn fitted<const N: usize>(&self) -> [u8; N] {
+        let mut field = [0; N];
+        for (to, from) in field.iter_mut().zip(self.as_bytes()) {
+            *to = *from;
+        }
+        field
+    }
 }
 
 impl fmt::Display for Digest {
@@ -476,6 +498,20 @@ mod tests {
             Initdata::parse(empty).unwrap().digest().to_string(),
             format!("sha256:{}", hex::encode(sha2::Sha256::digest(empty)))
         );
+    }
+
+    #[test]
+    fn a_digest_is_cut_off_or_filled_up_to_the_hardwares_field() {
+        let short = Digest::Sha256([7; 32]);
+        assert_eq!(short.host_data(), [7; 32]);
+        assert_eq!(short.mr_config_id()[..32], [7; 32]);
+        assert_eq!(short.mr_config_id()[32..], [0; 16]);
+        let mut bytes = [1; 64];
+        bytes[32..48].fill(2);
+        bytes[48..].fill(3);
+        let long = Digest::Sha512(bytes);
+        assert_eq!(long.host_data(), [1; 32]);
+        assert_eq!(long.mr_config_id()[..], bytes[..48]);
     }
 
     #[test]

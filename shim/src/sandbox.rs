@@ -111,6 +111,7 @@ impl Sandbox {
             memory_mib: size.memory_mib,
             disks: disks.collect::<Result<_, _>>().doing(&starting)?,
             nics: nics(network).doing(&starting)?,
+            serial_ports: vec![],
             netns: Some(network.namespace_path()),
         };
         let launched = start_report::timed(id, "-", "vmm", backend.launch(machine)).await;

@@ -97,7 +97,7 @@ pub(super) struct MemoryBackend {
 /// `-chardev`: one end of a byte stream.
 pub(super) enum Chardev {
     /// A connected socket that QEMU inherits.
-    Connected { id: &'static str, fd: RawFd },
+    Connected { id: String, fd: RawFd },
     /// A Unix socket that QEMU makes and listens on.
     Listening { id: &'static str, path: PathBuf },
 }
@@ -108,7 +108,10 @@ pub(super) struct QmpMonitor {
 }
 
 /// `-device virtio-serial-pci`: carries [`ConsolePort`] and [`SerialPort`].
-pub(super) struct VirtioSerial;
+pub(super) struct VirtioSerial {
+    /// Of both kinds; each costs the guest two virtqueues.
+    pub(super) ports: usize,
+}
 
 /// `-device virtconsole`: the guest's hvc0.
 pub(super) struct ConsolePort {
@@ -117,8 +120,8 @@ pub(super) struct ConsolePort {
 
 /// `-device virtserialport`: a named byte stream between guest and host.
 pub(super) struct SerialPort {
-    pub(super) chardev: &'static str,
-    pub(super) name: &'static str,
+    pub(super) chardev: String,
+    pub(super) name: String,
 }
 
 /// `-blockdev`: a file as it is, for reading only.
@@ -296,10 +299,9 @@ impl Argument for QmpMonitor {
 
 impl Argument for VirtioSerial {
     fn render(&self) -> (&'static str, Option<OsString>) {
-        // The console and the agent; each further port would cost the guest two virtqueues.
         let device = Options::of("virtio-serial-pci")
             .value("id", "serial")
-            .value("max_ports", "2")
+            .value("max_ports", self.ports.to_string())
             .switch("disable-legacy", true);
         ("-device", device.done())
     }
@@ -317,8 +319,8 @@ impl Argument for SerialPort {
     fn render(&self) -> (&'static str, Option<OsString>) {
         let device = Options::of("virtserialport")
             .value("bus", "serial.0")
-            .value("chardev", self.chardev)
-            .value("name", self.name);
+            .value("chardev", &self.chardev)
+            .value("name", &self.name);
         ("-device", device.done())
     }
 }

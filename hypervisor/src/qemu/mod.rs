@@ -11,7 +11,7 @@ mod vsock;
 use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -19,7 +19,8 @@ use async_trait::async_trait;
 
 use crate::bounded_log::BoundedLog;
 use crate::{Accelerator, AcceleratorChoice, Hypervisor, KvmProbe, LaunchError, Vm, VmConfig};
-use pod_machine::{PodMachine, QemuEnds, agent_socket};
+pub use pod_machine::kernel_command_line;
+use pod_machine::{FIRMWARE, PodMachine, QemuEnds, agent_socket};
 use process::{QemuProcess, host};
 use vm::QemuVm;
 
@@ -85,6 +86,24 @@ pub enum QemuError {
         /// What stands against it.
         why: String,
     },
+}
+
+/// Where Debian's and most other builds of QEMU keep their own data.
+const BUILT_IN_FIRMWARE_DIR: &str = "/usr/share/qemu";
+
+impl QemuPaths {
+    /// The firmware that VMs start with: the first file of its name in the directories.
+    ///
+    /// # Errors
+    /// If no directory has it.
+    pub fn firmware(&self) -> io::Result<PathBuf> {
+        let own = Path::new(BUILT_IN_FIRMWARE_DIR);
+        let dirs = self.firmware_dirs.iter().map(PathBuf::as_path).chain([own]);
+        dirs.map(|dir| dir.join(FIRMWARE)).find(|path| path.is_file()).ok_or_else(|| {
+            let problem = format!("no {FIRMWARE} in {:?} or {}", self.firmware_dirs, own.display());
+            io::Error::new(io::ErrorKind::NotFound, problem)
+        })
+    }
 }
 
 impl QemuVersion {
@@ -211,6 +230,17 @@ mod tests {
         assert!(parse("QEMU emulator version 9.1.0").unwrap() >= QemuVersion::LEAST);
         assert_eq!(parse("QEMU emulator version ten"), None);
         assert_eq!(parse("bash 5.2"), None);
+    }
+
+    #[test]
+    fn the_firmware_is_the_first_of_its_name() {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let firmware_dirs: Vec<PathBuf> = dirs.iter().map(|dir| dir.path().to_owned()).collect();
+        let paths = QemuPaths { binary: "qemu".into(), firmware_dirs };
+        std::fs::write(dirs[1].path().join("qboot.rom"), b"second").unwrap();
+        assert_eq!(paths.firmware().unwrap(), dirs[1].path().join("qboot.rom"));
+        std::fs::write(dirs[0].path().join("qboot.rom"), b"first").unwrap();
+        assert_eq!(paths.firmware().unwrap(), dirs[0].path().join("qboot.rom"));
     }
 
     #[test]

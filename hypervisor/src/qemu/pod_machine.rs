@@ -35,6 +35,12 @@ const KERNEL_PARAMETERS: &[&str] = &[
     "initcall_blacklist=trace_eval_init",
 ];
 
+/// Firmware of every VM: it loads the kernel and nothing else.
+pub(super) const FIRMWARE: &str = "qboot.rom";
+
+/// Ports of the virtio-serial device that every VM has.
+const CONSOLE_AND_AGENT: usize = 2;
+
 const VCPUS_MAX: u32 = 255;
 const MEMORY_MIB_MIN: u32 = 128;
 const MEMORY_MIB_MAX: u32 = 4 * 1024 * 1024;
@@ -42,6 +48,9 @@ const DISKS_MAX: usize = 8;
 const NICS_MAX: usize = 8;
 const MTU_MIN: u16 = 68;
 const ID_MAX: usize = 128;
+/// The console and the agent take two of a virtio-serial device's 31 ports.
+const SERIAL_PORTS_MAX: usize = 8;
+const PORT_NAME_MAX: usize = 64;
 /// VIRTIO 1.2, 5.2.6: `VIRTIO_BLK_T_GET_ID` answers with 20 bytes.
 const SERIAL_MAX: usize = 20;
 const SECTOR: u64 = 512;
@@ -92,6 +101,7 @@ impl PodMachine {
         }
         check_disks(&config)?;
         check_nics(&config)?;
+        check_serial_ports(&config)?;
         let netns = config.netns.as_deref().map(open_netns).transpose()?;
         let kernel_command_line = kernel_command_line(&config.kernel_parameters)?;
         Ok(PodMachine { config, netns, kernel_command_line })
@@ -144,24 +154,31 @@ impl PodMachine {
             .add(&accel)
             .add(&cpu)
             .add(&Processors(config.vcpus))
-            .add(&Firmware("qboot.rom"));
+            .add(&Firmware(FIRMWARE));
 
         let qmp = line.inherit(ends.qmp);
-        line.add(&Chardev::Connected { id: "qmp", fd: qmp }).add(&QmpMonitor { chardev: "qmp" });
+        line.add(&Chardev::Connected { id: "qmp".into(), fd: qmp })
+            .add(&QmpMonitor { chardev: "qmp" });
         let console = line.inherit(ends.console);
-        line.add(&VirtioSerial)
-            .add(&Chardev::Connected { id: "console", fd: console })
+        line.add(&VirtioSerial { ports: CONSOLE_AND_AGENT + config.serial_ports.len() })
+            .add(&Chardev::Connected { id: "console".into(), fd: console })
             .add(&ConsolePort { chardev: "console" });
         match transport {
             AgentTransport::VirtioSerial => {
                 let path = agent_socket(&config.run_dir);
                 line.add(&Chardev::Listening { id: "agent", path })
-                    .add(&SerialPort { chardev: "agent", name: AGENT_SERIAL_PORT });
+                    .add(&SerialPort { chardev: "agent".into(), name: AGENT_SERIAL_PORT.into() });
             }
             AgentTransport::Vsock { cid, vhost } => {
                 let fd = line.inherit(vhost);
                 line.add(&VhostVsock { guest_cid: cid, fd });
             }
+        }
+        for (index, port) in config.serial_ports.into_iter().enumerate() {
+            let chardev = format!("port{index}");
+            let fd = line.inherit(port.socket.into());
+            line.add(&Chardev::Connected { id: chardev.clone(), fd })
+                .add(&SerialPort { chardev, name: port.name });
         }
         for (index, disk) in config.disks.into_iter().enumerate() {
             let node = format!("disk{index}");
@@ -182,6 +199,24 @@ impl PodMachine {
             .add(&KernelCommandLine(self.kernel_command_line));
         line
     }
+}
+
+/// The kernel command line of a VM whose [`VmConfig::kernel_parameters`] are `extra`: what is measured.
+pub fn kernel_command_line(extra: &[String]) -> Result<String, LaunchError> {
+    const FIELD: &str = "kernel_parameters";
+    for parameter in extra {
+        if parameter.is_empty() || !parameter.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return refuse(FIELD, format!("has {parameter:?}; give words of printable ASCII"));
+        }
+    }
+    let words: Vec<&str> =
+        KERNEL_PARAMETERS.iter().copied().chain(extra.iter().map(String::as_str)).collect();
+    let line = words.join(" ");
+    if line.len() > KERNEL_COMMAND_LINE_MAX {
+        let surplus = line.len() - KERNEL_COMMAND_LINE_MAX;
+        return refuse(FIELD, format!("are {surplus} bytes more than a kernel takes"));
+    }
+    Ok(line)
 }
 
 /// The socket behind the agent's virtio-serial port.
@@ -317,21 +352,24 @@ fn open_netns(path: &Path) -> Result<File, LaunchError> {
     })
 }
 
-fn kernel_command_line(extra: &[String]) -> Result<String, LaunchError> {
-    const FIELD: &str = "kernel_parameters";
-    for parameter in extra {
-        if parameter.is_empty() || !parameter.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return refuse(FIELD, format!("has {parameter:?}; give words of printable ASCII"));
+fn check_serial_ports(config: &VmConfig) -> Result<(), LaunchError> {
+    const FIELD: &str = "serial_ports";
+    let ports = &config.serial_ports;
+    if ports.len() > SERIAL_PORTS_MAX {
+        let count = ports.len();
+        return refuse(FIELD, format!("has {count} ports; give {SERIAL_PORTS_MAX} at most"));
+    }
+    for (index, port) in ports.iter().enumerate() {
+        if !is_name(&port.name, PORT_NAME_MAX) {
+            let form = format!("1 to {PORT_NAME_MAX} characters of A-Z a-z 0-9 . _ -");
+            return refuse(FIELD, format!("[{index}].name must be {form}"));
+        }
+        let taken = ports[..index].iter().any(|other| other.name == port.name);
+        if taken || port.name == AGENT_SERIAL_PORT {
+            return refuse(FIELD, format!("[{index}].name is another port's: give each its own"));
         }
     }
-    let words: Vec<&str> =
-        KERNEL_PARAMETERS.iter().copied().chain(extra.iter().map(String::as_str)).collect();
-    let line = words.join(" ");
-    if line.len() > KERNEL_COMMAND_LINE_MAX {
-        let surplus = line.len() - KERNEL_COMMAND_LINE_MAX;
-        return refuse(FIELD, format!("are {surplus} bytes more than a kernel takes"));
-    }
-    Ok(line)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -359,6 +397,7 @@ mod tests {
             memory_mib: 512,
             disks: vec![Disk { serial: "data".into(), image: dir.join("data.disk") }],
             nics: vec![Nic { tap, mac: [2, 0, 0, 0, 0, 7], mtu: 1500 }],
+            serial_ports: vec![],
             netns: None,
         }
     }
@@ -447,6 +486,47 @@ mod tests {
             assert!(text.contains(&format!("\n{line}\n")), "no {line:?} in {text}");
         }
         assert!(!text.contains("agent.sock"));
+    }
+
+    #[test]
+    fn further_ports_are_sockets_that_qemu_inherits() {
+        let dir = tempfile::tempdir().unwrap();
+        let port = |name: &str| {
+            let (socket, _other) = UnixStream::pair().unwrap();
+            crate::SerialPort { name: name.into(), socket }
+        };
+        let refusal = |names: &[&str]| {
+            let serial_ports = names.iter().copied().map(port).collect();
+            let config = VmConfig { serial_ports, ..config(dir.path()) };
+            PodMachine::check(config).map(|_| ()).unwrap_err().to_string()
+        };
+        for name in ["", "a,b", &"n".repeat(65)] {
+            let error = refusal(&[name]);
+            assert!(error.contains("`serial_ports` [0].name must be 1 to 64"), "{error}");
+        }
+        assert!(refusal(&["a", "a"]).contains("[1].name is another port's"));
+        assert!(refusal(&[AGENT_SERIAL_PORT]).contains("[0].name is another port's"));
+        assert!(refusal(&["a"; 9]).contains("has 9 ports"));
+
+        let serial_ports = vec![port("org.nacre.processor.0")];
+        let number = serial_ports[0].socket.as_raw_fd();
+        let machine = PodMachine::check(VmConfig { serial_ports, ..config(dir.path()) }).unwrap();
+        let (console, qmp) = UnixStream::pair().unwrap();
+        let ends = QemuEnds { console: console.into(), qmp: qmp.into() };
+        let tcg = AcceleratorChoice::Tcg { why: String::new() };
+        let line = machine.command_line(&tcg, &[], AgentTransport::VirtioSerial, ends);
+        let (arguments, inherited) = line.into_parts();
+        let arguments: Vec<_> =
+            arguments.iter().map(|argument| argument.to_str().unwrap()).collect();
+        assert!(inherited.iter().any(|fd| fd.as_raw_fd() == number));
+        let chardev = format!("socket,id=port0,fd={number}");
+        for wanted in [
+            "virtio-serial-pci,id=serial,max_ports=3,disable-legacy=on",
+            &chardev,
+            "virtserialport,bus=serial.0,chardev=port0,name=org.nacre.processor.0",
+        ] {
+            assert!(arguments.contains(&wanted), "no {wanted:?} in {arguments:?}");
+        }
     }
 
     #[test]

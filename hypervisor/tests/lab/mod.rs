@@ -67,6 +67,7 @@ impl Lab {
             memory_mib: 256,
             disks: vec![],
             nics: vec![],
+            serial_ports: vec![],
             netns: None,
         }
     }
