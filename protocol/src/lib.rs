@@ -44,6 +44,7 @@ mod generated {
 
 pub mod channel;
 pub mod initdata;
+pub mod processor;
 pub mod start_report;
 
 pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
