@@ -44,6 +44,8 @@ mod generated {
 
 pub mod channel;
 pub mod initdata;
+pub mod jcs;
+pub mod kbs;
 pub mod processor;
 pub mod start_report;
 
