@@ -1,4 +1,4 @@
-//! The attestation report (ABI, "ATTESTATION_REPORT Structure").
+//! The attestation report (ABI, attestation report structure).
 
 use super::values::{
     Cpuid, FirmwareVersion, GuestPolicy, KeyInfo, Mitigations, PlatformInfo, Product, Tcb,
@@ -182,7 +182,7 @@ impl Signature {
 /// verifier to find out.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Report {
-    bytes: [u8; REPORT_SIZE],
+    bytes: Box<[u8; REPORT_SIZE]>,
     fields: ReportFields,
     signature: Signature,
 }
@@ -238,7 +238,7 @@ impl Report {
         reader.reserved(SIGNED_SIZE - reader.position())?;
         let signature = Signature { r: reader.array()?, s: reader.array()? };
         reader.reserved(REPORT_SIZE - reader.position())?;
-        Ok(Report { bytes, fields, signature })
+        Ok(Report { bytes: Box::new(bytes), fields, signature })
     }
 
     /// What it says.
@@ -261,8 +261,8 @@ impl Report {
 
     /// The whole, as the firmware wrote it.
     #[must_use]
-    pub const fn to_bytes(&self) -> [u8; REPORT_SIZE] {
-        self.bytes
+    pub fn to_bytes(&self) -> [u8; REPORT_SIZE] {
+        *self.bytes
     }
 }
 

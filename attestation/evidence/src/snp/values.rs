@@ -131,7 +131,7 @@ impl std::fmt::Display for FirmwareVersion {
     }
 }
 
-/// The processor, from CPUID Fn0000_0001 (reports from version 3 on).
+/// The processor, from CPUID function 1 (reports from version 3 on).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 pub struct Cpuid {
     /// Extended and base family, added.

@@ -58,7 +58,7 @@ impl TdAttributes {
         self.0.to_le_bytes()[0] >> 1
     }
 
-    /// Page-table attributes may make a virtualization exception (SEPT_VE_DISABLE is set where not).
+    /// Page-table attributes may make a virtualization exception unless this is set.
     #[must_use]
     pub const fn sept_ve_disabled(self) -> bool {
         self.0 >> 28 & 1 == 1
