@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Debug};
 
 use crate::document::{
-    AllowData, Arg, ContainerData, CopyData, Document, MountData, PodData, PolicyData, SeccompData,
-    ServiceEnv,
+    AllowData, Arg, ContainerData, CopyData, Document, GuestApiData, GuestResources, MountData,
+    PodData, PolicyData, SeccompData, ServiceEnv,
 };
 
 /// Which way a change goes.
@@ -236,6 +236,7 @@ impl Differ {
         self.set("may execute", &from.exec, &to.exec);
         self.set("may get signal", &from.signals, &to.signals);
         self.grant("the host may read its output", from.logs, to.logs);
+        self.guest_api(&from.guest_api, &to.guest_api);
         let order = |c: &ContainerData| match (c.init, c.sidecar) {
             (true, _) => "runs before the others".to_owned(),
             (false, true) => "starts before the others and runs beside them".to_owned(),
@@ -243,6 +244,30 @@ impl Differ {
         };
         self.value("order", &order(from), &order(to), Clone::clone);
         self.grant("may be started again", from.restartable, to.restartable);
+    }
+
+    fn guest_api(&mut self, from: &GuestApiData, to: &GuestApiData) {
+        let what = "may get resources of the key broker";
+        match (&from.resources, &to.resources) {
+            (GuestResources::Named(from), GuestResources::Named(to)) => {
+                self.set("may get resources", from, to);
+            }
+            (from, to) if from == to => {}
+            (GuestResources::All(true), to) => {
+                let but = match to {
+                    GuestResources::Named(names) => format!(" but {names:?}"),
+                    GuestResources::All(_) => String::new(),
+                };
+                self.add(Direction::Forbidden, format!("{what}{but}"));
+            }
+            (_, GuestResources::All(true)) => self.add(Direction::Allowed, what.to_owned()),
+            (GuestResources::Named(names), _) => self.set("may get resources", names, &[]),
+            (_, GuestResources::Named(names)) => self.set("may get resources", &[], names),
+            _ => {}
+        }
+        self.grant("may get the pod's attestation token", from.token, to.token);
+        self.grant("may get evidence over its own data", from.evidence, to.evidence);
+        self.grant("may extend the runtime measurement", from.aael, to.aael);
     }
 
     fn grants_of_services(&mut self, from: ServiceEnv, to: ServiceEnv) {
@@ -465,6 +490,24 @@ mod tests {
                 json!(["CAP_CHOWN", "CAP_KILL"]),
                 "+ container web: capability \"CAP_KILL\"",
                 "- container web: capability \"CAP_KILL\"",
+            ),
+            (
+                "/containers/web/guest_api",
+                json!({"resources": true}),
+                "+ container web: may get resources of the key broker",
+                "- container web: may get resources of the key broker",
+            ),
+            (
+                "/containers/web/guest_api",
+                json!({"resources": ["a/*"]}),
+                "+ container web: may get resources \"a/*\"",
+                "- container web: may get resources \"a/*\"",
+            ),
+            (
+                "/containers/web/guest_api",
+                json!({"token": true}),
+                "+ container web: may get the pod's attestation token",
+                "- container web: may get the pod's attestation token",
             ),
             (
                 "/containers/web/service_env",

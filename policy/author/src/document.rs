@@ -377,6 +377,9 @@ pub struct ContainerData {
     /// Whether the host may read its output.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub logs: bool,
+    /// What it may ask of the guest's endpoint.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub guest_api: GuestApiData,
     /// Runs to its end before the next one starts.
     #[serde(default, skip_serializing_if = "is_false")]
     pub init: bool,
@@ -389,6 +392,40 @@ pub struct ContainerData {
     /// Line of each field in the source.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub lines: BTreeMap<String, u32>,
+}
+
+/// What a container may ask of the guest's endpoint on 127.0.0.1:8006.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestApiData {
+    /// Resources of the key broker.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub resources: GuestResources,
+    /// The attestation token with its key: with it the container can get whatever the pod can.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub token: bool,
+    /// Evidence over data of the container's choice: with it the container can get a token of its own.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub evidence: bool,
+    /// Events in the runtime measurement.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub aael: bool,
+}
+
+/// Resources of the key broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum GuestResources {
+    /// All that the broker gives to this pod, or none.
+    All(bool),
+    /// `repository/type/tag`; `*` at the end stands for any rest.
+    Named(Vec<String>),
+}
+
+impl Default for GuestResources {
+    fn default() -> Self {
+        Self::All(false)
+    }
 }
 
 /// What is mounted.

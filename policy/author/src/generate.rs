@@ -239,6 +239,7 @@ impl Generator<'_> {
             exec: sorted(container.exec.iter().map(|exec| exec.command.clone())),
             signals,
             logs: self.settings.logs,
+            guest_api: self.settings.guest_api.clone(),
             init: container.role == Role::Init,
             sidecar: container.role == Role::Sidecar,
             restartable: container.restartable,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::document::{ContainerData, Document, MountKind, ServiceEnv};
+use crate::document::{ContainerData, Document, GuestResources, MountKind, ServiceEnv};
 
 /// How much a grant costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -45,7 +45,7 @@ pub struct Finding {
 }
 
 /// All checks: name, severity, what to do.
-pub const RULES: [(&str, Severity, &str); 24] = [
+pub const RULES: [(&str, Severity, &str); 25] = [
     ("allow-all", Severity::Danger, "use `nacre policy generate`; this is for development only"),
     (
         "exec-any",
@@ -131,6 +131,11 @@ pub const RULES: [(&str, Severity, &str); 24] = [
         "capability",
         Severity::Warning,
         "drop the capability: it gives the container power over the guest's kernel",
+    ),
+    (
+        "guest-token",
+        Severity::Note,
+        "remove token and evidence from guest_api in the settings, unless the program attests by itself",
     ),
     ("namespace-any", Severity::Note, "set metadata.namespace: the pod may otherwise run in any"),
     ("own-rules", Severity::Note, "rules behind policy_data are not looked at: read them yourself"),
@@ -260,8 +265,15 @@ impl Linter {
                 );
             }
         }
-        if !container.secret_env.is_empty() {
-            let names = container.secret_env.join(", ");
+        // A sealed secret is meant to be read by anybody.
+        let sealed = |name: &String| {
+            let mut values = container.env.iter().filter_map(|variable| variable.split_once('='));
+            values.any(|(known, value)| known == name && value.starts_with("sealed."))
+        };
+        let plain: Vec<&str> =
+            container.secret_env.iter().filter(|name| !sealed(name)).map(String::as_str).collect();
+        if !plain.is_empty() {
+            let names = plain.join(", ");
             self.find(
                 "secret-in-policy",
                 format!("the policy holds values of Secrets: variables {names}"),
@@ -269,6 +281,12 @@ impl Linter {
         }
         if container.secret_args {
             self.find("secret-in-policy", "the policy holds values of Secrets: the command line");
+        }
+        let api = &container.guest_api;
+        if (api.token || api.evidence) && api.resources != GuestResources::All(true) {
+            let message =
+                "it can get every resource of the pod by the token or evidence that it may have";
+            self.find("guest-token", message);
         }
         if container.logs {
             self.find("logs", "the host may read what it writes to stdout and stderr");
@@ -411,6 +429,7 @@ mod tests {
             ("/containers/web/env_pattern {\"A\":\"^x.*$\",\"B\":\"^[0-9]$\"}", "env-wildcard"),
             ("/containers/web/secret_env [\"A\"]", "secret-in-policy"),
             ("/containers/web/secret_args true", "secret-in-policy"),
+            ("/containers/web/guest_api {\"token\":true}", "guest-token"),
             ("/containers/web/logs true", "logs"),
             ("/containers/web/capabilities [\"CAP_CHOWN\",\"CAP_SYS_ADMIN\"]", "capability"),
             (
@@ -432,6 +451,11 @@ mod tests {
         ] {
             assert_eq!(found(change), [rule], "{change}");
         }
+        let sealed = serde_json::json!({
+            "image": "r/web@sha256:0", "args": ["/web"], "cwd": "/", "logs": false, "secret_env": ["A"],
+            "env": ["A=sealed.x.y.z"], "users": [], "guest_api": {"resources": true, "token": true},
+        });
+        assert_eq!(found(&format!("/containers/web {sealed}")), [""; 0]);
         assert_eq!(
             found("/containers/web/mounts {\"/h\":{\"kind\":\"config\",\"source\":\"config\"}}"),
             [""; 0]

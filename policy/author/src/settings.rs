@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::document::{AllowData, ServiceEnv};
+use crate::document::{AllowData, GuestApiData, GuestResources, ServiceEnv};
 
 /// Every key with its default, for `nacre policy generate --print-settings`.
 pub const DEFAULT: &str = include_str!("default-settings.toml");
@@ -51,8 +51,10 @@ pub struct Settings {
     pub runtimes: Vec<String>,
     /// What is merged into the profiles before they are embedded, by name.
     pub profile_changes: BTreeMap<String, Value>,
-    /// Grants.
+    /// Grants to the host.
     pub allow: AllowData,
+    /// Grants to containers.
+    pub guest_api: GuestApiData,
     /// Whether the host may read containers' output.
     pub logs: bool,
     /// Paths of the node of which hostPath volumes may show anything at or below.
@@ -91,6 +93,7 @@ impl Default for Settings {
             runtimes: named("containerd-*"),
             profile_changes: BTreeMap::new(),
             allow: AllowData::default(),
+            guest_api: GuestApiData { resources: GuestResources::All(true), ..Default::default() },
             logs: true,
             host_paths: Vec::new(),
             registry: Registry::default(),
@@ -188,6 +191,21 @@ impl Settings {
             self.host_paths = paths;
         }
         layer.allow.over(&mut self.allow);
+        if let Some(resources) = layer.guest_api.resources {
+            let at = resources.span().start;
+            self.guest_api.resources = resources.into_inner();
+            if let GuestResources::Named(names) = &self.guest_api.resources
+                && let Some(name) = names.iter().find(|name| !names_resources(name))
+            {
+                let problem = format!(
+                    "{name:?} names no resource: write \"repository/type/tag\", with \"*\" at the end for any rest"
+                );
+                return Err(form(at, problem));
+            }
+        }
+        replace(&mut self.guest_api.token, layer.guest_api.token);
+        replace(&mut self.guest_api.evidence, layer.guest_api.evidence);
+        replace(&mut self.guest_api.aael, layer.guest_api.aael);
         replace(&mut self.logs, layer.logs);
         replace(&mut self.registry.danger_plain_http, layer.registry.danger_plain_http);
         if let Some(ca_file) = layer.registry.ca_file {
@@ -247,6 +265,17 @@ fn named(name: &str) -> Vec<String> {
     names
 }
 
+/// `repository/type/tag`, or the beginning of one with a `*`.
+fn names_resources(name: &str) -> bool {
+    let (begin, open) = match name.strip_suffix('*') {
+        Some(begin) => (begin, true),
+        None => (name, false),
+    };
+    let slashes = begin.bytes().filter(|byte| *byte == b'/').count();
+    let plain = !begin.contains(['*', ':', ' ']) && !begin.starts_with('/');
+    plain && (slashes == 2 && !begin.ends_with('/') || open && slashes <= 2)
+}
+
 fn replace<T>(value: &mut T, other: Option<T>) {
     if let Some(other) = other {
         *value = other;
@@ -302,6 +331,8 @@ struct Layer {
     #[serde(default)]
     allow: AllowLayer,
     #[serde(default)]
+    guest_api: GuestApiLayer,
+    #[serde(default)]
     registry: RegistryLayer,
     #[serde(default)]
     kubernetes: KubernetesLayer,
@@ -333,6 +364,15 @@ impl AllowLayer {
         replace(&mut allow.set_time, self.set_time);
         replace(&mut allow.annotations, self.annotations);
     }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GuestApiLayer {
+    resources: Option<toml::Spanned<GuestResources>>,
+    token: Option<bool>,
+    evidence: Option<bool>,
+    aael: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -386,6 +426,12 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(settings.host_paths, ["/b"]);
+        let guest_api =
+            merged(&["[guest_api]\nresources = [\"a/b/c\", \"a/*\"]", "[guest_api]\naael = true"])
+                .unwrap()
+                .guest_api;
+        assert_eq!(guest_api.resources, GuestResources::Named(vec!["a/b/c".into(), "a/*".into()]));
+        assert!(guest_api.aael && !guest_api.token);
         assert_eq!(settings.allow.exec, [["sh"]]);
         assert!(!settings.allow.stdin && settings.allow.pause);
         assert_eq!(settings.registry.ca_file.as_deref(), Some(Path::new("x")));
@@ -405,6 +451,9 @@ mod tests {
             ("[kubernetes]\nclaim_source = \".*\"", "s.toml:2: claim_source must begin"),
             ("[kubernetes]\nservice_env = \"some\"", "s.toml:2: unknown variant `some`"),
             ("logs = ", "s.toml:1:"),
+            ("[guest_api]\nresources = [\"default\"]", "s.toml:2: \"default\" names no resource"),
+            ("[guest_api]\nresources = [\"a/b/*/d\"]", "s.toml:2: \"a/b/*/d\" names no resource"),
+            ("[guest_api]\nresource = true", "s.toml:2: unknown field `resource`"),
         ] {
             let error = merged(&[text]).unwrap_err();
             assert!(error.contains(says), "{error}");

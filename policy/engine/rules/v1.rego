@@ -1682,3 +1682,64 @@ default MemAgentMemcgConfig := false
 default MemAgentCompactConfig := false
 
 default SetPolicyRequest := false
+
+#
+# What containers ask of the guest itself, over its endpoint on 127.0.0.1:8006 (GuestApiRequest is not the
+# host's: `container_id` is whose socket it came from). Without `guest_api` a container gets nothing.
+#
+
+guest_api := its_policy.guest_api
+
+default GuestApiRequest := false
+
+GuestApiRequest if {
+	known.phase in {"creating", "created", "running"}
+	guest_api_ok
+}
+
+guest_api_ok if {
+	input.api == "resource"
+	guest_resource_ok
+} else if {
+	input.api in {"token", "evidence", "aael"}
+	guest_api[input.api] == true
+} else if {
+	input.api == "info"
+	its_policy
+}
+
+guest_resource_ok if {
+	guest_api.resources == true
+} else if {
+	some pattern in guest_api.resources
+	pattern == input.resource
+} else if {
+	some pattern in guest_api.resources
+	endswith(pattern, "*")
+	startswith(input.resource, trim_suffix(pattern, "*"))
+}
+
+GuestApiRequest_problems contains {
+	"field": "container_id", "expected": "an application container of this pod", "got": "another process",
+} if {
+	not its_policy
+}
+
+GuestApiRequest_problems contains {
+	"field": "resource", "expected": object.get(object.get(its_policy, "guest_api", {}), "resources", []),
+	"got": input.resource, "key": "guest_api",
+	"fix": "setting guest_api.resources",
+} if {
+	its_policy
+	input.api == "resource"
+	not guest_resource_ok
+}
+
+GuestApiRequest_problems contains {
+	"field": "api", "expected": "no use of it", "got": input.api, "key": "guest_api",
+	"fix": sprintf("setting guest_api.%s", [input.api]),
+} if {
+	its_policy
+	input.api != "resource"
+	not guest_api_ok
+}

@@ -14,6 +14,8 @@ use nacre_trust::{Algorithm, Digest};
 use protobuf::{EnumOrUnknown, MessageField};
 use regorus::Value;
 
+use crate::guest_api::GuestApiRequest;
+
 /// A message that the host may send to the agent and that a policy can judge.
 pub trait AgentRequest: Send + 'static {
     /// The message's name, which is also the name of the rule that decides.
@@ -234,8 +236,8 @@ macro_rules! requests {
             }
         })*
 
-        /// Names of all requests that a policy can judge.
-        pub const REQUESTS: &[&str] = &[$(stringify!($message)),*];
+        /// Names of all requests that a policy can judge: the host's, and what containers ask of the guest.
+        pub const REQUESTS: &[&str] = &[$(stringify!($message),)* GuestApiRequest::NAME];
 
         #[cfg(test)]
         fn every_request() -> Vec<(std::boxed::Box<dyn protobuf::MessageDyn>, Value)> {
@@ -340,7 +342,8 @@ mod tests {
             }
             check(&descriptor, &input, &mut seen);
         }
-        assert_eq!(seen.len() + 1, REQUESTS.len());
+        // CopyFileRequest has another shape, and GuestApiRequest is no message.
+        assert_eq!(seen.len() + 2, REQUESTS.len());
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //!   `namespace`, `pod_name`, `sealed` (an application container exists or existed), `containers`
 //!   (by id: `name`, `pod`, `phase`), `live` (phases by name) and `ended` (names that ran to an end).
 //!   Denied and failed requests leave no trace in it.
+//! - `GuestApiRequest`: what a container asks of the guest's own endpoint (`guest_api.rs`).
 //! - `<Request>_problems`: a set of objects that explain a denial (see `denial.rs`).
 //!
 //! Never: a request's text is logged, a request that was denied changes any state, or a policy that
@@ -25,6 +26,7 @@
 
 mod denial;
 mod gate;
+mod guest_api;
 mod input;
 mod judge;
 mod library;
@@ -34,6 +36,7 @@ mod state;
 
 pub use denial::{Denial, LONGEST_DENIAL, Problem};
 pub use gate::{Denied, Gate, PolicyAllowed, SetPolicyError};
+pub use guest_api::{GuestApi, GuestApiRequest};
 pub use input::{AgentRequest, REQUESTS};
 pub use judge::{Event, Judge, Ticket};
 pub use library::{RULES, UnknownRuntime, VERSION, merge_runtimes, runtimes, unite_profiles};

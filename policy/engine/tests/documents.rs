@@ -222,5 +222,5 @@ fn a_recording_holds_every_request_and_how_it_ended() {
 
 #[test]
 fn the_names_of_all_requests_are_known() {
-    assert_eq!(REQUESTS.len(), 41);
+    assert_eq!(REQUESTS.len(), 42);
 }

@@ -569,6 +569,60 @@ fn requests_about_a_container_are_judged_by_its_policy() {
 }
 
 #[test]
+fn a_container_gets_of_the_guest_what_its_policy_says() {
+    let asks = |id: &str, api: &str, resource: &str| json!({ "container_id": id, "api": api, "resource": resource });
+    let judged = |guest_api: Value, id: Option<&str>, api: &str, resource: &str| {
+        let document = document(NEWEST, &["containerd-2"], |data| {
+            data["containers"]["app"]["guest_api"] = guest_api;
+        });
+        let mut judge = judge(&document);
+        let creation = up_to(&mut judge, NEWEST, is_app_creation);
+        let ticket = judge.judge_json(&creation.name, &creation.input).unwrap();
+        judge.settle(ticket, true);
+        let own = creation.input["container_id"].as_str().unwrap().to_owned();
+        let input = asks(id.unwrap_or(&own), api, resource);
+        judge.judge_json("GuestApiRequest", &input).map(drop).map_err(|denial| denial.to_string())
+    };
+    let all = json!({ "resources": true });
+    judged(all.clone(), None, "resource", "default/key/1").unwrap();
+    judged(json!({}), None, "info", "").unwrap();
+    for api in ["token", "evidence", "aael"] {
+        judged(json!({ api: true }), None, api, "").unwrap();
+        let denial = judged(all.clone(), None, api, "").unwrap_err();
+        assert!(denial.contains(&format!("guest_api.{api}")), "{denial}");
+    }
+    let named = json!({ "resources": ["default/key/1", "team/*", "x/y/z*"] });
+    for resource in ["default/key/1", "team/a/b", "x/y/z", "x/y/z2"] {
+        judged(named.clone(), None, "resource", resource).unwrap();
+    }
+    for resource in ["default/key/2", "default/key/11", "teams/a/b", "x/y/q", "", "*"] {
+        let denial = judged(named.clone(), None, "resource", resource).unwrap_err();
+        assert!(denial.contains("guest_api.resources"), "{denial}");
+    }
+    for nothing in
+        [json!({}), json!({ "resources": false }), json!({ "resources": "true" }), Value::Null]
+    {
+        judged(nothing, None, "resource", "default/key/1").unwrap_err();
+    }
+    // The pod's own container, a container that is not there, and APIs that do not exist.
+    let sandbox =
+        up_to(&mut judge(&document(NEWEST, &["containerd-2"], |_| {})), NEWEST, |request| {
+            request.name == "CreateContainerRequest"
+        });
+    let pause = sandbox.input["container_id"].as_str().unwrap();
+    for (id, api) in [
+        (Some(pause), "resource"),
+        (Some(pause), "info"),
+        (Some("nobody"), "info"),
+        (None, "resources"),
+        (None, ""),
+    ] {
+        let denial = judged(all.clone(), id, api, "default/key/1").unwrap_err();
+        assert!(denial.starts_with("policy denies GuestApi"), "{denial}");
+    }
+}
+
+#[test]
 fn a_command_runs_as_the_container_or_not_at_all() {
     let (mut judge, _) = running();
     let exec = requests(NEWEST).into_iter().find(|r| r.name == "ExecProcessRequest").unwrap();

@@ -120,6 +120,7 @@ policy_data := {
       "args": ["/entry", "serve"],
       "cwd": "/srv",
       "env": ["MODE=image", "PATH=/bin"],
+      "guest_api": {"resources": true},
       "image": "r.io/web@sha256:00",
       "lines": {"image": 7},
       "service_env": "all",
@@ -315,6 +316,7 @@ fn security_settings_and_limits_are_carried_over() {
         "readonly_root": true, "no_new_privileges": true, "capabilities": ["CAP_KILL"],
         "seccomp": "runtime", "memory_limit": 1 << 20, "cpu_quota": 50_000, "cpu_period": 100_000,
         "cpu_shares": 512, "exec": [["a"], ["b"]], "stdin": true, "init": true, "restartable": false,
+        "guest_api": {"resources": true},
     });
     assert_eq!(serde_json::to_value(data).unwrap(), expected);
 }

@@ -6,6 +6,7 @@ policy_data := {
       "args": ["/bin/store", "backup"],
       "cwd": "/srv",
       "env": ["PATH=/usr/local/bin:/usr/bin:/bin"],
+      "guest_api": {"resources": true},
       "image": "registry.example/shop/store@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
       "lines": {"args": 17, "image": 16},
       "mounts": {

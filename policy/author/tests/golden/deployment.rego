@@ -6,6 +6,7 @@ policy_data := {
       "args": ["/bin/migrate"],
       "cwd": "/srv",
       "env": ["PASSWORD=correct horse", "PATH=/usr/local/bin:/usr/bin:/bin"],
+      "guest_api": {"resources": true},
       "image": "registry.example/shop/web@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
       "init": true,
       "lines": {"args": 26, "env": 27, "image": 25, "user": 17},
@@ -18,6 +19,7 @@ policy_data := {
       "args": ["/bin/entry", "serve"],
       "cwd": "/srv",
       "env": ["PATH=/usr/local/bin:/usr/bin:/bin"],
+      "guest_api": {"resources": true},
       "image": "registry.example/shop/proxy@sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
       "lines": {"image": 30, "user": 17},
       "service_env": "kubernetes",
@@ -31,6 +33,7 @@ policy_data := {
       "env": ["MODE=production", "PASSWORD=correct horse", "PATH=/usr/local/bin:/usr/bin:/bin"],
       "env_from_pod": {"HOST_IP": "host_ip"},
       "env_pattern": {"DATABASE": "^postgres://shop:correct horse@[0-9a-fA-F:.]{2,45}/shop$"},
+      "guest_api": {"resources": true},
       "image": "registry.example/shop/web@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
       "lines": {"env": 35, "image": 34, "mounts": 44, "user": 17},
       "mounts": {

@@ -11,6 +11,7 @@ policy_data := {
       "cwd": "/srv",
       "env": ["GREETING=hello", "PATH=/usr/local/bin:/usr/bin:/bin", "POD_NAME=web"],
       "exec": [["/bin/web", "--check"]],
+      "guest_api": {"resources": true},
       "image": "registry.example/shop/web@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
       "lines": {"allowPrivilegeEscalation": 28, "args": 11, "capabilities": 30, "env": 12, "exec": 26, "image": 10, "readOnlyRootFilesystem": 29, "resources": 21, "seccompProfile": 32},
       "memory_limit": 134217728,

@@ -7,6 +7,7 @@ policy_data := {
       "cwd": "/srv",
       "env": ["PATH=/usr/local/bin:/usr/bin:/bin"],
       "exec": [["/bin/store", "flush"]],
+      "guest_api": {"resources": true},
       "image": "registry.example/shop/store@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
       "lines": {"exec": 22, "image": 17, "mounts": 23, "stdin": 19, "tty": 18},
       "mounts": {
