@@ -47,6 +47,7 @@ pub mod initdata;
 pub mod jcs;
 pub mod kbs;
 pub mod processor;
+pub mod sealed;
 pub mod start_report;
 
 pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
