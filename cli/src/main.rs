@@ -1,5 +1,5 @@
-//! `nacre`: the tool of a pod's owner. It writes, checks, compares and tests agent policies, on the owner's
-//! machine or in CI.
+//! `nacre`: the tool of a pod's owner. It writes, checks, compares and tests agent policies, makes initdata,
+//! computes what a genuine guest measures, runs and administers a key broker, and explains its decisions.
 //!
 //! It distrusts what it reads: YAML, policies, recordings and registries are bounded and checked. It never
 //! talks to a cluster or a node, and what a registry sends counts only when its digest matched.
@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod images;
+mod initdata;
 mod input;
 mod policy;
 
@@ -39,11 +40,17 @@ enum Command {
     /// Policies: what the host may ask of the guest that runs a pod.
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Initdata: what a pod's guest takes from its owner at its start, vouched for by the hardware.
+    #[command(subcommand)]
+    Initdata(initdata::Command),
 }
 
 fn main() -> ExitCode {
-    let Command::Policy(command) = Arguments::parse().command;
-    match policy::run(command) {
+    let done = match Arguments::parse().command {
+        Command::Policy(command) => policy::run(command),
+        Command::Initdata(command) => initdata::run(command),
+    };
+    match done {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Bad) => ExitCode::from(1),
         Err(error) => {

@@ -12,11 +12,12 @@ use nacre_policy_author::lint::{Severity, lint};
 use nacre_policy_author::settings::{DEFAULT, Settings};
 use nacre_policy_author::workload::{Reading, Workload};
 use nacre_policy_author::yaml::{Insertion, insert};
-use nacre_protocol::initdata::{ANNOTATION, Algorithm, Initdata, POLICY};
+use nacre_protocol::initdata::{ANNOTATION, Initdata, POLICY};
 
 use crate::Verdict;
 use crate::images::RegistryImages;
-use crate::input::{print, read};
+use crate::initdata::Hash;
+use crate::input::{print, read, read_initdata, write_or_print};
 
 /// Write the policy of a pod from its Kubernetes YAML.
 ///
@@ -29,6 +30,7 @@ use crate::input::{print, read};
   nacre policy generate --output yaml web.yaml config.yaml | kubectl apply -f -
   nacre policy generate --output yaml -o web-nacre.yaml web.yaml
   nacre policy generate --settings cluster.toml --workload Deployment/web all.yaml
+  nacre policy generate --initdata base.toml --output annotation web.yaml
   nacre policy generate --print-settings > cluster.toml   every setting, explained
 
 Exit status: 0 written; 2 something stands in the way; it is named with file and line.")]
@@ -55,7 +57,11 @@ pub(crate) struct Arguments {
     /// Leave images named by their tags. DANGEROUS: registry and host then decide what runs.
     #[arg(long)]
     danger_unpinned: bool,
-    /// Digest by which the guest's hardware vouches for the initdata.
+    /// Put the policy beside the other files of this initdata (TOML or an annotation's text): where the guest
+    /// gets its secrets, for one. An annotation that the YAML has already goes before it.
+    #[arg(long, value_name = "FILE")]
+    initdata: Option<PathBuf>,
+    /// Digest by which the guest's hardware vouches for new initdata.
     #[arg(long, value_enum, default_value_t = Hash::Sha256)]
     algorithm: Hash,
     /// Print the settings with their defaults and explanations, and nothing else.
@@ -73,26 +79,6 @@ enum Output {
     Initdata,
     /// The value of the pod's annotation.
     Annotation,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Hash {
-    /// AMD SEV-SNP.
-    Sha256,
-    /// Intel TDX.
-    Sha384,
-    /// Longer than either takes.
-    Sha512,
-}
-
-impl Hash {
-    fn algorithm(self) -> Algorithm {
-        match self {
-            Self::Sha256 => Algorithm::Sha256,
-            Self::Sha384 => Algorithm::Sha384,
-            Self::Sha512 => Algorithm::Sha512,
-        }
-    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
@@ -121,13 +107,17 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
             names.join(", ")
         );
     }
+    let base = match &arguments.initdata {
+        Some(path) => read_initdata(path)?,
+        None => Initdata::new(arguments.algorithm.algorithm(), BTreeMap::new())?,
+    };
     let mut images = RegistryImages::new(&settings.registry)?;
     let options =
         Options { standalone: arguments.standalone, danger_unpinned: arguments.danger_unpinned };
     let mut made = Vec::new();
     for workload in workloads {
         let generated = generate(workload, &mut images, &settings, options)?;
-        made.push(Made::new(workload, generated, arguments.algorithm.algorithm())?);
+        made.push(Made::new(workload, generated, &base)?);
     }
     let result = match (arguments.output, made.as_slice()) {
         (Output::Yaml, made) => yaml(&files, made)?,
@@ -136,11 +126,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         (Output::Annotation, [made]) => format!("{}\n", made.initdata.to_annotation()?),
         _ => bail!("the files have no workload"),
     };
-    match &arguments.to {
-        Some(path) => std::fs::write(path, result)
-            .with_context(|| format!("failed to write {}", path.display()))?,
-        None => print(&result)?,
-    }
+    write_or_print(arguments.to.as_deref(), &result)?;
     Ok(Verdict::Good)
 }
 
@@ -174,11 +160,7 @@ struct Made<'a> {
 }
 
 impl<'a> Made<'a> {
-    fn new(
-        workload: &'a Workload,
-        generated: Generated,
-        algorithm: Algorithm,
-    ) -> anyhow::Result<Self> {
+    fn new(workload: &'a Workload, generated: Generated, base: &Initdata) -> anyhow::Result<Self> {
         let document = Document::new(generated.data.clone());
         for note in &generated.notes {
             eprintln!("note: {note}");
@@ -201,7 +183,7 @@ impl<'a> Made<'a> {
                 })?;
                 (old.algorithm(), old.files().clone())
             }
-            None => (algorithm, BTreeMap::new()),
+            None => (base.algorithm(), base.files().clone()),
         };
         files.insert(POLICY.to_owned(), policy.clone());
         let initdata = Initdata::new(algorithm, files)?;

@@ -1,0 +1,176 @@
+//! `nacre initdata create`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use clap::{Args, ValueEnum};
+use nacre_protocol::initdata::{Initdata, POLICY};
+use nacre_protocol::kbs::ResourceUri;
+
+use super::Hash;
+use crate::Verdict;
+use crate::input::{read_initdata, read_text, write_or_print};
+
+/// Write an initdata document: what the pod's guest takes from its owner at its start.
+///
+/// The guest's hardware reports the digest of exactly this document, so the host can neither change nor
+/// exchange it. It holds the policy, and where the guest gets its secrets.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  nacre initdata create --policy web.rego --kbs-url https://kbs.example:8080 --kbs-cert ca.pem -o web.toml
+  nacre initdata create --from base.toml --policy web.rego --output annotation
+  nacre initdata create --kbs-url https://kbs.example:8080 -o base.toml
+  nacre policy generate --initdata base.toml --output yaml web.yaml | kubectl apply -f -
+
+Exit status: 0 written; 2 something stands in the way.")]
+pub(crate) struct Arguments {
+    /// Begin with the files of this document: TOML, an annotation's text or a pod's YAML.
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
+    /// The policy (Rego), as policy.rego.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Where the guest reaches the key broker: its URL goes into aa.toml and cdh.toml.
+    #[arg(long, value_name = "URL")]
+    kbs_url: Option<String>,
+    /// Certificate (PEM) that the broker's own certificate is checked against: a CA, or the
+    /// broker's itself [default: the public CAs of the guest image].
+    #[arg(long, value_name = "FILE", requires = "kbs_url")]
+    kbs_cert: Option<PathBuf>,
+    /// A resource that containers find as a file, as PATH=kbs:///repository/type/name. May be given several
+    /// times.
+    #[arg(long, value_name = "PATH=URI", requires = "kbs_url")]
+    secret_file: Vec<String>,
+    /// Another file, as NAME=PATH. May be given several times.
+    #[arg(long, value_name = "NAME=PATH")]
+    file: Vec<String>,
+    /// Digest by which the hardware vouches for the document [default: that of --from, else sha256].
+    #[arg(long, value_enum)]
+    algorithm: Option<Hash>,
+    /// What to write.
+    #[arg(long, value_enum, default_value_t = Output::Toml)]
+    output: Output,
+    /// Where to write it [default: standard output].
+    #[arg(short = 'o', long = "to", value_name = "FILE")]
+    to: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// The document.
+    Toml,
+    /// The value of the pod's annotation.
+    Annotation,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
+    let base = arguments.from.as_deref().map(read_initdata).transpose()?;
+    let algorithm = match (arguments.algorithm, &base) {
+        (Some(hash), _) => hash.algorithm(),
+        (None, Some(base)) => base.algorithm(),
+        (None, None) => Hash::Sha256.algorithm(),
+    };
+    let mut files = base.map(|base| base.files().clone()).unwrap_or_default();
+    if let Some(path) = &arguments.policy {
+        let policy = read_text(path)?;
+        nacre_policy::Policy::parse(&policy).with_context(|| path.display().to_string())?;
+        files.insert(POLICY.to_owned(), policy);
+    }
+    if let Some(url) = &arguments.kbs_url {
+        let broker = Broker::new(url, arguments.kbs_cert.as_deref(), &arguments.secret_file)?;
+        files.insert("aa.toml".to_owned(), broker.attestation_agent()?);
+        files.insert("cdh.toml".to_owned(), broker.data_hub()?);
+    }
+    add(&mut files, &arguments.file)?;
+    ensure!(!files.is_empty(), "a document without files says nothing: give --policy or --kbs-url");
+    if !files.contains_key(POLICY) {
+        eprintln!(
+            "note: there is no {POLICY} in it yet, and a guest without a policy denies everything: add one \
+             with --policy, or give the document to `nacre policy generate --initdata`"
+        );
+    }
+    let initdata = Initdata::new(algorithm, files)?;
+    let result = match arguments.output {
+        Output::Toml => initdata.text().to_owned(),
+        Output::Annotation => format!("{}\n", initdata.to_annotation()?),
+    };
+    write_or_print(arguments.to.as_deref(), &result)?;
+    Ok(Verdict::Good)
+}
+
+fn add(files: &mut BTreeMap<String, String>, named: &[String]) -> anyhow::Result<()> {
+    for text in named {
+        let (name, path) = text.split_once('=').context("--file is NAME=PATH")?;
+        if files.insert(name.to_owned(), read_text(Path::new(path))?).is_some() {
+            bail!("the document has a file {name} already: --file {text}");
+        }
+    }
+    Ok(())
+}
+
+/// Where a guest gets its secrets, in the words of Confidential Containers' two files.
+struct Broker {
+    url: String,
+    certificate: Option<String>,
+    secret_files: Vec<(String, ResourceUri)>,
+}
+
+impl Broker {
+    fn new(url: &str, certificate: Option<&Path>, secrets: &[String]) -> anyhow::Result<Broker> {
+        let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+        let host = host.unwrap_or_default().trim_end_matches('/');
+        ensure!(
+            !host.is_empty() && !host.contains(['/', '?', '#', '@']),
+            "--kbs-url {url:?} is not of the form https://host[:port]"
+        );
+        if url.starts_with("http://") {
+            eprintln!(
+                "note: over plain HTTP everyone on the way learns which secrets the pod asks for (their \
+                 contents stay encrypted) and can keep them from it"
+            );
+        }
+        let certificate = certificate.map(read_text).transpose()?;
+        if let Some(text) = &certificate {
+            ensure!(
+                text.contains("-----BEGIN CERTIFICATE-----") && !text.contains("PRIVATE KEY"),
+                "--kbs-cert is not a certificate in PEM form"
+            );
+        }
+        let secret_files = secrets.iter().map(|text| {
+            let (path, uri) = text.split_once('=').context("--secret-file is PATH=URI")?;
+            ensure!(path.starts_with('/'), "--secret-file {text}: the path is not absolute");
+            Ok((path.to_owned(), uri.parse().with_context(|| format!("--secret-file {text}"))?))
+        });
+        let secret_files = secret_files.collect::<anyhow::Result<_>>()?;
+        Ok(Broker { url: url.trim_end_matches('/').to_owned(), certificate, secret_files })
+    }
+
+    fn attestation_agent(&self) -> anyhow::Result<String> {
+        let mut kbs = toml::Table::new();
+        kbs.insert("url".into(), self.url.clone().into());
+        kbs.extend(self.certificate.clone().map(|text| ("cert".to_owned(), text.into())));
+        let configs = toml::Table::from_iter([("kbs".to_owned(), kbs.into())]);
+        let file = toml::Table::from_iter([("token_configs".to_owned(), configs.into())]);
+        Ok(toml::to_string(&file)?)
+    }
+
+    fn data_hub(&self) -> anyhow::Result<String> {
+        let mut kbc = toml::Table::new();
+        kbc.insert("name".into(), "cc_kbc".into());
+        kbc.insert("url".into(), self.url.clone().into());
+        kbc.extend(self.certificate.clone().map(|text| ("kbs_cert".to_owned(), text.into())));
+        let mut file = toml::Table::from_iter([("kbc".to_owned(), kbc.into())]);
+        let credentials = self.secret_files.iter().map(|(path, uri)| {
+            let mut entry = toml::Table::new();
+            entry.insert("path".into(), path.clone().into());
+            entry.insert("resource_uri".into(), uri.to_string().into());
+            toml::Value::Table(entry)
+        });
+        let credentials: Vec<_> = credentials.collect();
+        if !credentials.is_empty() {
+            file.insert("credentials".into(), credentials.into());
+        }
+        Ok(toml::to_string(&file)?)
+    }
+}
