@@ -83,7 +83,7 @@ impl Evidence {
 
     /// What the guest asked to be signed.
     #[must_use]
-    pub const fn report_data(&self) -> &[u8; 64] {
+    pub fn report_data(&self) -> &[u8; 64] {
         match self {
             Evidence::Snp { report, .. } => &report.fields().report_data,
             Evidence::Tdx { quote, .. } => &quote.body().report_data,

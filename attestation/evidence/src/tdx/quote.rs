@@ -134,7 +134,7 @@ pub struct SignatureData {
 pub struct Quote {
     bytes: Vec<u8>,
     header: Header,
-    body: Body,
+    body: Box<Body>,
     signature_data: SignatureData,
 }
 
@@ -173,7 +173,7 @@ impl Quote {
             return Err(EvidenceError::malformed(WHAT, "bytes follow the signature data"));
         }
         let bytes = bytes[..reader.position()].to_vec();
-        Ok(Quote { bytes, header, body, signature_data })
+        Ok(Quote { bytes, header, body: Box::new(body), signature_data })
     }
 
     /// What stands in front of the body.
@@ -184,7 +184,7 @@ impl Quote {
 
     /// What the TDX module says about the TD.
     #[must_use]
-    pub const fn body(&self) -> &Body {
+    pub fn body(&self) -> &Body {
         &self.body
     }
 
