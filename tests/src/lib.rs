@@ -24,6 +24,7 @@
 //! the test process ends, however it ends, the kernel takes all of it away; two worlds cannot meet.
 //! It needs root, and trusts everything that runs in it: nothing here is part of the product.
 
+mod broker;
 mod cluster_dns;
 mod configuration;
 mod container;
@@ -41,6 +42,7 @@ mod registry;
 mod world;
 mod yaml;
 
+pub use broker::Broker;
 pub use container::{Container, Exit};
 pub use ctr::{Ctr, Output, Terminal};
 pub use declaration::{Declaration, container};

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use k8s_cri::v1 as cri;
 use nacre_protocol::initdata;
 
+use crate::broker::Broker;
 use crate::cluster_dns;
 use crate::container::Container;
 use crate::cri::call;
@@ -29,6 +30,8 @@ pub struct PodBuilder<'w> {
     /// Its policy's initdata, as the annotation's text.
     policy: Option<String>,
     brings_policy: bool,
+    /// Initdata that the policy is added to, a path inside.
+    base: Option<String>,
 }
 
 /// A pod that runs.
@@ -51,6 +54,7 @@ impl<'w> PodBuilder<'w> {
             settings: String::new(),
             policy: None,
             brings_policy: true,
+            base: None,
         }
     }
 
@@ -91,6 +95,20 @@ impl<'w> PodBuilder<'w> {
         self.settings("allow.exec_any = true\nallow.stdin = true\nallow.terminal = true")
     }
 
+    /// It gets secrets from a key broker. Its policy is made, but granting it something is the broker's.
+    #[must_use]
+    pub fn secrets_of(mut self, broker: &Broker<'_>) -> PodBuilder<'w> {
+        self.base = Some(broker.initdata().to_owned());
+        self
+    }
+
+    /// It brings this initdata (an annotation's text), whatever is declared.
+    #[must_use]
+    pub fn with_initdata(mut self, annotation: &str) -> PodBuilder<'w> {
+        self.policy = Some(annotation.to_owned());
+        self
+    }
+
     /// It brings no initdata, and so no policy.
     #[must_use]
     pub fn without_policy(mut self) -> PodBuilder<'w> {
@@ -107,11 +125,12 @@ impl<'w> PodBuilder<'w> {
     /// Makes its policy now, not only when it starts. A pod without containers is no pod to Kubernetes:
     /// there is nothing to make a policy of.
     pub fn with_policy(mut self) -> anyhow::Result<PodBuilder<'w>> {
-        let PodBuilder { world, name, containers, settings, policy, .. } = &self;
+        let PodBuilder { world, name, containers, settings, policy, base, .. } = &self;
         let needed = self.brings_policy && !containers.is_empty() && policy.is_none();
         if needed && world.runtime == Runtime::Nacre {
             world.products().check()?;
-            let policy = policy::generate(world, name, &self.manifest(), settings)?;
+            let policy =
+                policy::generate(world, name, &self.manifest(), settings, base.as_deref())?;
             self.policy = Some(policy);
         }
         Ok(self)

@@ -3,7 +3,6 @@
 
 use std::fs;
 
-use anyhow::Context as _;
 use nacre_protocol::initdata::{self, Initdata};
 
 use crate::registry;
@@ -13,12 +12,13 @@ use crate::world::World;
 const SETTINGS: &str = "/run/world/settings.toml";
 
 /// Generates the policy of a pod; returns its initdata as the annotation's text. `settings` are added to
-/// those of the world.
+/// those of the world, the policy to the initdata in a file.
 pub(crate) fn generate(
     world: &World,
     pod: &str,
     manifest: &str,
     settings: &str,
+    base: Option<&str>,
 ) -> anyhow::Result<String> {
     let own = format!("/run/world/owner/{pod}");
     fs::create_dir_all(world.path(&own))?;
@@ -27,18 +27,19 @@ pub(crate) fn generate(
     for (path, text) in [(SETTINGS, registry.as_str()), (&file, manifest), (&extra, settings)] {
         fs::write(world.path(path), text)?;
     }
-    let nacre = program(world)?;
-    let words = ["policy", "generate", "--output", "annotation", "--settings", SETTINGS];
-    let words = [&[nacre.as_str()], &words[..], &["--settings", &extra, &file]].concat();
-    Ok(world.run(&words)?.trim().to_owned())
+    let mut words = vec!["policy", "generate", "--output", "annotation", "--settings", SETTINGS];
+    words.extend(["--settings", &extra, &file]);
+    if let Some(base) = base {
+        words.extend(["--initdata", base]);
+    }
+    Ok(world.nacre(&words)?.trim().to_owned())
 }
 
 /// Writes a policy that denies nothing, and initdata with it; returns the paths of both, inside.
 pub(crate) fn allow_all(world: &World) -> anyhow::Result<(&'static str, &'static str)> {
     const POLICY: &str = "/run/world/allow-all.rego";
     const INITDATA: &str = "/run/world/allow-all.toml";
-    let nacre = program(world)?;
-    let policy = world.run(&[&nacre, "policy", "allow-all"])?;
+    let policy = world.nacre(&["policy", "allow-all"])?;
     fs::write(world.path(POLICY), &policy)?;
     let files = [(initdata::POLICY.to_owned(), policy)].into();
     let document = Initdata::new(initdata::Algorithm::Sha256, files)?;
@@ -51,16 +52,5 @@ pub(crate) fn allow_all(world: &World) -> anyhow::Result<(&'static str, &'static
 pub(crate) fn replay(world: &World, annotation: &str, requests: &str) -> anyhow::Result<String> {
     const FILE: &str = "/run/world/replayed.toml";
     fs::write(world.path(FILE), Initdata::from_annotation(annotation)?.text())?;
-    let nacre = program(world)?;
-    world.run(&[&nacre, "policy", "test", FILE, "--requests", requests])
-}
-
-fn program(world: &World) -> anyhow::Result<String> {
-    world
-        .products()
-        .nacre()
-        .into_os_string()
-        .into_string()
-        .ok()
-        .context("a path of this tree is text")
+    world.nacre(&["policy", "test", FILE, "--requests", requests])
 }

@@ -72,6 +72,11 @@ impl Products {
         self.prefix.join("image/manifest.json")
     }
 
+    /// Where the root of this installation's emulated secure processors is, or will be.
+    pub fn emulated_root(&self) -> PathBuf {
+        self.prefix.join("emulated")
+    }
+
     /// QEMU: the one beneath the prefix, or the system's if there is none.
     pub fn qemu(&self) -> PathBuf {
         let own = self.prefix.join("qemu/usr/bin/qemu-system-x86_64");

@@ -362,7 +362,7 @@ impl World {
     }
 
     fn leftovers_now(&self) -> anyhow::Result<Vec<String>> {
-        const DAEMONS: [&str; 3] = ["containerd", "docker-registry", "nacre-snapshott"];
+        const DAEMONS: [&str; 4] = ["containerd", "docker-registry", "nacre-snapshott", "nacre"];
         let mut found = Vec::new();
         for process in self.namespaces.processes()? {
             if !DAEMONS.contains(&process.name.as_str()) {
@@ -400,7 +400,7 @@ impl World {
     /// Prints the ends of all logs, and keeps them, for somebody has to find out what happened.
     pub fn show_logs(&self) {
         self.keeps_logs.store(true, Ordering::Relaxed);
-        for name in ["namespaces", "docker-registry", "nacre-snapshotter", "containerd"] {
+        for name in ["namespaces", "docker-registry", "nacre-snapshotter", "nacre", "containerd"] {
             eprintln!("--- {name}.log\n{}", tail(&self.log_file(name)));
         }
         eprintln!("--- all logs: {}", self.logs.display());
@@ -476,7 +476,7 @@ impl World {
             && conditions.iter().filter(|c| c.r#type.ends_with("Ready")).all(|c| c.status)
     }
 
-    fn start_daemon(&self, program: &Path, arguments: &[&str]) -> anyhow::Result<()> {
+    pub(crate) fn start_daemon(&self, program: &Path, arguments: &[&str]) -> anyhow::Result<()> {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let log = File::options().create(true).append(true).open(self.log_file(&name))?;
         // containerd finds its own shim for runc beside it.
@@ -498,7 +498,7 @@ impl World {
         Ok(())
     }
 
-    fn end_daemon(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
+    pub(crate) fn end_daemon(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
         let all = self.namespaces.processes()?;
         let process = all.into_iter().find(|p| p.name == name);
         let process = process.with_context(|| format!("{name} does not run"))?;
@@ -516,7 +516,7 @@ impl World {
         Ok(())
     }
 
-    fn check_started(&self, name: &str, started: Instant) -> anyhow::Result<()> {
+    pub(crate) fn check_started(&self, name: &str, started: Instant) -> anyhow::Result<()> {
         let ended = self
             .daemons
             .lock()
