@@ -1,4 +1,4 @@
-//! JSON web signatures (RFC 7515), compact form: ES256 on P-256 and EdDSA with Ed25519 (RFC 8037).
+//! JSON web signatures (RFC 7515), compact form: ES256 on P-256 and `EdDSA` with Ed25519 (RFC 8037).
 
 use nacre_protocol::kbs::Jwk;
 use ring::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey};
@@ -10,7 +10,7 @@ use crate::{Ed25519Key, Ed25519Public, Es256Key, JoseError};
 
 /// Name of ECDSA on P-256 with SHA-256.
 pub const ES256: &str = "ES256";
-/// Name of EdDSA, which is Ed25519 here.
+/// Name of `EdDSA`, which is Ed25519 here.
 pub const EDDSA: &str = "EdDSA";
 /// Longest message, in bytes of its text: a sealed envelope or a token with all its claims fits.
 pub const LIMIT: usize = 128 * 1024;
@@ -96,7 +96,7 @@ impl Unverified<'_> {
         Ok(self.payload)
     }
 
-    /// The payload, if it is signed by EdDSA with `key`.
+    /// The payload, if it is signed by `EdDSA` with `key`.
     ///
     /// # Errors
     /// If the algorithm is another one, or the signature is wrong.
@@ -141,7 +141,7 @@ pub fn sign_es256(header: Header, payload: &[u8], key: &Es256Key) -> Result<Stri
     sign(header, ES256, payload, |signed| key.sign(signed))
 }
 
-/// Signs `payload` by EdDSA. `header` gets the algorithm.
+/// Signs `payload` by `EdDSA`. `header` gets the algorithm.
 ///
 /// # Errors
 /// If it becomes longer than [`LIMIT`].

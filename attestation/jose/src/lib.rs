@@ -1,7 +1,7 @@
 //! JSON web encryption, signatures and keys, as far as the key-broker protocol needs them.
 //!
 //! [`jwe`] encrypts a resource to the key that a guest's evidence vouches for, and decrypts it there.
-//! [`jws`] signs and checks tokens: ES256 for attestation tokens and sealed secrets, EdDSA for
+//! [`jws`] signs and checks tokens: ES256 for attestation tokens and sealed secrets, `EdDSA` for
 //! administrators. Whatever comes in is hostile: sizes are bounded before anything is decoded, only
 //! the algorithms that are named here exist (there is no `none`), and the algorithm is the caller's
 //! choice or bound to the key, never the message's.

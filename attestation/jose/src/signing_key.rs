@@ -76,7 +76,7 @@ impl Es256Key {
     }
 }
 
-/// A private key that signs by EdDSA with Ed25519.
+/// A private key that signs by `EdDSA` with Ed25519.
 pub struct Ed25519Key {
     pkcs8: Zeroizing<Vec<u8>>,
     pair: Ed25519KeyPair,
