@@ -2,12 +2,16 @@
 //!
 //! What it claims it checks; it ends with an error if any of it does not hold.
 
-use std::io::{IsTerminal as _, Write as _};
+mod secrets;
+mod step;
+
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::Parser;
 use nacre_tests::{Container, Image, Pod, PodBuilder, World, container};
+
+use crate::step::{Step, note};
 
 /// Runs a pod in its own VM on a real containerd and shows what happens.
 #[derive(Debug, Parser)]
@@ -37,6 +41,8 @@ async fn main() -> anyhow::Result<()> {
     if arguments.keep {
         return keep(world, &container);
     }
+    println!("\nA secret for pods that prove what they are\n");
+    secrets::story(&world).await.inspect_err(|_| world.show_logs())?;
     println!("\nAll of it held. {:.1} s in all.\n", started.elapsed().as_secs_f64());
     Ok(())
 }
@@ -173,30 +179,4 @@ fn keep(world: World, container: &str) -> anyhow::Result<()> {
     println!("  less {logs}/containerd.log");
     println!("\nTo end all of it:\n\n  {end}\n");
     Ok(())
-}
-
-/// One step: shown while it runs if a person watches, and with its time when it is done.
-struct Step {
-    started: Instant,
-    watched: bool,
-}
-
-impl Step {
-    fn begin(what: &str) -> Step {
-        let watched = std::io::stdout().is_terminal();
-        if watched {
-            print!("  … {what}");
-            let _ = std::io::stdout().flush();
-        }
-        Step { started: Instant::now(), watched }
-    }
-
-    fn done(self, what: &str) {
-        let clear = if self.watched { "\r\x1b[K" } else { "" };
-        println!("{clear}  ✓ {what} ({:.1} s)", self.started.elapsed().as_secs_f64());
-    }
-}
-
-fn note(text: &str) {
-    println!("      {text}");
 }
