@@ -120,7 +120,7 @@ impl ReportFields {
     /// If the fields do not fit the version and processor.
     pub fn attach_signature(&self, signature: &Signature) -> Result<Report, EvidenceError> {
         let report = Report::parse(&self.encode(signature))?;
-        if report.fields == *self { Ok(report) } else { Err(EvidenceError::Inconsistent) }
+        if *report.fields == *self { Ok(report) } else { Err(EvidenceError::Inconsistent) }
     }
 
     fn encode(&self, signature: &Signature) -> [u8; REPORT_SIZE] {
@@ -183,7 +183,7 @@ impl Signature {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Report {
     bytes: Box<[u8; REPORT_SIZE]>,
-    fields: ReportFields,
+    fields: Box<ReportFields>,
     signature: Signature,
 }
 
@@ -238,12 +238,12 @@ impl Report {
         reader.reserved(SIGNED_SIZE - reader.position())?;
         let signature = Signature { r: reader.array()?, s: reader.array()? };
         reader.reserved(REPORT_SIZE - reader.position())?;
-        Ok(Report { bytes: Box::new(bytes), fields, signature })
+        Ok(Report { bytes: Box::new(bytes), fields: Box::new(fields), signature })
     }
 
     /// What it says.
     #[must_use]
-    pub const fn fields(&self) -> &ReportFields {
+    pub fn fields(&self) -> &ReportFields {
         &self.fields
     }
 
