@@ -1,0 +1,92 @@
+//! The conversation in which a guest proves what it is: request, challenge, attestation, token.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use nacre_jose::TeeKey;
+use nacre_protocol::kbs::{
+    Attestation, CompositeEvidence, InitData, NONCE_LIMIT, Request, RuntimeData, report_data,
+};
+use serde::Deserialize;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use crate::EvidenceSource;
+use crate::error::ClientError;
+use crate::http::Http;
+use crate::session::Session;
+
+/// The only hash of report data that is used here; a broker that names none means it.
+const HASH: &str = "sha384";
+/// Life of a token that does not say how long it lives.
+const SHORT_LIFE: Duration = Duration::from_secs(60);
+/// The longest life that is believed.
+const LONGEST_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Proves what this machine is, with a key made for this conversation.
+pub(crate) async fn attest(
+    http: &Http,
+    source: &dyn EvidenceSource,
+    init_data: Option<&InitData>,
+) -> Result<Session, ClientError> {
+    let (challenge, cookie) = http.auth(&Request::new(source.tee())).await?;
+    let sound = !challenge.nonce.is_empty() && challenge.nonce.len() <= NONCE_LIMIT;
+    if !sound {
+        return Err(http.protocol("auth", "the nonce is empty or too long"));
+    }
+    if let Some(hash) = challenge.hash_algorithm().filter(|hash| !hash.eq_ignore_ascii_case(HASH)) {
+        let problem = format!("it chooses the hash {hash:?}, and this guest knows {HASH} only");
+        return Err(http.protocol("auth", &problem));
+    }
+    let key = TeeKey::generate();
+    let runtime_data = RuntimeData { nonce: challenge.nonce, tee_pubkey: key.public() };
+    let bound = report_data(&runtime_data.nonce, &runtime_data.tee_pubkey, "");
+    let primary_evidence = source.evidence(bound).await.map_err(ClientError::Evidence)?;
+    let attestation = Attestation {
+        init_data: init_data.cloned(),
+        runtime_data,
+        tee_evidence: CompositeEvidence { primary_evidence, additional_evidence: String::new() },
+    };
+    let answer = http.attest(&attestation, cookie.as_deref()).await?;
+    let token = Zeroizing::new(answer.token);
+    let begun = Instant::now();
+    let life = life_of(&token);
+    Ok(Session { token, key, cookie, begun, life })
+}
+
+#[derive(Deserialize)]
+struct Times {
+    iat: Option<i64>,
+    exp: Option<i64>,
+}
+
+/// How long the token says it lives. Nothing is believed on its word: this says only when to ask for the
+/// next one. The clock of this machine has no part in it.
+fn life_of(token: &str) -> Duration {
+    let times = token.split('.').nth(1).and_then(|part| {
+        let payload = URL_SAFE_NO_PAD.decode(part).ok()?;
+        serde_json::from_slice::<Times>(&payload).ok()
+    });
+    let seconds = times.and_then(|times| times.exp?.checked_sub(times.iat?));
+    let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
+    seconds.map_or(SHORT_LIFE, Duration::from_secs).min(LONGEST_LIFE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_life_of_a_token() {
+        let life = |claims: &str| life_of(&format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims)));
+        assert_eq!(life(r#"{"iat":1000,"exp":1300,"x":{}}"#), Duration::from_secs(300));
+        assert_eq!(life(r#"{"iat":1300,"exp":1000}"#), SHORT_LIFE);
+        assert_eq!(life(r#"{"exp":1000}"#), SHORT_LIFE);
+        assert_eq!(life(r#"{"iat":-9223372036854775808,"exp":9223372036854775807}"#), SHORT_LIFE);
+        assert_eq!(life(r#"{"iat":0,"exp":9223372036854775807}"#), LONGEST_LIFE);
+        for odd in ["", "a", "a.%.b", "a.e30.b"] {
+            assert_eq!(life_of(odd), SHORT_LIFE);
+        }
+    }
+}
