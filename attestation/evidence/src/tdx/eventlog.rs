@@ -36,6 +36,7 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventLog {
     events: Vec<Event>,
+    size: usize,
 }
 
 impl EventLog {
@@ -63,13 +64,19 @@ impl EventLog {
             }
             events.push(event(&mut reader, &algorithms)?);
         }
-        Ok(EventLog { events })
+        Ok(EventLog { events, size: reader.position() })
     }
 
     /// The events in order, without the first, which describes the log.
     #[must_use]
     pub fn events(&self) -> &[Event] {
         &self.events
+    }
+
+    /// Where the last event ends, in bytes from the log's beginning; further events may be added there.
+    #[must_use]
+    pub const fn size(&self) -> usize {
+        self.size
     }
 
     /// What RTMR0 to RTMR3 hold after these events. Events that no register is extended with
