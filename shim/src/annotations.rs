@@ -7,8 +7,8 @@ use nacre_protocol::channel::{
     CONTAINER_TYPE_CONTAINER, CONTAINER_TYPE_SANDBOX,
 };
 
-use crate::config::VmSection;
 use crate::error::{Code, Coded};
+use nacre_configuration::VmSection;
 
 /// What a pod asks of this program; nothing of it concerns the guest.
 pub(crate) const PREFIX: &str = "io.nacre.";

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use nacre_hypervisor::Disk;
 use nacre_protocol::initdata::{self, Initdata};
 
-use crate::config::PodSection;
 use crate::error::{Code, Coded};
+use nacre_configuration::PodSection;
 
 /// Name of the disk's file in the run directory.
 const DISK: &str = "initdata.disk";

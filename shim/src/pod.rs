@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim::asynchronous::ExitSignal;
 use containerd_shim_protos::api::CreateTaskRequest;
+use nacre_configuration::Config;
 use nacre_protocol::agent as api;
 
 use crate::agent::AgentError;
 use crate::annotations::Kind;
-use crate::config::{Config, RuntimeOptions};
+use crate::config::{self, RuntimeOptions};
 use crate::container::{Container, Draft, Exec};
 use crate::error::{Code, Doing, TaskError};
 use crate::events::Events;
@@ -110,7 +111,7 @@ impl Pod {
         let sandbox = match &kind {
             Kind::Member { sandbox } => self.joined(sandbox, creating)?,
             Kind::Sandbox | Kind::Single => {
-                let config = Config::load(&options.doing(creating)?).doing(creating)?;
+                let config = config::load(&options.doing(creating)?).doing(creating)?;
                 set_log_level(config.shim.log.into());
                 self.boot(id, &source, &config).await?
             }

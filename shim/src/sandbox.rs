@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nacre_hypervisor::{Hypervisor, Nic, QemuBackend, QemuPaths, Vm, VmConfig, VmExit};
+use nacre_hypervisor::{Hypervisor, Nic, QemuBackend, Vm, VmConfig, VmExit};
 use nacre_protocol::agent as api;
 use nacre_protocol::channel::{DRIVER_EPHEMERAL, SANDBOX_SHM};
 use oci_spec::runtime::Spec;
@@ -13,12 +13,12 @@ use tokio::sync::{Mutex, watch};
 
 use crate::agent::{Agent, AgentError, Ending};
 use crate::annotations::VmSize;
-use crate::config::Config;
 use crate::error::{Code, Coded, Doing, TaskError, tail};
 use crate::network::{Namespace, Network, NetworkError};
 use crate::record::{ProcessRef, RUN_ROOT, Record, RunDir};
 use crate::spec::NetworkWanted;
 use crate::{guest_network, initdata, recording, spec, start_report};
+use nacre_configuration::Config;
 
 /// What the pod's shared memory may hold, in bytes; Docker's and containerd's own default.
 const SHM_BYTES: u32 = 64 * 1024 * 1024;
@@ -212,10 +212,7 @@ impl Parts {
 
 /// Asks QEMU for its version, which means to run it: not on the runtime's only thread.
 async fn backend(config: &Config) -> Result<QemuBackend, BackendError> {
-    let paths = QemuPaths {
-        binary: config.vm.qemu.clone(),
-        firmware_dirs: config.vm.firmware_dirs.clone(),
-    };
+    let paths = config.qemu_paths();
     let accelerator = config.vm.accelerator.into();
     let made = tokio::task::spawn_blocking(move || QemuBackend::new(paths, accelerator)).await;
     Ok(made??)

@@ -1,0 +1,407 @@
+//! A node's configuration: one TOML file in which every key is known. `config.toml` beside this crate's
+//! manifest has them all, with their defaults and what they mean.
+//!
+//! It decides which machine the node's pods get, and so what they measure: the shim launches by it, and the
+//! owner's tool computes from it what a genuine guest measures. It trusts the file's author, the node's
+//! administrator, and checks it so that mistakes are told before a machine boots.
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use nacre_hypervisor::{Accelerator, QemuPaths};
+use nacre_protocol::channel::kernel_parameter;
+use serde::Deserialize;
+
+/// Where the configuration is unless the runtime option `ConfigPath` names another file.
+pub const DEFAULT_PATH: &str = "/etc/nacre/config.toml";
+
+/// A configuration beyond this size is a mistake.
+const MOST_BYTES: u64 = 256 * 1024;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {cause}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        cause: io::Error,
+    },
+    /// It is no TOML, or has other keys.
+    #[error("{origin} is not a valid configuration: {cause}")]
+    Parse {
+        /// Where the text is from.
+        origin: String,
+        /// What the parser says, on one line.
+        cause: String,
+    },
+    /// A value cannot be used.
+    #[error("{origin}: {key} {problem}")]
+    Value {
+        /// Where the text is from.
+        origin: String,
+        /// Section and key.
+        key: &'static str,
+        /// What is wrong and what to give instead.
+        problem: String,
+    },
+}
+
+/// The whole file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `[vm]`: the virtual machines.
+    pub vm: VmSection,
+    /// `[pod]`: what pods get that bring none.
+    pub pod: PodSection,
+    /// `[registry]`: registries, as guests ask them.
+    pub registry: RegistrySection,
+    /// `[agent]`: the agent in the guest.
+    pub agent: AgentSection,
+    /// `[shim]`: the shim itself.
+    pub shim: ShimSection,
+}
+
+/// `[vm]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VmSection {
+    /// Program that runs the VMs.
+    pub qemu: PathBuf,
+    /// Directories with QEMU's data and firmware, searched in this order.
+    pub firmware_dirs: Vec<PathBuf>,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Initial RAM disk with the agent.
+    pub initrd: PathBuf,
+    /// What runs the guest's instructions.
+    pub accelerator: AcceleratorKey,
+    /// Virtual processors of a pod.
+    pub vcpus: u32,
+    /// What an annotation may raise them to.
+    pub max_vcpus: u32,
+    /// Memory of a pod, in MiB.
+    pub memory_mib: u32,
+    /// What an annotation may raise it to, in MiB.
+    pub max_memory_mib: u32,
+    /// Time from the launch to the agent's first answer, in seconds.
+    pub boot_timeout_seconds: u32,
+    /// More kernel parameters, separated by spaces.
+    pub kernel_parameters: String,
+}
+
+/// `vm.accelerator`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AcceleratorKey {
+    /// KVM where it can work, else software emulation.
+    Auto,
+    /// Hardware virtualization.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+impl From<AcceleratorKey> for Accelerator {
+    fn from(key: AcceleratorKey) -> Self {
+        match key {
+            AcceleratorKey::Auto => Accelerator::Auto,
+            AcceleratorKey::Kvm => Accelerator::Kvm,
+            AcceleratorKey::Tcg => Accelerator::Tcg,
+        }
+    }
+}
+
+/// `[pod]`; an empty path means none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PodSection {
+    /// Initdata (TOML) of pods without the annotation.
+    pub default_initdata: PathBuf,
+    /// Policy (Rego) that the host sends to guests whose initdata brings none.
+    pub danger_set_policy: PathBuf,
+}
+
+/// `[registry]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistrySection {
+    /// `host` or `host:port` of registries that guests may ask over plain HTTP.
+    pub danger_plain_http: Vec<String>,
+}
+
+/// `[agent]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentSection {
+    /// Filter of the agent's log.
+    pub log: String,
+    /// Directory for recorded requests of development images; empty: nothing is recorded.
+    pub danger_record: PathBuf,
+}
+
+/// `[shim]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShimSection {
+    /// Level of the shim's log.
+    pub log: LogLevel,
+}
+
+/// `shim.log`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Nothing.
+    Off,
+    /// What failed.
+    Error,
+    /// What may fail.
+    Warn,
+    /// What happens.
+    Info,
+    /// How.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl From<LogLevel> for log::LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Off => Self::Off,
+            LogLevel::Error => Self::Error,
+            LogLevel::Warn => Self::Warn,
+            LogLevel::Info => Self::Info,
+            LogLevel::Debug => Self::Debug,
+            LogLevel::Trace => Self::Trace,
+        }
+    }
+}
+
+impl Default for VmSection {
+    fn default() -> Self {
+        VmSection {
+            qemu: "/opt/nacre/bin/qemu-system-x86_64".into(),
+            firmware_dirs: vec!["/opt/nacre/share/qemu".into(), "/opt/nacre/share/seabios".into()],
+            kernel: "/opt/nacre/share/nacre/vmlinux".into(),
+            initrd: "/opt/nacre/share/nacre/initrd.img".into(),
+            accelerator: AcceleratorKey::Auto,
+            vcpus: 1,
+            max_vcpus: 16,
+            memory_mib: 512,
+            max_memory_mib: 16384,
+            boot_timeout_seconds: 60,
+            kernel_parameters: String::new(),
+        }
+    }
+}
+
+impl Default for AgentSection {
+    fn default() -> Self {
+        AgentSection { log: "info".to_owned(), danger_record: PathBuf::new() }
+    }
+}
+
+impl Default for ShimSection {
+    fn default() -> Self {
+        ShimSection { log: LogLevel::Info }
+    }
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or something in it is not as it should be.
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let failed = |cause| ConfigError::Read { path: path.to_owned(), cause };
+        let mut text = String::new();
+        let read = File::open(path)
+            .and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text))
+            .map_err(failed)?;
+        if read as u64 > MOST_BYTES {
+            return Err(failed(io::Error::other(format!("larger than {MOST_BYTES} bytes"))));
+        }
+        Config::parse(&text, &path.display().to_string())
+    }
+
+    /// Reads a text; `origin` says in errors where it is from.
+    ///
+    /// # Errors
+    /// If something in it is not as it should be.
+    pub fn parse(text: &str, origin: &str) -> Result<Config, ConfigError> {
+        let config: Config = toml::from_str(text).map_err(|cause| ConfigError::Parse {
+            origin: origin.to_owned(),
+            cause: one_line(&cause.to_string()),
+        })?;
+        config.check(origin)?;
+        Ok(config)
+    }
+
+    fn check(&self, origin: &str) -> Result<(), ConfigError> {
+        let wrong = |key, problem: String| {
+            Err(ConfigError::Value { origin: origin.to_owned(), key, problem })
+        };
+        let vm = &self.vm;
+        for (key, path) in
+            [("vm.qemu", &vm.qemu), ("vm.kernel", &vm.kernel), ("vm.initrd", &vm.initrd)]
+                .into_iter()
+                .chain(vm.firmware_dirs.iter().map(|dir| ("vm.firmware_dirs", dir)))
+        {
+            if !path.is_absolute() {
+                return wrong(key, format!("is {path:?}: give an absolute path"));
+            }
+        }
+        for (key, path) in [
+            ("pod.default_initdata", &self.pod.default_initdata),
+            ("pod.danger_set_policy", &self.pod.danger_set_policy),
+            ("agent.danger_record", &self.agent.danger_record),
+        ] {
+            if !path.as_os_str().is_empty() && !path.is_absolute() {
+                return wrong(key, format!("is {path:?}: give an absolute path, or \"\" for none"));
+            }
+        }
+        for (key, value, least, most) in [
+            ("vm.max_vcpus", vm.max_vcpus, 1, 255),
+            ("vm.vcpus", vm.vcpus, 1, vm.max_vcpus),
+            ("vm.max_memory_mib", vm.max_memory_mib, 128, 64 * 1024 * 1024),
+            ("vm.memory_mib", vm.memory_mib, 128, vm.max_memory_mib),
+            ("vm.boot_timeout_seconds", vm.boot_timeout_seconds, 1, 600),
+        ] {
+            if !(least..=most).contains(&value) {
+                return wrong(key, format!("is {value}: give a number from {least} to {most}"));
+            }
+        }
+        if vm.kernel_parameters.chars().any(|c| c.is_control() || !c.is_ascii()) {
+            return wrong("vm.kernel_parameters", "must be printable ASCII".to_owned());
+        }
+        for registry in &self.registry.danger_plain_http {
+            if !is_registry(registry) {
+                return wrong(
+                    "registry.danger_plain_http",
+                    format!("has {registry:?}: give \"host\" or \"host:port\""),
+                );
+            }
+        }
+        if self.agent.log.is_empty()
+            || !self.agent.log.chars().all(|c| c.is_ascii_alphanumeric() || "_=,:-".contains(c))
+        {
+            return wrong("agent.log", "must be a filter such as info or nacre_agent=debug".into());
+        }
+        Ok(())
+    }
+
+    /// Kernel parameters for the guest, each one word.
+    #[must_use]
+    pub fn kernel_parameters(&self) -> Vec<String> {
+        let mut parameters = vec![format!("{}={}", kernel_parameter::LOG, self.agent.log)];
+        if !self.registry.danger_plain_http.is_empty() {
+            parameters.push(format!(
+                "{}={}",
+                kernel_parameter::DANGER_PLAIN_HTTP,
+                self.registry.danger_plain_http.join(",")
+            ));
+        }
+        for (key, path) in [
+            (kernel_parameter::DANGER_SET_POLICY, &self.pod.danger_set_policy),
+            (kernel_parameter::DANGER_RECORD, &self.agent.danger_record),
+        ] {
+            if !path.as_os_str().is_empty() {
+                parameters.push(format!("{key}=1"));
+            }
+        }
+        parameters.extend(self.vm.kernel_parameters.split_whitespace().map(str::to_owned));
+        parameters
+    }
+
+    /// QEMU and where its firmware is.
+    #[must_use]
+    pub fn qemu_paths(&self) -> QemuPaths {
+        let VmSection { qemu, firmware_dirs, .. } = &self.vm;
+        QemuPaths { binary: qemu.clone(), firmware_dirs: firmware_dirs.clone() }
+    }
+}
+
+fn is_registry(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || ".-:[]".contains(c))
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_file_says_the_defaults_and_names_every_key() {
+        let text = include_str!("../config.toml");
+        assert_eq!(Config::parse(text, "config.toml").unwrap(), Config::default());
+        // Every key is written out: without any one of its lines the file would still equal the
+        // defaults, so count them.
+        let keys = text.lines().filter(|l| !l.starts_with('#') && l.contains(" = ")).count();
+        assert_eq!(keys, 17);
+        Config::default().check("defaults").unwrap();
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, expected) in [
+            ("[vm]\nmemory = 1", "memory"),
+            ("[vmm]", "vmm"),
+            ("[vm]\nvcpus = 0", "vm.vcpus is 0: give a number from 1 to 16"),
+            ("[vm]\nvcpus = 17", "vm.vcpus is 17"),
+            ("[vm]\nvcpus = -1", "vcpus"),
+            ("[vm]\nmemory_mib = 64", "vm.memory_mib is 64: give a number from 128 to 16384"),
+            ("[vm]\nboot_timeout_seconds = 601", "vm.boot_timeout_seconds"),
+            ("[vm]\nqemu = \"qemu\"", "vm.qemu is \"qemu\": give an absolute path"),
+            ("[vm]\nfirmware_dirs = [\"x\"]", "vm.firmware_dirs"),
+            ("[vm]\naccelerator = \"xen\"", "xen"),
+            ("[vm]\nkernel_parameters = \"a\\nb\"", "vm.kernel_parameters"),
+            ("[registry]\ndanger_plain_http = [\"a,b\"]", "registry.danger_plain_http"),
+            ("[registry]\ndanger_plain_http = [\"http://a\"]", "host:port"),
+            ("[agent]\nlog = \"a b\"", "agent.log"),
+            ("[agent]\ndanger_record = \"here\"", "agent.danger_record is \"here\""),
+            ("[pod]\ndefault_initdata = \"x\"", "pod.default_initdata is \"x\""),
+            ("[pod]\ndanger_set_policy = \"x\"", "pod.danger_set_policy is \"x\""),
+            ("[pod]\nset_policy = \"/x\"", "set_policy"),
+            ("[shim]\nlog = \"loud\"", "loud"),
+            ("vm = 3", "vm"),
+            ("[vm", "line 1"),
+        ] {
+            let error = Config::parse(text, "t").unwrap_err().to_string();
+            assert!(error.contains(expected), "{text:?}: {error}");
+            assert!(!error.contains('\n'), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn kernel_parameters_are_words() {
+        let mut config = Config::default();
+        config.registry.danger_plain_http = vec!["10.88.0.1:5000".into(), "[::1]:5000".into()];
+        config.vm.kernel_parameters = " quiet  nokaslr ".into();
+        config.pod.danger_set_policy = "/p".into();
+        config.agent.danger_record = "/r".into();
+        assert_eq!(
+            config.kernel_parameters(),
+            [
+                "nacre.log=info",
+                "nacre.danger_plain_http=10.88.0.1:5000,[::1]:5000",
+                "nacre.danger_set_policy=1",
+                "nacre.danger_record=1",
+                "quiet",
+                "nokaslr"
+            ]
+        );
+    }
+}
