@@ -32,6 +32,8 @@ pub(crate) struct Parameters {
     pub(crate) log: Option<String>,
     /// Registries (`host[:port]`) that may be asked over plain HTTP.
     pub(crate) plain_http: Vec<String>,
+    /// The TEE that the VM is launched in; checked against what is found.
+    pub(crate) tee: Option<String>,
     /// Whether the host may set the pod's policy once if no initdata brings one.
     pub(crate) danger_set_policy: bool,
     /// Whether requests are recorded; development images only.
@@ -51,8 +53,8 @@ pub(crate) enum BootError {
     },
     /// The command line holds a parameter of ours that this agent does not know.
     #[error(
-        "unknown kernel parameter {0:?}: this agent reads nacre.log, nacre.danger_plain_http, \
-         nacre.danger_set_policy=1 and nacre.danger_record=1"
+        "unknown kernel parameter {0:?}: this agent reads nacre.log, nacre.tee, \
+         nacre.danger_plain_http, nacre.danger_set_policy=1 and nacre.danger_record=1"
     )]
     UnknownParameter(String),
 }
@@ -194,6 +196,7 @@ impl Parameters {
                     let hosts = hosts.split(',').filter(|host| !host.is_empty());
                     parameters.plain_http.extend(hosts.map(str::to_owned));
                 }
+                Some((kernel_parameter::TEE, name)) => parameters.tee = Some(name.to_owned()),
                 Some((kernel_parameter::DANGER_SET_POLICY, "1")) => {
                     parameters.danger_set_policy = true;
                 }
@@ -211,10 +214,12 @@ mod tests {
 
     #[test]
     fn parameters_of_the_agent_are_read_and_the_kernels_left_alone() {
-        let line = "console=hvc0 quiet nacre.log=debug nacre.danger_plain_http=a:5000,b\n";
+        let line = "console=hvc0 quiet nacre.log=debug nacre.danger_plain_http=a:5000,b \
+                    nacre.tee=snp\n";
         let expected = Parameters {
             log: Some("debug".into()),
             plain_http: vec!["a:5000".into(), "b".into()],
+            tee: Some("snp".into()),
             ..Default::default()
         };
         assert_eq!(Parameters::parse(line).unwrap(), expected);

@@ -70,6 +70,7 @@ mod rpc;
 mod sandbox;
 mod start_report;
 mod streams;
+mod tee;
 mod transport;
 
 use std::process::ExitCode;
@@ -135,7 +136,7 @@ async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
         // Keys and nonces must not come from an unseeded generator; the device's bytes are mixed in.
         modules.ensure(RANDOM_DRIVER).context("failed to seed the random generator")?;
     }
-    let gate = policy::bind(&modules, &boot.parameters)?;
+    let bound = tee::bind(&modules, &boot.parameters).await?;
     let sandbox = Arc::new(Sandbox::new(reaper, Arc::clone(&modules), boot.parameters)?);
     let watching = Arc::clone(&sandbox);
     tokio::spawn(async move {
@@ -145,7 +146,7 @@ async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
     });
     let network = Network::open().await?;
     let listener = transport::listen(&modules).await?;
-    let agent = Arc::new(Agent { sandbox: Arc::clone(&sandbox), network, gate });
+    let agent = Arc::new(Agent { sandbox: Arc::clone(&sandbox), network, gate: bound.gate });
     let mut server = ttrpc::asynchronous::Server::new()
         .add_listener(listener)
         .register_service(create_agent_service(agent.clone()))

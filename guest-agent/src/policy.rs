@@ -1,23 +1,24 @@
-//! Where the pod's policy comes from, at boot.
+//! The policy that the guest is bound to at boot.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use nacre_policy::{Gate, Policy};
+use nacre_protocol::initdata::Initdata;
 
 use crate::boot::Parameters;
-use crate::initdata;
-use crate::modules::Modules;
 
 /// A file that only development images have; production images cannot be made to record.
 const DEVELOPMENT: &str = "/etc/nacre/development";
 
 /// Makes the gate that judges every request of the host: with the policy of the pod's initdata, or
-/// else without one, so that nothing is allowed. An initdata that cannot be read ends the boot.
-pub(crate) fn bind(modules: &Modules, parameters: &Parameters) -> anyhow::Result<Arc<Gate>> {
-    let initdata = initdata::find(modules).context("failed to read the pod's initdata")?;
-    let document = initdata.as_ref().and_then(|initdata| initdata.policy());
+/// else without one, so that nothing is allowed.
+pub(crate) fn gate(
+    initdata: Option<&Initdata>,
+    parameters: &Parameters,
+) -> anyhow::Result<Arc<Gate>> {
+    let document = initdata.and_then(Initdata::policy);
     let gate = match document {
         Some(document) => {
             let policy = Policy::parse(document).context("the pod's initdata is of no use")?;
