@@ -31,10 +31,10 @@ pub const PROVIDER: &str = "kbs";
 /// AES-256-GCM with a nonce of 12 bytes, the tag of 16 behind the ciphertext.
 pub const WRAP_TYPE: &str = "A256GCM";
 
-/// Longest sealed secret, in bytes: what one `CopyFile` carries.
-pub const TEXT_LIMIT: usize = 1024 * 1024;
-/// Largest secret, in bytes, that an envelope can carry.
-pub const PLAIN_LIMIT: usize = 512 * 1024;
+/// Longest sealed secret, in bytes: what an environment variable can hold in Linux.
+pub const TEXT_LIMIT: usize = 128 * 1024;
+/// Largest secret, in bytes, that an envelope can carry. Larger ones belong to a key broker.
+pub const PLAIN_LIMIT: usize = 64 * 1024;
 /// Longest header, in bytes of JSON.
 pub const HEADER_LIMIT: usize = 4096;
 /// Length of a nonce, in bytes.
@@ -103,10 +103,14 @@ pub enum SealedError {
     Wrap(&'static str),
 }
 
-/// True for text that means to be a sealed secret: whoever reads it wants it unsealed, or an error.
+/// True for text that means to be a sealed secret, and nothing else beside it: whoever reads it wants it
+/// unsealed, or an error. Prose that happens to begin with the word is none.
 #[must_use]
 pub fn is_sealed(text: &[u8]) -> bool {
-    text.starts_with(PREFIX.as_bytes())
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let text = text.strip_suffix(b"\r").unwrap_or(text);
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_=.".contains(byte);
+    text.starts_with(PREFIX.as_bytes()) && text.iter().all(plain)
 }
 
 /// A sealed secret whose signature has not been checked. Nothing in the payload can be looked at.
@@ -137,7 +141,9 @@ impl<'a> Signed<'a> {
         let jws = text.strip_prefix(PREFIX).ok_or(SealedError::Form)?;
         let parts: Vec<&str> = jws.splitn(4, '.').collect();
         let [header, payload, signature] = parts[..] else { return Err(SealedError::Form) };
-        if payload.is_empty() || header.len() > HEADER_LIMIT {
+        let sound =
+            !payload.is_empty() && header.len() <= HEADER_LIMIT && is_sealed(text.as_bytes());
+        if !sound {
             return Err(SealedError::Form);
         }
         let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| SealedError::Unsigned)?;
@@ -446,10 +452,22 @@ mod tests {
             ("sealed.a.b.c.d", SealedError::Form),
             ("sealed.e30..c", SealedError::Form),
             ("sealed.e30=.b.c", SealedError::Unsigned),
+            ("sealed.e30.b b.c", SealedError::Form),
             (&long, SealedError::Form),
             (&longer, SealedError::TooLong),
         ] {
             assert_eq!(Signed::parse(text).map(|_| ()), Err(expected), "{text:.40}");
+        }
+    }
+
+    #[test]
+    fn prose_is_not_a_sealed_secret() {
+        for text in ["sealed.a.b.c", "sealed.", "sealed.a.b.c\r\n"] {
+            assert!(is_sealed(text.as_bytes()), "{text}");
+        }
+        for text in ["", "sealed", "sealed. And so on.", "sealed.a\nb", "Sealed.a.b.c", "sealed.ü"]
+        {
+            assert!(!is_sealed(text.as_bytes()), "{text}");
         }
     }
 

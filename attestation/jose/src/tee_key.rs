@@ -79,6 +79,21 @@ impl TeeKey {
         }
     }
 
+    /// PKCS#8 PEM, for whoever is to use the key instead of this program. A secret.
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn to_pem(&self) -> Result<Zeroizing<String>, JoseError> {
+        use rsa::pkcs8::EncodePrivateKey as _;
+        let der = match &self.0 {
+            Private::P256(key) => key.to_pkcs8_der(),
+            Private::P521(key) => key.to_pkcs8_der(),
+            Private::Rsa(key) => key.to_pkcs8_der(),
+        };
+        let der = der.map_err(|_| JoseError::Library)?;
+        Ok(pem::encode("PRIVATE KEY", der.as_bytes()))
+    }
+
     /// Z of ECDH with the sender's key (SEC 1, section 3.3.1): the x coordinate.
     pub(crate) fn agree(&self, epk: &Epk) -> Result<Zeroizing<Vec<u8>>, JoseError> {
         match (&self.0, epk.crv.as_str()) {
@@ -127,4 +142,20 @@ pub(crate) fn rsa_public(n: &str, e: &str) -> Result<rsa::RsaPublicKey, JoseErro
     let key = rsa::RsaPublicKey::new(n, e)
         .map_err(|_| JoseError::Key("modulus or exponent of the RSA key"))?;
     if key.size() < 256 { Err(JoseError::Key("an RSA key has 2048 to 4096 bits")) } else { Ok(key) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_can_be_handed_out() {
+        use p256::pkcs8::DecodePrivateKey as _;
+        let key = TeeKey::generate();
+        let pem = key.to_pem().unwrap();
+        let der = pem::decode("PRIVATE KEY", &pem).unwrap();
+        let again = TeeKey(Private::P256(p256::SecretKey::from_pkcs8_der(&der).unwrap()));
+        assert_eq!(again.public(), key.public());
+        TeeKey::generate_p521().to_pem().unwrap();
+    }
 }
