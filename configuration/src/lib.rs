@@ -60,6 +60,8 @@ pub struct Config {
     pub vm: VmSection,
     /// `[pod]`: what pods get that bring none.
     pub pod: PodSection,
+    /// `[emulated]`: emulated secure processors.
+    pub emulated: EmulatedSection,
     /// `[registry]`: registries, as guests ask them.
     pub registry: RegistrySection,
     /// `[agent]`: the agent in the guest.
@@ -82,6 +84,8 @@ pub struct VmSection {
     pub initrd: PathBuf,
     /// What runs the guest's instructions.
     pub accelerator: AcceleratorKey,
+    /// What vouches for the guest.
+    pub tee: Tee,
     /// Virtual processors of a pod.
     pub vcpus: u32,
     /// What an annotation may raise them to.
@@ -116,6 +120,26 @@ impl From<AcceleratorKey> for Accelerator {
             AcceleratorKey::Tcg => Accelerator::Tcg,
         }
     }
+}
+
+/// `vm.tee`: what vouches for a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tee {
+    /// Nothing: it gets no secret.
+    None,
+    /// An emulated AMD secure processor: for development.
+    EmulatedSnp,
+}
+
+/// `[emulated]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EmulatedSection {
+    /// Where the development root is kept; made when absent.
+    pub directory: PathBuf,
+    /// Whether guests are launched under a policy that lets the host debug them.
+    pub danger_debug: bool,
 }
 
 /// `[pod]`; an empty path means none.
@@ -193,6 +217,7 @@ impl Default for VmSection {
             kernel: "/opt/nacre/share/nacre/vmlinux".into(),
             initrd: "/opt/nacre/share/nacre/initrd.img".into(),
             accelerator: AcceleratorKey::Auto,
+            tee: Tee::None,
             vcpus: 1,
             max_vcpus: 16,
             memory_mib: 512,
@@ -200,6 +225,12 @@ impl Default for VmSection {
             boot_timeout_seconds: 60,
             kernel_parameters: String::new(),
         }
+    }
+}
+
+impl Default for EmulatedSection {
+    fn default() -> Self {
+        EmulatedSection { directory: "/var/lib/nacre/emulated".into(), danger_debug: false }
     }
 }
 
@@ -250,10 +281,14 @@ impl Config {
             Err(ConfigError::Value { origin: origin.to_owned(), key, problem })
         };
         let vm = &self.vm;
-        for (key, path) in
-            [("vm.qemu", &vm.qemu), ("vm.kernel", &vm.kernel), ("vm.initrd", &vm.initrd)]
-                .into_iter()
-                .chain(vm.firmware_dirs.iter().map(|dir| ("vm.firmware_dirs", dir)))
+        for (key, path) in [
+            ("vm.qemu", &vm.qemu),
+            ("vm.kernel", &vm.kernel),
+            ("vm.initrd", &vm.initrd),
+            ("emulated.directory", &self.emulated.directory),
+        ]
+        .into_iter()
+        .chain(vm.firmware_dirs.iter().map(|dir| ("vm.firmware_dirs", dir)))
         {
             if !path.is_absolute() {
                 return wrong(key, format!("is {path:?}: give an absolute path"));
@@ -302,6 +337,10 @@ impl Config {
     #[must_use]
     pub fn kernel_parameters(&self) -> Vec<String> {
         let mut parameters = vec![format!("{}={}", kernel_parameter::LOG, self.agent.log)];
+        match self.vm.tee {
+            Tee::None => {}
+            Tee::EmulatedSnp => parameters.push(format!("{}=emulated-snp", kernel_parameter::TEE)),
+        }
         if !self.registry.danger_plain_http.is_empty() {
             parameters.push(format!(
                 "{}={}",
@@ -350,7 +389,7 @@ mod tests {
         // Every key is written out: without any one of its lines the file would still equal the
         // defaults, so count them.
         let keys = text.lines().filter(|l| !l.starts_with('#') && l.contains(" = ")).count();
-        assert_eq!(keys, 17);
+        assert_eq!(keys, 20);
         Config::default().check("defaults").unwrap();
     }
 
@@ -368,6 +407,9 @@ mod tests {
             ("[vm]\nfirmware_dirs = [\"x\"]", "vm.firmware_dirs"),
             ("[vm]\naccelerator = \"xen\"", "xen"),
             ("[vm]\nkernel_parameters = \"a\\nb\"", "vm.kernel_parameters"),
+            ("[vm]\ntee = \"sgx\"", "sgx"),
+            ("[emulated]\ndirectory = \"here\"", "emulated.directory is \"here\""),
+            ("[emulated]\ndebug = true", "debug"),
             ("[registry]\ndanger_plain_http = [\"a,b\"]", "registry.danger_plain_http"),
             ("[registry]\ndanger_plain_http = [\"http://a\"]", "host:port"),
             ("[agent]\nlog = \"a b\"", "agent.log"),
@@ -390,12 +432,14 @@ mod tests {
         let mut config = Config::default();
         config.registry.danger_plain_http = vec!["10.88.0.1:5000".into(), "[::1]:5000".into()];
         config.vm.kernel_parameters = " quiet  nokaslr ".into();
+        config.vm.tee = Tee::EmulatedSnp;
         config.pod.danger_set_policy = "/p".into();
         config.agent.danger_record = "/r".into();
         assert_eq!(
             config.kernel_parameters(),
             [
                 "nacre.log=info",
+                "nacre.tee=emulated-snp",
                 "nacre.danger_plain_http=10.88.0.1:5000,[::1]:5000",
                 "nacre.danger_set_policy=1",
                 "nacre.danger_record=1",

@@ -24,6 +24,7 @@ mod io;
 pub mod network;
 mod pod;
 mod process;
+mod processor;
 mod record;
 mod recording;
 mod sandbox;

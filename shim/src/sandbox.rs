@@ -15,6 +15,7 @@ use crate::agent::{Agent, AgentError, Ending};
 use crate::annotations::VmSize;
 use crate::error::{Code, Coded, Doing, TaskError, tail};
 use crate::network::{Namespace, Network, NetworkError};
+use crate::processor::Emulation;
 use crate::record::{ProcessRef, RUN_ROOT, Record, RunDir};
 use crate::spec::NetworkWanted;
 use crate::{guest_network, initdata, recording, spec, start_report};
@@ -100,6 +101,8 @@ impl Sandbox {
         };
         run_dir.write(&record).doing(&starting)?;
 
+        let (emulation, port) =
+            Emulation::of(config, size.vcpus, initdata.as_ref()).doing(&starting)?.unzip();
         let disks = initdata.iter().map(|initdata| initdata::disk(initdata, run_dir.path()));
         let machine = VmConfig {
             id: id.to_owned(),
@@ -111,11 +114,20 @@ impl Sandbox {
             memory_mib: size.memory_mib,
             disks: disks.collect::<Result<_, _>>().doing(&starting)?,
             nics: nics(network).doing(&starting)?,
-            serial_ports: vec![],
+            serial_ports: port.into_iter().collect(),
             netns: Some(network.namespace_path()),
         };
-        let launched = start_report::timed(id, "-", "vmm", backend.launch(machine)).await;
+        // The guest needs its processor only once its kernel is up: measuring costs no time of its own.
+        let measuring = async {
+            match emulation {
+                Some(emulation) => start_report::timed(id, "-", "measure", emulation.start()).await,
+                None => Ok(()),
+            }
+        };
+        let launching = start_report::timed(id, "-", "vmm", backend.launch(machine));
+        let (launched, measured) = tokio::join!(launching, measuring);
         let vm = parts.vm.insert(launched.doing(&starting)?).clone();
+        measured.doing(&starting)?;
         record.machine = ProcessRef::of(vm.pid());
         run_dir.write(&record).doing(&starting)?;
 

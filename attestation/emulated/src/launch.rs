@@ -51,7 +51,7 @@ pub enum LaunchError {
     Vcpus(u32),
 }
 
-/// What a VM is launched with, as far as it is measured; and whether its owner may be spied on.
+/// What a VM is launched with, as far as it is measured; and whether its host may debug it.
 #[derive(Debug, Clone)]
 pub struct Launch {
     firmware: Vec<u8>,
@@ -109,6 +109,15 @@ impl Launch {
             return Err(LaunchError::Vcpus(vcpus));
         }
         Ok(Launch { firmware, hashes, vcpus, debug: false })
+    }
+
+    /// The same with another number of processors.
+    ///
+    /// # Errors
+    /// If the number is out of range.
+    pub fn with_vcpus(&self, vcpus: u32) -> Result<Launch, LaunchError> {
+        Launch::of_hashes(self.firmware.clone(), self.hashes, vcpus)
+            .map(|launch| Launch { debug: self.debug, ..launch })
     }
 
     /// The same under a policy that lets the host debug the guest, which verifiers refuse. The policy is
@@ -223,7 +232,11 @@ mod tests {
             assert_ne!(measure(&other), measured);
         }
         assert_eq!(measure(&launch(b"kernel", b"initrd", "quiet", 1)), measured);
-        let debug = launch(b"kernel", b"initrd", "quiet", 1).danger_debug();
+        let one = launch(b"kernel", b"initrd", "quiet", 1);
+        let four = launch(b"kernel", b"initrd", "quiet", 4);
+        assert_eq!(measure(&one.with_vcpus(4).unwrap()), measure(&four));
+        assert!(one.with_vcpus(0).is_err());
+        let debug = one.danger_debug();
         assert_eq!(measure(&debug), measured, "the policy is told, not measured");
     }
 
