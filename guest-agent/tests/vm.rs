@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "vm/guest.rs"]
+#[allow(dead_code)] // for the tests of another file
 mod guest;
 #[path = "vm/registry.rs"]
 mod registry;
@@ -14,7 +15,8 @@ mod registry;
 use std::time::Duration;
 
 use guest::{
-    Guest, HOST_FROM_GUEST, Stream, container, context, message, mount, process, shell_process,
+    Guest, HOST_FROM_GUEST, Launch, Stream, container, context, message, mount, process,
+    shell_process,
 };
 use nacre_policy::REQUESTS;
 use nacre_protocol::agent::*;
@@ -31,7 +33,8 @@ async fn stories() {
     let port = registry::serve().await;
     let registry = format!("{HOST_FROM_GUEST}:{port}");
     let parameters = format!("nacre.danger_plain_http={registry} nacre.danger_set_policy=1");
-    let mut guest = Guest::boot(&parameters).await;
+    let mut guest =
+        Guest::boot(Launch { kernel_parameters: &parameters, ..Default::default() }).await;
     let image = format!("{registry}/busybox:latest");
     macro_rules! story {
         ($story:expr) => {{

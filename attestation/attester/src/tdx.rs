@@ -19,7 +19,7 @@ use crate::tsm::{Tsm, read_bounded};
 use crate::{AttestError, Attester, about, blocking, failed, raw};
 
 const NAME: &str = "the host's quoting service";
-/// Where a TDREPORT has `TDINFO.MRCONFIGID` (TDX Module ABI Specification, "TDREPORT_STRUCT": 256 bytes
+/// Where a TDREPORT has `TDINFO.MRCONFIGID` (TDX Module ABI Specification, `TDREPORT_STRUCT`: 256 bytes
 /// of `REPORTMACSTRUCT`, 239 of `TEE_TCB_INFO`, 17 reserved, then 8, 8 and 48 bytes before it).
 const MR_CONFIG_ID: std::ops::Range<usize> = 576..624;
 

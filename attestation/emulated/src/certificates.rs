@@ -211,7 +211,7 @@ fn authority(
 }
 
 /// AMD's extensions (57230, "VCEK Certificate"). Numbers are DER integers, the product's name is an
-/// IA5String, and the chip id stands there as it is.
+/// `IA5String`, and the chip id stands there as it is.
 fn chip(chip_id: &[u8; CHIP_ID_SIZE], tcb: &Tcb) -> Result<Vec<Extension>, MakeError> {
     let extension = |oid: &str, value: Vec<u8>| {
         let extn_id = ObjectIdentifier::new(&format!("{AMD}.{oid}")).map_err(der::Error::from)?;

@@ -202,7 +202,7 @@ fn processor_state() -> [u8; PAGE_SIZE] {
     page
 }
 
-/// CPUID Fn0000_0001 EAX of the emulated processor.
+/// `CPUID` function 1 `EAX` of the emulated processor.
 const fn signature() -> u32 {
     const BASE_FAMILY: u32 = 0xf;
     let family = CPUID.family as u32 - BASE_FAMILY;

@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use nacre_emulated::Processor;
 use nacre_protocol::agent::*;
 use nacre_protocol::agent_ttrpc::AgentServiceClient;
 use nacre_protocol::channel::{
-    ANNOTATION_CONTAINER_TYPE, DRIVER_EPHEMERAL, DRIVER_IMAGE_PULL, SANDBOX_SHM, SERIAL_PORT_NAME,
-    STREAM_CHUNK,
+    ANNOTATION_CONTAINER_TYPE, DRIVER_EPHEMERAL, DRIVER_IMAGE_PULL, PROCESSOR_PORT_NAME,
+    SANDBOX_SHM, SERIAL_PORT_NAME, STREAM_CHUNK,
 };
 use nacre_protocol::health_ttrpc::HealthClient;
+use nacre_protocol::initdata::DISK_SERIAL;
 use nacre_protocol::oci;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -22,6 +24,16 @@ pub(crate) const HOST_FROM_GUEST: &str = "10.0.2.2";
 const MAC: &str = "52:54:00:12:34:56";
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 
+/// What a VM is launched with, beside the guest image.
+#[derive(Default)]
+pub(crate) struct Launch<'a> {
+    pub(crate) kernel_parameters: &'a str,
+    /// Contents of the initdata disk.
+    pub(crate) initdata: Option<&'a [u8]>,
+    /// Answers on the port of the secure processor.
+    pub(crate) processor: Option<Processor>,
+}
+
 /// A running VM. QEMU ends with it.
 pub(crate) struct Guest {
     pub(crate) agent: AgentServiceClient,
@@ -32,9 +44,9 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Boots a VM and waits until its agent answers.
-    pub(crate) async fn boot(kernel_parameters: &str) -> Self {
+    pub(crate) async fn boot(launch: Launch<'_>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let qemu = start_qemu(directory.path(), kernel_parameters);
+        let qemu = start_qemu(directory.path(), launch);
         let (agent, health) = connect(directory.path()).await;
         let guest = Self { agent, health, qemu, directory };
         let begun = Instant::now();
@@ -48,6 +60,22 @@ impl Guest {
                 Err(_) => sleep(Duration::from_millis(100)).await,
             }
         }
+    }
+
+    /// Boots a VM whose agent does not want to go on, waits for its end, and returns its console.
+    pub(crate) async fn refuses(launch: Launch<'_>) -> String {
+        let directory = tempfile::tempdir().unwrap();
+        let mut qemu = start_qemu(directory.path(), launch);
+        let console = || std::fs::read_to_string(directory.path().join("console"));
+        let end = Instant::now() + BOOT_DEADLINE;
+        while qemu.try_wait().unwrap().is_none() {
+            if Instant::now() > end {
+                let _ = qemu.kill();
+                panic!("the VM runs on\n{}", console().unwrap_or_default());
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        console().unwrap()
     }
 
     /// Closes the connection and opens another.
@@ -357,18 +385,33 @@ pub(crate) fn missing() -> Option<PathBuf> {
     [initrd(), "/bin/busybox".into()].into_iter().find(|path| !path.exists())
 }
 
-fn start_qemu(directory: &Path, kernel_parameters: &str) -> Child {
-    let (prefix, image) = (target().join("qemu"), target().join("image"));
+/// Files that a launch is measured by: firmware, kernel, initrd.
+pub(crate) fn measured_files() -> [PathBuf; 3] {
+    let firmware = target().join("qemu/usr/share/qemu/qboot.rom");
+    let installed = PathBuf::from("/usr/share/qemu/qboot.rom");
+    [if firmware.exists() { firmware } else { installed }, kernel(), initrd()]
+}
+
+/// The whole kernel command line.
+pub(crate) fn command_line(kernel_parameters: &str) -> String {
+    format!("console=hvc0 quiet panic=-1 reboot=t tsc=reliable {kernel_parameters}")
+}
+
+fn kernel() -> PathBuf {
+    target().join("image/vmlinux")
+}
+
+fn start_qemu(directory: &Path, launch: Launch<'_>) -> Child {
+    let prefix = target().join("qemu");
     let unpacked = prefix.join("usr/bin/qemu-system-x86_64");
     // `cargo xtask setup` unpacks a QEMU only where the system's is too old.
     let qemu = if unpacked.exists() { unpacked } else { "qemu-system-x86_64".into() };
-    let line = format!("console=hvc0 quiet panic=-1 reboot=t tsc=reliable {kernel_parameters}");
     let path = |name: &str| directory.join(name).display().to_string();
     let mut command = Command::new(qemu);
     command.arg("-L").arg(prefix.join("usr/share/qemu"));
     command.arg("-L").arg(prefix.join("usr/share/seabios"));
-    command.arg("-kernel").arg(image.join("vmlinux")).arg("-initrd").arg(initrd());
-    command.arg("-append").arg(line);
+    command.arg("-kernel").arg(kernel()).arg("-initrd").arg(initrd());
+    command.arg("-append").arg(command_line(launch.kernel_parameters));
     command.args("-M q35,smm=off -accel tcg,thread=multi -cpu max -m 512 -nodefaults".split(' '));
     command.args("-no-user-config -display none -no-reboot".split(' '));
     command.args(["-device", "virtio-serial-pci"]);
@@ -381,7 +424,35 @@ fn start_qemu(directory: &Path, kernel_parameters: &str) -> Child {
     command.args(["-netdev", "user,id=net", "-device"]);
     command.arg(format!("virtio-net-pci,netdev=net,mac={MAC},romfile="));
     command.args(["-device", "virtio-rng-pci"]);
+    if let Some(bytes) = launch.initdata {
+        std::fs::write(path("initdata"), bytes).unwrap();
+        let file = format!(
+            "driver=raw,node-name=disk,read-only=on,file.driver=file,file.filename={}",
+            path("initdata")
+        );
+        command.arg("-blockdev").arg(file);
+        command.arg("-device").arg(format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL}"));
+    }
+    if let Some(processor) = launch.processor {
+        let socket = path("processor");
+        let chardev = format!("socket,id=processor,path={socket},server=on,wait=off");
+        command.arg("-chardev").arg(chardev);
+        let port = format!("virtserialport,chardev=processor,name={PROCESSOR_PORT_NAME}");
+        command.arg("-device").arg(port);
+        std::thread::spawn(move || serve(&processor, socket.as_ref()));
+    }
     command.stdin(Stdio::null()).spawn().expect("QEMU does not start")
+}
+
+/// Answers the guest until its VM ends.
+fn serve(processor: &Processor, socket: &Path) {
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while std::time::Instant::now() < end {
+        match std::os::unix::net::UnixStream::connect(socket) {
+            Ok(stream) => return processor.serve(&stream).unwrap(),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
 }
 
 async fn connect(directory: &Path) -> (AgentServiceClient, HealthClient) {
