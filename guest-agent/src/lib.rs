@@ -68,6 +68,7 @@ mod raw;
 mod reaper;
 mod rpc;
 mod sandbox;
+mod secrets;
 mod start_report;
 mod streams;
 mod tee;
@@ -87,6 +88,7 @@ use crate::modules::Modules;
 use crate::network::Network;
 use crate::reaper::Reaper;
 use crate::rpc::Agent;
+use crate::secrets::Secrets;
 
 /// Driver of the virtio random device.
 const RANDOM_DRIVER: &str = "virtio_rng";
@@ -137,7 +139,10 @@ async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
         modules.ensure(RANDOM_DRIVER).context("failed to seed the random generator")?;
     }
     let bound = tee::bind(&modules, &boot.parameters).await?;
-    let sandbox = Arc::new(Sandbox::new(reaper, Arc::clone(&modules), boot.parameters)?);
+    let (initdata, gate) = (bound.initdata.as_deref(), Arc::clone(&bound.gate));
+    let secrets = Arc::new(Secrets::new(initdata, bound.tee.clone(), gate)?);
+    let sandbox = Sandbox::new(reaper, Arc::clone(&modules), secrets, boot.parameters)?;
+    let sandbox = Arc::new(sandbox);
     let watching = Arc::clone(&sandbox);
     tokio::spawn(async move {
         if let Err(error) = watching.oom.run().await {
@@ -145,6 +150,8 @@ async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
         }
     });
     let network = Network::open().await?;
+    // Before the first container: none of them can take the address.
+    secrets::serve(&sandbox).await.context("failed to serve 127.0.0.1:8006 for containers")?;
     let listener = transport::listen(&modules).await?;
     let agent = Arc::new(Agent { sandbox: Arc::clone(&sandbox), network, gate: bound.gate });
     let mut server = ttrpc::asynchronous::Server::new()

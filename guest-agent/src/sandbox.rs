@@ -24,6 +24,7 @@ use crate::oci::{PodNamespaces, check_path, refuse_if};
 use crate::oom::OomWatch;
 use crate::raw;
 use crate::reaper::Reaper;
+use crate::secrets::Secrets;
 use crate::start_report::StartReport;
 
 /// Most containers of a pod, the pause container included.
@@ -49,6 +50,8 @@ pub struct Sandbox {
     pub(crate) modules: Arc<Modules>,
     /// How long starts took.
     pub(crate) report: StartReport,
+    /// Secrets of the pod.
+    pub(crate) secrets: Arc<Secrets>,
     parameters: Parameters,
     copies: Mutex<Option<CopyRoot>>,
     puller: Mutex<Option<Arc<Puller>>>,
@@ -74,6 +77,7 @@ impl Sandbox {
     pub(crate) fn new(
         reaper: Arc<Reaper>,
         modules: Arc<Modules>,
+        secrets: Arc<Secrets>,
         parameters: Parameters,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -81,6 +85,7 @@ impl Sandbox {
             oom: OomWatch::new()?,
             modules,
             report: StartReport::default(),
+            secrets,
             parameters,
             copies: Mutex::new(None),
             puller: Mutex::new(None),

@@ -21,16 +21,16 @@ pub enum SealError {
     #[error(
         "what {0} holds is not the JSON web key (kty EC, crv P-256, x, y) that checks a sealed secret"
     )]
-    VerificationKey(ResourceUri),
+    VerificationKey(String),
     /// Somebody else made it, or changed it.
     #[error("the sealed secret was not signed by the key {0}, or it was changed afterwards")]
-    Signature(ResourceUri),
+    Signature(String),
     /// What lies at the key broker is no key of an envelope.
     #[error("what {0} holds is not a key of {KEY_LENGTH} bytes, which opens an envelope")]
-    WrappingKey(ResourceUri),
+    WrappingKey(String),
     /// The envelope was sealed under another key.
     #[error("the sealed secret cannot be opened with the key {0}: it was sealed under another one")]
-    Open(ResourceUri),
+    Open(String),
     /// Too large to be sealed.
     #[error(
         "an envelope holds at most {PLAIN_LIMIT} bytes: give larger secrets to the key broker and seal their name (`nacre seal vault`)"
@@ -96,7 +96,7 @@ fn sign(secret: &Secret, signer: &Signer<'_>) -> Result<String, SealError> {
 /// # Errors
 /// [`SealError`].
 pub fn verify(signed: &Signed<'_>, verification_key: &[u8]) -> Result<Secret, SealError> {
-    let at = || signed.key().clone();
+    let at = || signed.key().to_string();
     let key = public_key(verification_key).ok_or_else(|| SealError::VerificationKey(at()))?;
     let payload = jws::verify_es256(signed.jws(), &key).map_err(|e| match e {
         JoseError::Key(_) | JoseError::OtherKey => SealError::VerificationKey(at()),
@@ -111,8 +111,8 @@ pub fn verify(signed: &Signed<'_>, verification_key: &[u8]) -> Result<Secret, Se
 /// [`SealError::WrappingKey`], [`SealError::Open`].
 pub fn open(envelope: &Envelope, key: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
     let key = <&[u8; KEY_LENGTH]>::try_from(key)
-        .map_err(|_| SealError::WrappingKey(envelope.key.clone()))?;
-    let failed = || SealError::Open(envelope.key.clone());
+        .map_err(|_| SealError::WrappingKey(envelope.key.to_string()))?;
+    let failed = || SealError::Open(envelope.key.to_string());
     let own_key = decrypt(key, envelope.key_nonce, &envelope.wrapped_key).ok_or_else(failed)?;
     let own_key = <&[u8; KEY_LENGTH]>::try_from(own_key.as_slice()).map_err(|_| failed())?;
     decrypt(own_key, envelope.nonce, &envelope.data).ok_or_else(failed)
@@ -202,12 +202,12 @@ mod tests {
             };
             assert_eq!(envelope.key, name);
             assert_eq!(open(&envelope, &wrapping).unwrap().as_slice(), secret);
-            assert_eq!(open(&envelope, &[8; 32]), Err(SealError::Open(name.clone())));
-            assert_eq!(open(&envelope, &[7; 31]), Err(SealError::WrappingKey(name.clone())));
+            assert_eq!(open(&envelope, &[8; 32]), Err(SealError::Open(name.to_string())));
+            assert_eq!(open(&envelope, &[7; 31]), Err(SealError::WrappingKey(name.to_string())));
             for damage in [0, envelope.data.len() - 1] {
                 let mut damaged = envelope.clone();
                 damaged.data[damage] ^= 1;
-                assert_eq!(open(&damaged, &wrapping), Err(SealError::Open(name.clone())));
+                assert_eq!(open(&damaged, &wrapping), Err(SealError::Open(name.to_string())));
             }
         }
         let large = vec![0; PLAIN_LIMIT + 1];
@@ -221,14 +221,14 @@ mod tests {
         let text = seal_vault(&at("kbs:///a/secret/1"), &signer).unwrap();
         let other = Es256Key::generate().unwrap();
         let signed = Signed::parse(&text).unwrap();
-        assert_eq!(verify(&signed, &jwk(&other)), Err(SealError::Signature(kid.clone())));
+        assert_eq!(verify(&signed, &jwk(&other)), Err(SealError::Signature(kid.to_string())));
         let swapped = seal_vault(&at("kbs:///a/secret/2"), &signer).unwrap();
         let parts = |text: &str| text.split('.').map(str::to_owned).collect::<Vec<_>>();
         let mut mixed = parts(&text);
         mixed[2] = parts(&swapped)[2].clone();
         let mixed = mixed.join(".");
         let signed_mix = Signed::parse(&mixed).unwrap();
-        assert_eq!(verify(&signed_mix, &jwk(&KEY)), Err(SealError::Signature(kid.clone())));
+        assert_eq!(verify(&signed_mix, &jwk(&KEY)), Err(SealError::Signature(kid.to_string())));
         for key in [
             "",
             "{}",

@@ -5,6 +5,7 @@ mod stats;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ const CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "memory", "pids", "io", "hugetl
 /// Longest wait for killed processes to be gone, or for a group to freeze.
 const DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
+
+/// Groups that a container has made within its own and that are looked at.
+const MOST_WITHIN: usize = 256;
 
 /// The control group of one container.
 #[derive(Debug, Clone)]
@@ -68,6 +72,12 @@ impl Cgroup {
     /// Directory of the group.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether this group or one within it has the identifier `id`, which is the inode of its directory.
+    pub(crate) fn holds(&self, id: u64) -> bool {
+        let mut budget = MOST_WITHIN;
+        holds(&self.path, id, &mut budget)
     }
 
     /// Sets what `limits` has a value for.
@@ -145,5 +155,40 @@ impl Cgroup {
 
     fn write(&self, file: &str, value: &str) -> io::Result<()> {
         fs::write(self.path.join(file), value)
+    }
+}
+
+fn holds(group: &Path, id: u64, budget: &mut usize) -> bool {
+    if fs::metadata(group).is_ok_and(|group| group.ino() == id) {
+        return true;
+    }
+    let Ok(entries) = fs::read_dir(group) else { return false };
+    for entry in entries.flatten() {
+        if *budget > 0 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            *budget -= 1;
+            if holds(&entry.path(), id, budget) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_within_a_container_s_is_the_container_s() {
+        let hierarchy = tempfile::tempdir().unwrap();
+        let own = Cgroup { path: hierarchy.path().join("own") };
+        let other = Cgroup { path: hierarchy.path().join("other") };
+        let within = own.path.join("a/b");
+        fs::create_dir_all(&within).unwrap();
+        fs::create_dir(&other.path).unwrap();
+        fs::write(own.path.join("file"), "").unwrap();
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        assert!(own.holds(inode(&own.path)) && own.holds(inode(&within)));
+        assert!(!own.holds(inode(&other.path)) && !own.holds(inode(&own.path.join("file"))));
     }
 }

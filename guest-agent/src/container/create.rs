@@ -16,6 +16,7 @@ use nacre_protocol::channel::{
     ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX, CONTAINERS_ROOT, DRIVER_IMAGE_PULL,
     PAUSE_IMAGE,
 };
+use oci_spec::runtime::Mount;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
@@ -29,6 +30,7 @@ use crate::error::RpcError;
 use crate::launcher::{self, Kind};
 use crate::oci::{ParsedSpec, missing, refuse_if};
 use crate::sandbox::Sandbox;
+use crate::secrets::{self, UnsealedEnv};
 
 /// The built-in root file system of the pod's own container.
 const PAUSE_ROOT: &str = "/pause_bundle/rootfs";
@@ -151,6 +153,7 @@ struct Parts {
     shares_processes: bool,
     seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
     devices: DevicePolicy,
+    unsealed: UnsealedEnv,
     process: crate::process::Process,
     starter: launcher::Control,
 }
@@ -167,6 +170,7 @@ impl Parts {
             exit_told: AtomicBool::new(false),
             seccomp: self.seccomp,
             devices: self.devices,
+            unsealed: self.unsealed,
             reaper: Arc::clone(&sandbox.reaper),
             execs: Mutex::new(Execs::default()),
             exec_number: AtomicU64::new(0),
@@ -195,6 +199,7 @@ async fn build(
         merge_process(&image.config, &mut plan.spec.process, user, &rootfs)
             .map_err(|e| RpcError::internal(&context, e))?;
     }
+    let unsealed = unseal_env(sandbox, &mut plan).await?;
     let no_program = plan.spec.process.args().as_ref().is_none_or(Vec::is_empty);
     let why = "names no program, and the image has none either";
     refuse_if(no_program, "OCI.Process.Args", why)?;
@@ -219,7 +224,8 @@ async fn build(
         .map_err(|e| fail("watch the container's memory", &e))?;
     tracing::debug!(container = plan.id, "binding");
     let mounts = std::mem::take(&mut plan.spec.mounts);
-    let mounts = sources::prepare(sandbox, footprint, mounts)?;
+    let mut mounts = sources::prepare(sandbox, footprint, mounts).await?;
+    add_credentials(sandbox, &plan, footprint, &mut mounts).await?;
     let namespaces = sandbox.namespaces(plan.shares_processes)?;
     let seccomp = plan.spec.seccomp().cloned();
     let owner = plan.spec.process.user().uid();
@@ -240,9 +246,41 @@ async fn build(
         shares_processes: plan.shares_processes,
         seccomp,
         devices: plan.devices,
+        unsealed,
         process,
         starter,
     })
+}
+
+/// The policy has judged the sealed text; the process gets what it stands for.
+async fn unseal_env(sandbox: &Sandbox, plan: &mut Plan) -> Result<UnsealedEnv, RpcError> {
+    let Some(env) = plan.spec.process.env_mut() else { return Ok(UnsealedEnv::default()) };
+    let begun = Instant::now();
+    let unsealed = UnsealedEnv::of(&sandbox.secrets, env).await?;
+    if !unsealed.is_empty() {
+        sandbox.report.record(&plan.id, "unseal", begun.elapsed());
+    }
+    unsealed.apply(env);
+    Ok(unsealed)
+}
+
+/// Shows the container what the initdata lists and the policy lets it have. They come last: nothing of the
+/// request can be mounted within a file.
+async fn add_credentials(
+    sandbox: &Sandbox,
+    plan: &Plan,
+    footprint: &Footprint,
+    mounts: &mut Vec<Mount>,
+) -> Result<(), RpcError> {
+    let (directory, user) = (footprint.directory(), plan.spec.process.user());
+    for credential in secrets::credentials(&sandbox.secrets, &plan.id, directory, user).await? {
+        let path = credential.destination();
+        let hides = mounts.iter().any(|mount| mount.destination().starts_with(path));
+        let why = format!("{} is where a credential of the initdata goes", path.display());
+        refuse_if(hides, "OCI.Mounts", &why)?;
+        mounts.push(credential);
+    }
+    Ok(())
 }
 
 /// `None` for the built-in pause program.

@@ -23,6 +23,7 @@ use crate::launcher::{self, Confinement, Control, Kind, Stdio};
 use crate::oci::{all_capabilities, capability_sets, parse_process, refuse_if};
 use crate::process::Process;
 use crate::reaper::Reaper;
+use crate::secrets::UnsealedEnv;
 
 /// Most further processes of one container at a time.
 const MOST_RUNNING: usize = 1024;
@@ -47,6 +48,8 @@ pub(crate) struct Container {
     pub(crate) exit_told: AtomicBool,
     seccomp: Option<LinuxSeccomp>,
     devices: DevicePolicy,
+    /// Commands that are executed come with the variables as the host knows them.
+    unsealed: UnsealedEnv,
     reaper: Arc<Reaper>,
     execs: Mutex<Execs>,
     exec_number: AtomicU64,
@@ -75,6 +78,11 @@ impl Container {
     /// Its first process.
     pub(crate) fn init(&self) -> &Arc<Process> {
         &self.init
+    }
+
+    /// Whether its control group, or one that it has made within, has this identifier.
+    pub(crate) fn holds_cgroup(&self, id: u64) -> bool {
+        self.footprint.cgroup().holds(id)
     }
 
     /// The process that a request names. No name and the container's own stand for the first one.
@@ -124,6 +132,9 @@ impl Container {
             seccomp: self.seccomp.clone(),
         };
         parsed.set_capabilities(Some(capability_sets(|_| all_capabilities())));
+        if let Some(env) = parsed.env_mut() {
+            self.unsealed.apply(env);
+        }
         let number = self.exec_number.fetch_add(1, Ordering::Relaxed);
         let files = ExecFiles {
             process: self.footprint.directory().join(format!("exec-{number}.json")),

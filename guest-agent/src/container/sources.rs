@@ -17,28 +17,54 @@ use super::footprint::Footprint;
 use crate::error::RpcError;
 use crate::oci::{BindSource, ParsedMount};
 use crate::sandbox::Sandbox;
+use crate::secrets::{FilesError, Tree};
 
-/// Replaces the sources of bind mounts by places that only the agent writes.
-pub(super) fn prepare(
+/// Replaces the sources of bind mounts by places that only the agent writes. Where the host has copied
+/// sealed secrets, that is a copy in which they are unsealed.
+pub(super) async fn prepare(
     sandbox: &Sandbox,
     footprint: &Footprint,
     mounts: Vec<ParsedMount>,
 ) -> Result<Vec<Mount>, RpcError> {
-    let each = mounts.into_iter().enumerate();
-    each.map(|(index, parsed)| {
+    let mut prepared = Vec::with_capacity(mounts.len());
+    for (index, parsed) in mounts.into_iter().enumerate() {
         let ParsedMount { field, mut mount, bind } = parsed;
         if let Some(source) = bind {
             let field = format!("{field}.source");
-            let fd = open(sandbox, &field, &source)?;
+            let mut fd = open(sandbox, &field, &source)?;
+            if let Some(unsealed) = unseal(sandbox, footprint, index, &source, &fd).await? {
+                fd = unsealed;
+            }
             let place = bind_to_place(footprint, index, &fd).map_err(|e| {
                 let doing = format!("failed to bind {} ({field})", source.0.display());
                 RpcError::internal(doing, e)
             })?;
             mount.set_source(Some(place));
         }
-        Ok(mount)
-    })
-    .collect()
+        prepared.push(mount);
+    }
+    Ok(prepared)
+}
+
+/// The copy that the container gets instead, if the host has copied sealed secrets there.
+async fn unseal(
+    sandbox: &Sandbox,
+    footprint: &Footprint,
+    index: usize,
+    source: &BindSource,
+    fd: &OwnedFd,
+) -> Result<Option<OwnedFd>, RpcError> {
+    if !source.0.starts_with(COPY_ROOT) {
+        return Ok(None);
+    }
+    let name = source.0.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let failed = |e: FilesError| RpcError::internal(format!("volume {name}"), e);
+    let Some(tree) = Tree::find(fd.as_fd()).map_err(failed)? else { return Ok(None) };
+    let place = footprint.directory().join(format!("unsealed-{index}"));
+    tree.unseal(&sandbox.secrets, &place).await.map_err(failed)?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(CWD, &place, flags, Mode::empty());
+    opened.map(Some).map_err(|e| failed(io::Error::from(e).into()))
 }
 
 fn open(sandbox: &Sandbox, field: &str, source: &BindSource) -> Result<OwnedFd, RpcError> {

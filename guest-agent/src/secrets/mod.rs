@@ -1,0 +1,240 @@
+//! Secrets of the pod: where they come from, and the ways in which containers get them.
+//!
+//! They come from the owner's key broker, which the pod's initdata names, to a guest that has proved what
+//! it is. Containers get them as environment variables and files that the owner wrote as sealed secrets,
+//! as files that the initdata lists, and from the endpoint on 127.0.0.1:8006. The host carries sealed
+//! text and encrypted answers only; what it says about a container has been judged by the policy before
+//! anything is unsealed for it. No secret is ever in an error or a log.
+
+mod caller;
+mod config;
+mod endpoint;
+mod files;
+mod unseal;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use nacre_attester::Attester;
+use nacre_kbs_client::seal::{self, SealError};
+use nacre_kbs_client::{Client, ClientError, EvidenceSource, Options, Timeouts, Token};
+use nacre_policy::{Denied, Gate, GuestApi, GuestApiRequest};
+use nacre_protocol::initdata::Initdata;
+use nacre_protocol::kbs::{INIT_DATA_TOML, InitData, ResourceUri};
+use nacre_protocol::sealed::{SealedError, Secret, Signed};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+pub(crate) use endpoint::serve;
+pub(crate) use files::{FilesError, Tree, credentials};
+pub(crate) use unseal::UnsealedEnv;
+
+use config::{BrokerConfig, Credential, SecretsConfig};
+
+/// Certificates in the guest image: they speak for a broker whose own the initdata does not name.
+const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
+
+/// What a broker without certificate needs.
+const CONFIGURE: &str = "put aa.toml and cdh.toml with the broker's address into the pod's initdata \
+                         (`nacre initdata create --kbs-url`)";
+
+/// Why there is no secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SecretsError {
+    /// Nobody to ask.
+    #[error("no key broker is configured: {CONFIGURE}")]
+    NoBroker,
+    /// Nothing to prove with.
+    #[error(
+        "this guest runs without a TEE and cannot prove to the key broker what it is: run the pod on a \
+         node whose runtime has tee in [vm] of its configuration"
+    )]
+    NoTee,
+    /// The broker, or the way to it.
+    #[error(transparent)]
+    Broker(#[from] ClientError),
+    /// A sealed secret that cannot be unsealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+impl From<SealedError> for SecretsError {
+    fn from(error: SealedError) -> Self {
+        Self::Seal(error.into())
+    }
+}
+
+/// The pod's way to its secrets.
+pub(crate) struct Secrets {
+    client: Option<Client>,
+    tee: Option<Arc<dyn Attester>>,
+    gate: Arc<Gate>,
+    credentials: Vec<Credential>,
+    /// Public keys that sealed secrets were checked with.
+    verification_keys: Mutex<HashMap<ResourceUri, Arc<Zeroizing<Vec<u8>>>>>,
+}
+
+impl Secrets {
+    /// Reads what the initdata, to which the guest is bound, says about a key broker. Nothing is sent yet.
+    pub(crate) fn new(
+        initdata: Option<&Initdata>,
+        tee: Option<Arc<dyn Attester>>,
+        gate: Arc<Gate>,
+    ) -> anyhow::Result<Self> {
+        let SecretsConfig { broker, credentials } = SecretsConfig::read(initdata)?;
+        let client = match (broker, initdata) {
+            (Some(broker), Some(initdata)) => Some(client(broker, initdata, tee.clone())?),
+            _ => None,
+        };
+        if let Some(client) = &client {
+            tracing::info!(url = client.url(), "the pod has a key broker");
+        }
+        Ok(Self { client, tee, gate, credentials, verification_keys: Mutex::default() })
+    }
+
+    /// Fetches a resource from the key broker. The agent's own needs (credentials of registries, keys of
+    /// layers and volumes) come this way, too.
+    pub(crate) async fn resource(
+        &self,
+        uri: &ResourceUri,
+    ) -> Result<Zeroizing<Vec<u8>>, SecretsError> {
+        let resource = self.broker()?.resource(uri).await?;
+        tracing::info!(%uri, "the key broker gave a resource");
+        Ok(resource)
+    }
+
+    /// Turns a sealed secret into what it stands for.
+    pub(crate) async fn unseal(&self, text: &str) -> Result<Zeroizing<Vec<u8>>, SecretsError> {
+        let signed = Signed::parse(text)?;
+        match self.verify(&signed).await? {
+            Secret::Vault(name) => self.resource(&name).await,
+            Secret::Envelope(envelope) => {
+                let key = self.resource(&envelope.key).await?;
+                Ok(seal::open(&envelope, &key)?)
+            }
+        }
+    }
+
+    /// Checks a signature. A key that was fetched before and does not fit may have been replaced since.
+    async fn verify(&self, signed: &Signed<'_>) -> Result<Secret, SecretsError> {
+        let cached = self.verification_keys().get(signed.key()).cloned();
+        if let Some(key) = cached
+            && let Ok(secret) = seal::verify(signed, &key)
+        {
+            return Ok(secret);
+        }
+        let key = Arc::new(self.resource(signed.key()).await?);
+        let secret = seal::verify(signed, &key)?;
+        self.verification_keys().insert(signed.key().clone(), key);
+        Ok(secret)
+    }
+
+    /// A token with its key, for a container that may have both.
+    async fn token(&self) -> Result<Token, SecretsError> {
+        Ok(self.broker()?.token().await?)
+    }
+
+    /// Asks the policy what a container may have.
+    fn judge(&self, container_id: &str, api: GuestApi) -> Result<(), Box<Denied<GuestApiRequest>>> {
+        let request = GuestApiRequest { container_id: container_id.to_owned(), api };
+        let allowed = self.gate.judge(request)?;
+        // It changes nothing of the pod: whatever comes of it, the policy has nothing to undo.
+        let _ = allowed.witness().settle(Ok::<_, std::convert::Infallible>(()));
+        Ok(())
+    }
+
+    fn broker(&self) -> Result<&Client, SecretsError> {
+        let client = self.client.as_ref().ok_or(SecretsError::NoBroker)?;
+        if self.tee.is_none() { Err(SecretsError::NoTee) } else { Ok(client) }
+    }
+
+    fn verification_keys(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<ResourceUri, Arc<Zeroizing<Vec<u8>>>>> {
+        self.verification_keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How the policy names a resource.
+fn name_for_policy(uri: &ResourceUri) -> String {
+    match uri.plugin() {
+        ResourceUri::RESOURCE => uri.path(),
+        plugin => format!("{plugin}+{}", uri.path()),
+    }
+}
+
+fn client(
+    broker: BrokerConfig,
+    initdata: &Initdata,
+    tee: Option<Arc<dyn Attester>>,
+) -> anyhow::Result<Client> {
+    let secure = broker.url.starts_with("https:");
+    let ca_pem = match broker.certificate {
+        None if secure && Path::new(CERTIFICATES).exists() => {
+            tracing::info!("the key broker must have a certificate of a public authority");
+            Some(std::fs::read_to_string(CERTIFICATES)?)
+        }
+        certificate => certificate,
+    };
+    if !secure {
+        tracing::warn!("the key broker is asked over plain HTTP: the host may answer in its place");
+    }
+    let init_data =
+        InitData { format: INIT_DATA_TOML.to_owned(), body: initdata.text().to_owned() };
+    let options = Options {
+        url: broker.url,
+        ca_pem,
+        init_data: Some(init_data),
+        evidence: Arc::new(Evidence(tee)),
+        timeouts: Timeouts::default(),
+    };
+    Ok(Client::new(options)?)
+}
+
+/// The guest's TEE, as the key broker's protocol wants it.
+struct Evidence(Option<Arc<dyn Attester>>);
+
+#[async_trait]
+impl EvidenceSource for Evidence {
+    fn tee(&self) -> &str {
+        self.0.as_ref().map_or("", |attester| attester.tee().name())
+    }
+
+    async fn evidence(&self, report_data: [u8; 64]) -> Result<Value, String> {
+        let attester = self.0.as_ref().ok_or_else(|| SecretsError::NoTee.to_string())?;
+        let evidence = attester.evidence(report_data).await;
+        evidence.map(|evidence| evidence.to_wire()).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn without_broker() -> Secrets {
+        Secrets::new(None, None, Gate::without_policy()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn without_a_broker_it_is_said_how_to_name_one() {
+        let secrets = without_broker();
+        let error = secrets.resource(&"kbs:///a/b/c".parse().unwrap()).await.unwrap_err();
+        assert_eq!(error, SecretsError::NoBroker);
+        assert!(error.to_string().contains("--kbs-url"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_signed_never_gets_as_far_as_the_broker() {
+        let error = without_broker().unseal("sealed.fakejwsheader.e30.fakesignature").await;
+        assert_eq!(error.unwrap_err(), SealedError::Unsigned.into());
+    }
+
+    #[test]
+    fn plugins_are_told_apart_for_the_policy() {
+        let name = |text: &str| name_for_policy(&text.parse().unwrap());
+        assert_eq!(name("kbs:///a/b/c"), "a/b/c");
+        assert_eq!(name("kbs+pkcs11:///a/b/c"), "pkcs11+a/b/c");
+    }
+}
