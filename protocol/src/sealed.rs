@@ -50,8 +50,7 @@ const KEY_NONCE: &str = "iv";
 const KEY_WRAP_TYPE: &str = "wrap_type";
 
 /// What to do about a secret that is not signed.
-const SIGN: &str =
-    "sign it: `nacre seal vault` or `nacre seal envelope` with --signing-key and --kid";
+const SIGN: &str = "sign it: `nacre seal vault` or `nacre seal envelope` (--key, --public-key)";
 
 /// Why text is no sealed secret that can be used. Never with a part of the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
