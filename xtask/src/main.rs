@@ -4,6 +4,7 @@
 //! Everything it makes is beneath `target/`; outside of it only missing Debian packages are installed.
 
 mod build;
+mod interop;
 mod lint;
 mod setup;
 mod step;
@@ -57,6 +58,16 @@ enum Command {
     Setup,
     /// Formatting, clippy and dependency rules
     Lint,
+    /// Attest to a Trustee server with the guest's client; without --server, say how to set up both
+    /// directions
+    InteropKbs {
+        /// URL of a Trustee server that takes sample evidence
+        #[arg(long)]
+        server: Option<String>,
+        /// Further arguments for nacre-interop
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -111,6 +122,7 @@ fn run(command: Command) -> Result<()> {
             tests::crates(&tree, filter.as_deref())?;
             tests::with_vms(&tree, filter.as_deref(), &missing)
         }
+        Command::InteropKbs { server, rest } => interop::kbs(&tree, server, rest),
         Command::Lint => {
             setup::prepare(&tree, Purpose::Building)?;
             lint::all(&tree)
