@@ -103,10 +103,12 @@ codes! {
     TdxCollateral = "tdx-collateral",
     /// They are current.
     TdxCollateralPeriod = "tdx-collateral-period",
-    /// They are signed by the trusted root's keys.
-    TdxCollateralSignature = "tdx-collateral-signature",
     /// The TCB info is for the platform of the quote.
     TdxPlatform = "tdx-platform",
+    /// No other attributes of the TD undo its protection.
+    TdxAttributes = "tdx-attributes",
+    /// TCB info and QE identity are signed by the trusted root's keys.
+    TdxCollateralSignature = "tdx-collateral-signature",
     /// The platform's certificate chains to the trusted root.
     TdxChain = "tdx-chain",
     /// No certificate of the chains is revoked.
@@ -123,8 +125,6 @@ codes! {
     TdxAdvisories = "tdx-advisories",
     /// Debugging is off.
     TdxDebug = "tdx-debug",
-    /// No other attributes of the TD undo its protection.
-    TdxAttributes = "tdx-attributes",
     /// `REPORTDATA` is bound to this session.
     TdxReportData = "tdx-report-data",
     /// `MRCONFIGID` is the initdata's digest, or zero without initdata.

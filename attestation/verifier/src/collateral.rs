@@ -6,12 +6,15 @@ use nacre_evidence::Evidence;
 use nacre_evidence::snp::{Product, SigningKey, Tcb};
 
 use crate::snp::chip_id_length;
+use crate::tdx::TdxCollateral;
 
 /// Certificates and the like beside the evidence. Untrusted: what is wrong in here fails checks.
 #[derive(Debug, Clone, Default)]
 pub struct Collateral {
     /// Certificates of SNP report keys, in DER; the first 8 are looked at.
     pub snp_certificates: Vec<Vec<u8>>,
+    /// Intel's data about the platform of a TDX quote.
+    pub tdx: Option<TdxCollateral>,
 }
 
 /// Names a piece of collateral.

@@ -29,8 +29,9 @@ pub use collateral::{Collateral, CollateralKey};
 pub use nacre_evidence::{Evidence, EvidenceError, Tee};
 pub use references::{
     Allowed, DOCUMENT_LIMIT, Hex, ID_LIMIT, LIST_LIMIT, NOTE_LIMIT, ReferenceError, ReferenceSet,
-    ReferenceValues, SnpPolicy, SnpReferences, TcbMinimum, Values,
+    ReferenceValues, SnpPolicy, SnpReferences, TcbMinimum, TdxReferences, Values,
 };
 pub use store::{CollateralStore, StoreError};
-pub use trust::{ExtraRoot, Trust, TrustError};
+pub use tdx::{TDX_COLLATERAL_LIMIT, TdxCollateral, TdxCollateralError};
+pub use trust::{ExtraRoot, ExtraTdxRoot, Trust, TrustError};
 pub use verifier::{Expected, Verifier};

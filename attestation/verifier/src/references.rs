@@ -12,6 +12,9 @@ use nacre_evidence::snp::{Product, Tcb};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use time::OffsetDateTime;
 
+use crate::checks::{Check, CheckCode};
+use crate::verifier::Expected;
+
 /// Largest document, in bytes.
 pub const DOCUMENT_LIMIT: usize = 64 * 1024;
 /// Most values in a list.
@@ -510,6 +513,47 @@ impl ReferenceValues {
     #[must_use]
     pub fn is_expired(&self, now: OffsetDateTime) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
+    }
+}
+
+/// Compares with every document that counts. Where none fits as a whole, the checks are those of the
+/// one that comes closest: the right `measurement` first, then the fewest failures.
+pub(crate) fn best_match(
+    tee: Tee,
+    code: CheckCode,
+    measurement: CheckCode,
+    expected: &Expected<'_>,
+    compare: impl Fn(&Values) -> Option<Vec<Check>>,
+) -> (Option<String>, Vec<Check>) {
+    let words = format!("reference values for {tee}");
+    let mut expired = 0;
+    let mut best: Option<(usize, &str, Vec<Check>)> = None;
+    for document in expected.references.documents() {
+        let Some(checks) = compare(&document.values) else { continue };
+        if document.is_expired(expected.now) {
+            expired += 1;
+            continue;
+        }
+        let weight = |check: &Check| if check.code == measurement { 100 } else { 1 };
+        let distance = checks.iter().filter(|check| check.is_failed()).map(weight).sum();
+        if best.as_ref().is_none_or(|(least, ..)| distance < *least) {
+            best = Some((distance, &document.id, checks));
+        }
+    }
+    match best {
+        Some((_, id, mut checks)) => {
+            checks.push(Check::of(code, true, words, format!("compared with {id}"), ""));
+            (Some(id.to_owned()), checks)
+        }
+        None => {
+            let found = match expired {
+                0 => "none are registered".to_owned(),
+                expired => format!("{expired}, all expired"),
+            };
+            let fix = "register what `nacre measure` prints for the guest image (nacre kbs \
+                reference-value add)";
+            (None, vec![Check::of(code, false, words, found, fix)])
+        }
     }
 }
 

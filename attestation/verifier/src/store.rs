@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use nacre_evidence::Evidence;
 
 use crate::collateral::{Collateral, CollateralKey};
+use crate::references::Hex;
 use crate::snp::Vek;
+use crate::tdx::{TDX_COLLATERAL_LIMIT, TdxCollateral, TdxCollateralError, fmspc};
 use crate::x509::CERTIFICATE_LIMIT;
 
 /// Why collateral cannot be kept or read.
@@ -29,6 +31,9 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: String,
     },
+    /// It is no TDX collateral.
+    #[error(transparent)]
+    Tdx(#[from] TdxCollateralError),
 }
 
 /// A directory with a file for each piece of collateral.
@@ -51,11 +56,17 @@ impl CollateralStore {
     /// What the store has for `evidence`. What cannot be read counts as absent.
     #[must_use]
     pub fn collateral(&self, evidence: &Evidence) -> Collateral {
+        if let Evidence::Tdx { quote, .. } = evidence {
+            let tdx = fmspc(quote)
+                .and_then(|fmspc| read(&self.tdx_path(fmspc), TDX_COLLATERAL_LIMIT).ok().flatten())
+                .and_then(|json| TdxCollateral::parse(&json).ok());
+            return Collateral { snp_certificates: Vec::new(), tdx };
+        }
         let snp_certificates = CollateralKey::needed(evidence)
             .iter()
             .filter_map(|key| read(&self.path(key), CERTIFICATE_LIMIT).ok().flatten())
             .collect();
-        Collateral { snp_certificates }
+        Collateral { snp_certificates, tdx: None }
     }
 
     /// What `evidence` needs and neither has itself nor finds in the store.
@@ -87,6 +98,19 @@ impl CollateralStore {
         }
         let path = self.path(key);
         write(&self.directory, &path, bytes).map_err(|source| failed(&path, source))
+    }
+
+    /// Keeps Intel's collateral for a kind of platform, in the form of [`TdxCollateral::parse`].
+    ///
+    /// # Errors
+    /// If it is no collateral, or cannot be written.
+    pub fn put_tdx(&self, json: &[u8]) -> Result<(), StoreError> {
+        let path = self.tdx_path(TdxCollateral::parse(json)?.fmspc());
+        write(&self.directory, &path, json).map_err(|source| failed(&path, source))
+    }
+
+    fn tdx_path(&self, fmspc: Hex<6>) -> PathBuf {
+        self.directory.join(format!("tdx-{fmspc}.json"))
     }
 
     fn path(&self, key: &CollateralKey) -> PathBuf {

@@ -13,6 +13,8 @@ pub struct Trust {
     /// Whether evidence without a current revocation list for its root fails. Without lists and without
     /// this, the check says that it was not made.
     pub snp_crl_required: bool,
+    /// Roots of TDX quotes beside Intel's. Whoever has such a root's keys can make any TDX evidence.
+    pub danger_extra_tdx_roots: Vec<ExtraTdxRoot>,
 }
 
 /// A root that is not a vendor's.
@@ -24,6 +26,15 @@ pub struct ExtraRoot {
     pub ark_der: Vec<u8>,
     /// The certificate of the key that signs chip keys, in DER.
     pub ask_der: Vec<u8>,
+}
+
+/// A root of TDX quotes that is not Intel's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtraTdxRoot {
+    /// Stands in appraisals.
+    pub name: String,
+    /// The self-signed root certificate, in DER, as quotes bring it along.
+    pub root_der: Vec<u8>,
 }
 
 /// Why roots or revocation lists cannot be used.

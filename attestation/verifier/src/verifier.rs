@@ -7,7 +7,7 @@ use crate::appraisal::Appraisal;
 use crate::collateral::Collateral;
 use crate::references::ReferenceSet;
 use crate::snp::{self, Hierarchies};
-use crate::tdx;
+use crate::tdx::{self, TdxRoots};
 use crate::trust::{Trust, TrustError};
 
 /// What evidence is compared with.
@@ -27,6 +27,7 @@ pub struct Expected<'a> {
 /// Appraises evidence. Roots are verified once, when it is made.
 pub struct Verifier {
     hierarchies: Hierarchies,
+    tdx_roots: TdxRoots,
 }
 
 impl Verifier {
@@ -35,7 +36,7 @@ impl Verifier {
     /// # Errors
     /// If an added root or a revocation list is no good.
     pub fn new(trust: &Trust) -> Result<Verifier, TrustError> {
-        Ok(Verifier { hierarchies: Hierarchies::new(trust)? })
+        Ok(Verifier { hierarchies: Hierarchies::new(trust)?, tdx_roots: TdxRoots::new(trust) })
     }
 
     /// Makes every check, whatever the earlier ones said.
@@ -51,7 +52,7 @@ impl Verifier {
                 snp::appraise(&self.hierarchies, report, certificates, expected, collateral)
             }
             Evidence::Tdx { quote, event_log } => {
-                tdx::appraise(quote, event_log.as_deref(), expected)
+                tdx::appraise(&self.tdx_roots, quote, event_log.as_deref(), expected, collateral)
             }
         }
     }

@@ -299,6 +299,6 @@ fn extensions(list: &[Extension], understood: &[ObjectIdentifier]) -> Result<(),
     Ok(())
 }
 
-fn time(time: Time) -> OffsetDateTime {
+pub(crate) fn time(time: Time) -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH + time.to_unix_duration()
 }

@@ -4,59 +4,29 @@ use nacre_evidence::Tee;
 use nacre_evidence::snp::{Product, ReportFields};
 
 use crate::checks::{Check, CheckCode};
-use crate::references::{Hex, SnpPolicy, SnpReferences, TcbMinimum, Values};
+use crate::references::{Hex, SnpPolicy, SnpReferences, TcbMinimum, Values, best_match};
 use crate::verifier::Expected;
 
-/// Compares with every document that counts. Where none fits as a whole, the checks are those of the
-/// one that comes closest: the right measurement first, then the fewest failures.
-pub(super) fn best_match(
+/// Compares with every document that counts.
+pub(super) fn references(
     fields: &ReportFields,
     product: Option<Product>,
     expected: &Expected<'_>,
 ) -> (Option<String>, Vec<Check>) {
-    let mut expired = 0;
-    let mut best: Option<(usize, &str, Vec<Check>)> = None;
-    for document in expected.references.documents() {
-        let Values::Snp(values) = &document.values else { continue };
-        if document.is_expired(expected.now) {
-            expired += 1;
-            continue;
-        }
-        let checks = compare(fields, product, values);
-        let weight = |check: &Check| match check.code {
-            CheckCode::SnpMeasurement => 100,
-            _ => 1,
-        };
-        let distance = checks.iter().filter(|check| check.is_failed()).map(weight).sum();
-        if best.as_ref().is_none_or(|(least, ..)| distance < *least) {
-            best = Some((distance, &document.id, checks));
-        }
+    let (reference, mut checks) = best_match(
+        Tee::Snp,
+        CheckCode::SnpReferences,
+        CheckCode::SnpMeasurement,
+        expected,
+        |values| match values {
+            Values::Snp(values) => Some(compare(fields, product, values)),
+            Values::Tdx(_) => None,
+        },
+    );
+    if reference.is_none() {
+        checks.push(debug(fields, &SnpPolicy::default()));
     }
-    let Some((_, id, mut checks)) = best else {
-        return (None, vec![no_references(expired), debug(fields, &SnpPolicy::default())]);
-    };
-    checks.push(Check::of(
-        CheckCode::SnpReferences,
-        true,
-        "reference values for snp",
-        format!("compared with {id}"),
-        "",
-    ));
-    (Some(id.to_owned()), checks)
-}
-
-fn no_references(expired: usize) -> Check {
-    let found = match expired {
-        0 => "none are registered".to_owned(),
-        expired => format!("{expired}, all expired"),
-    };
-    Check::of(
-        CheckCode::SnpReferences,
-        false,
-        format!("reference values for {}", Tee::Snp),
-        found,
-        "register what `nacre measure` prints for the guest image (nacre kbs reference-value add)",
-    )
+    (reference, checks)
 }
 
 fn compare(fields: &ReportFields, product: Option<Product>, values: &SnpReferences) -> Vec<Check> {

@@ -67,7 +67,7 @@ pub(crate) fn appraise(
     let product = fields.product().or(vek.as_ref().map(|vek| vek.product));
     checks.extend(session(fields, expected));
     checks.push(tcb_order(fields));
-    let (reference, comparison) = compare::best_match(fields, product, expected);
+    let (reference, comparison) = compare::references(fields, product, expected);
     checks.extend(comparison);
     let claims = Claims::Snp(Box::new(SnpClaims::new(fields, product)));
     Appraisal::new(root, reference, complete(Tee::Snp, checks), claims)
