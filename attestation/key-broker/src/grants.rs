@@ -30,7 +30,11 @@ pub struct Grant {
     /// Patterns of resources: `repository/type/tag`, each part a name or `*`.
     pub resources: Vec<String>,
     /// It holds until then.
-    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        with = "time::serde::rfc3339::option",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub expires: Option<OffsetDateTime>,
     /// For people.
     #[serde(default, skip_serializing_if = "String::is_empty")]

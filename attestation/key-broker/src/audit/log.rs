@@ -1,0 +1,385 @@
+//! Writing the log: one thread, which puts down all entries that wait in one go and then waits for
+//! the disk once.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread::{self, JoinHandle};
+
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
+
+use super::chain::Head;
+use super::read::{file_name, files, read_lines};
+use super::{Action, AuditError, Event, LineError, Outcome};
+
+/// Entries that may wait.
+const QUEUE: usize = 1024;
+/// Entries that are put down in one go.
+const BATCH: usize = 256;
+/// How many bytes of a torn line are kept in the record of its removal.
+const TORN_SHOWN: usize = 4096;
+
+struct Order {
+    event: Event,
+    done: oneshot::Sender<Result<u64, AuditError>>,
+}
+
+/// The open log.
+pub(crate) struct AuditLog {
+    directory: PathBuf,
+    orders: Mutex<Option<mpsc::Sender<Order>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl AuditLog {
+    /// Opens the log in `directory` or begins one. A torn last line is cut off, and that is recorded.
+    pub(crate) fn open(directory: &Path, rotate_bytes: u64) -> Result<AuditLog, AuditError> {
+        let at = |error| AuditError::File { path: directory.to_owned(), error };
+        fs::create_dir_all(directory)
+            .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o700)))
+            .map_err(at)?;
+        let mut writer = Writer::open(directory, rotate_bytes)?;
+        let (orders, queue) = mpsc::channel(QUEUE);
+        let thread = thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || writer.run(queue))
+            .map_err(at)?;
+        Ok(AuditLog {
+            directory: directory.to_owned(),
+            orders: Mutex::new(Some(orders)),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Where the files are.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes an entry; on return it is on disk. Its number.
+    pub(crate) async fn append(&self, event: Event) -> Result<u64, AuditError> {
+        let sender = self.orders.lock().map_err(|_| AuditError::Closed)?.clone();
+        let (done, written) = oneshot::channel();
+        let sent = sender.ok_or(AuditError::Closed)?.send(Order { event, done }).await;
+        sent.map_err(|_| AuditError::Closed)?;
+        written.await.map_err(|_| AuditError::Closed)?
+    }
+
+    /// Writes an entry soon. It is on disk before any entry that is asked for later.
+    pub(crate) async fn note(&self, event: Event) -> Result<(), AuditError> {
+        let sender = self.orders.lock().map_err(|_| AuditError::Closed)?.clone();
+        let (done, _) = oneshot::channel();
+        let sent = sender.ok_or(AuditError::Closed)?.send(Order { event, done }).await;
+        sent.map_err(|_| AuditError::Closed)
+    }
+
+    /// Writes what waits and closes the log.
+    pub(crate) fn close(&self) {
+        if let Ok(mut orders) = self.orders.lock() {
+            orders.take();
+        }
+        let thread = self.thread.lock().ok().and_then(|mut thread| thread.take());
+        if let Some(thread) = thread {
+            // It ends when all senders are gone; a panic there was told by the panic itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Writer {
+    directory: PathBuf,
+    rotate_bytes: u64,
+    path: PathBuf,
+    file: File,
+    /// Bytes of whole lines in the file.
+    bytes: u64,
+    head: Head,
+    /// The file may hold more than its whole lines, and could not be cut.
+    broken: bool,
+}
+
+impl Writer {
+    fn open(directory: &Path, rotate_bytes: u64) -> Result<Writer, AuditError> {
+        let all = files(directory)?;
+        let path = all.last().cloned().unwrap_or_else(|| directory.join(file_name(1)));
+        let fresh = all.is_empty();
+        let file = open_file(&path)?;
+        if fresh {
+            sync_directory(directory)?;
+        }
+        let mut head = Head::default();
+        // Of older files only the last line counts here; `verify` reads them all.
+        if let [.., before, _] = all.as_slice() {
+            head = last_head(before)?;
+        }
+        let single = all.len() < 2;
+        let mut first = single;
+        let whole = read_lines(&path, |line, text| {
+            let followed = head.follow(text, first);
+            first = false;
+            followed.map_err(|error| AuditError::Line { path: path.clone(), line, error })?;
+            Ok(true)
+        })?;
+        let mut writer = Writer {
+            directory: directory.to_owned(),
+            rotate_bytes,
+            path,
+            file,
+            bytes: whole.bytes,
+            head,
+            broken: false,
+        };
+        if whole.torn > 0 {
+            writer.repair(whole.torn)?;
+        }
+        writer.file.seek(SeekFrom::Start(writer.bytes)).map_err(|error| writer.failed(error))?;
+        Ok(writer)
+    }
+
+    /// Cuts off a torn last line. Nothing in it was acknowledged.
+    fn repair(&mut self, torn: u64) -> Result<(), AuditError> {
+        let mut shown = Vec::new();
+        let mut read = || {
+            self.file.seek(SeekFrom::Start(self.bytes))?;
+            (&self.file).take(TORN_SHOWN as u64).read_to_end(&mut shown)?;
+            self.file.set_len(self.bytes)?;
+            self.file.seek(SeekFrom::Start(self.bytes))?;
+            self.file.sync_all()
+        };
+        read().map_err(|error| self.failed(error))?;
+        let mut event = Event::new(Action::Repair, Outcome::Done);
+        event.reason = format!(
+            "the last line was torn and cut off: {torn} bytes, beginning with {:?}",
+            String::from_utf8_lossy(&shown)
+        );
+        self.write(vec![event]).pop().unwrap_or(Err(AuditError::Closed)).map(drop)
+    }
+
+    fn run(&mut self, mut queue: mpsc::Receiver<Order>) {
+        let mut orders = Vec::new();
+        loop {
+            orders.clear();
+            if queue.blocking_recv_many(&mut orders, BATCH) == 0 {
+                return;
+            }
+            let (events, waiting): (Vec<_>, Vec<_>) =
+                orders.drain(..).map(|order| (order.event, order.done)).unzip();
+            for (done, result) in waiting.into_iter().zip(self.write(events)) {
+                // Who asked may have gone away; the entry stays.
+                let _ = done.send(result);
+            }
+        }
+    }
+
+    /// Writes entries and waits for the disk. One result for each.
+    fn write(&mut self, events: Vec<Event>) -> Vec<Result<u64, AuditError>> {
+        let mut text = String::new();
+        let mut head = self.head.clone();
+        let mut results = Vec::with_capacity(events.len());
+        for event in events {
+            results.push(head.line(event, OffsetDateTime::now_utc()).map(|(line, next)| {
+                text.push_str(&line);
+                head = next;
+                head.seq
+            }));
+        }
+        match self.write_text(&text, &head) {
+            Ok(()) => results,
+            Err(error) => {
+                tracing::error!("{error}");
+                results.iter().map(|_| Err(AuditError::Closed)).collect()
+            }
+        }
+    }
+
+    fn write_text(&mut self, text: &str, head: &Head) -> Result<(), AuditError> {
+        if self.broken {
+            return Err(AuditError::Closed);
+        }
+        if self.bytes >= self.rotate_bytes {
+            self.rotate()?;
+        }
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
+        if let Err(error) = written {
+            let cut = self.file.set_len(self.bytes);
+            let cut = cut.and_then(|()| self.file.seek(SeekFrom::Start(self.bytes)));
+            // What the disk holds after a failed sync is not known: no more until a restart reads it.
+            self.broken = cut.is_err() || error.kind() != std::io::ErrorKind::StorageFull;
+            return Err(self.failed(error));
+        }
+        self.bytes += text.len() as u64;
+        self.head = head.clone();
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> Result<(), AuditError> {
+        let path = self.directory.join(file_name(self.head.seq + 1));
+        self.file = open_file(&path)?;
+        self.path = path;
+        self.bytes = 0;
+        sync_directory(&self.directory)
+    }
+
+    fn failed(&self, error: std::io::Error) -> AuditError {
+        AuditError::File { path: self.path.clone(), error }
+    }
+}
+
+/// Head after the last line of a file that is complete.
+fn last_head(path: &Path) -> Result<Head, AuditError> {
+    let mut head = Head::default();
+    let mut first = true;
+    let whole = read_lines(path, |line, text| {
+        let followed = head.follow(text, first);
+        first = false;
+        followed.map_err(|error| AuditError::Line { path: path.to_owned(), line, error })?;
+        Ok(true)
+    })?;
+    if whole.torn > 0 {
+        let line = whole.lines + 1;
+        return Err(AuditError::Line { path: path.to_owned(), line, error: LineError::Form });
+    }
+    Ok(head)
+}
+
+fn open_file(path: &Path) -> Result<File, AuditError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| AuditError::File { path: path.to_owned(), error })
+}
+
+fn sync_directory(directory: &Path) -> Result<(), AuditError> {
+    File::open(directory)
+        .and_then(|open| open.sync_all())
+        .map_err(|error| AuditError::File { path: directory.to_owned(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{find, list, verify};
+
+    fn event(subject: &str) -> Event {
+        let mut event = Event::new(Action::GetResource, Outcome::Done);
+        event.subject = Some(subject.to_owned());
+        event.request = Some(format!("id-{subject}"));
+        event
+    }
+
+    async fn write(directory: &Path, rotate: u64, count: usize) {
+        let log = AuditLog::open(directory, rotate).unwrap();
+        for number in 0..count {
+            log.append(event(&number.to_string())).await.unwrap();
+        }
+        log.close();
+        assert!(matches!(log.append(event("late")).await, Err(AuditError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_log_goes_on_where_it_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        for round in 1..=3 {
+            write(path, 1 << 20, 4).await;
+            let verified = verify(path).unwrap();
+            assert_eq!(
+                (verified.entries, verified.first, verified.last),
+                (round * 4, 1, round * 4)
+            );
+            assert_eq!((verified.files, verified.torn), (1, 0));
+        }
+        let listed = list(path, 3, 2).unwrap();
+        assert_eq!(listed.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [4, 5]);
+        assert_eq!(list(path, 12, 2).unwrap(), []);
+        assert_eq!(find(path, "id-2", 4).unwrap().len(), 3);
+        assert_eq!(find(path, "id", 4).unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn files_rotate_and_the_chain_goes_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        write(path, 1000, 20).await;
+        write(path, 1000, 20).await;
+        let all = files(path).unwrap();
+        assert!(all.len() > 3, "{all:?}");
+        assert_eq!(verify(path).unwrap().entries, 40);
+        assert_eq!(list(path, 30, 100).unwrap().len(), 10);
+        // Older files are put away: what is left holds together.
+        fs::remove_file(&all[0]).unwrap();
+        let verified = verify(path).unwrap();
+        assert!(verified.first > 1 && verified.last == 40);
+        // One from the middle is missing.
+        fs::remove_file(&all[2]).unwrap();
+        assert!(matches!(
+            verify(path),
+            Err(AuditError::Line { line: 1, error: LineError::Chain, .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_torn_line_is_cut_off_and_recorded() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        write(path, 1 << 20, 3).await;
+        let file = files(path).unwrap().remove(0);
+        let whole = fs::read(&file).unwrap();
+        let last = whole[..whole.len() - 1].iter().rposition(|b| *b == b'\n').unwrap() + 1;
+        // Wherever the last line was torn: two entries are left, and a third tells of it.
+        for length in last + 1..whole.len() {
+            fs::write(&file, &whole[..length]).unwrap();
+            assert_eq!(verify(path).unwrap().torn, (length - last) as u64);
+            AuditLog::open(path, 1 << 20).unwrap().close();
+            let verified = verify(path).unwrap();
+            assert_eq!((verified.entries, verified.torn), (3, 0));
+            let repair = list(path, 2, 1).unwrap().remove(0);
+            assert_eq!(repair.event.action, Action::Repair);
+            assert!(repair.event.reason.contains(&format!("{} bytes", length - last)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_changed_line_is_found_and_stops_the_broker() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        write(path, 1 << 20, 3).await;
+        let file = files(path).unwrap().remove(0);
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replacen("\"subject\":\"1\"", "\"subject\":\"7\"", 1)).unwrap();
+        let error = verify(path).unwrap_err();
+        assert!(
+            matches!(error, AuditError::Line { line: 2, error: LineError::Hash, .. }),
+            "{error}"
+        );
+        let error = AuditLog::open(path, 1 << 20).err().unwrap();
+        assert!(matches!(error, AuditError::Line { line: 2, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn many_write_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = std::sync::Arc::new(AuditLog::open(directory.path(), 50_000).unwrap());
+        let tasks: Vec<_> = (0..500)
+            .map(|number| {
+                let log = log.clone();
+                tokio::spawn(async move { log.append(event(&number.to_string())).await.unwrap() })
+            })
+            .collect();
+        let mut numbers = Vec::new();
+        for task in tasks {
+            numbers.push(task.await.unwrap());
+        }
+        numbers.sort_unstable();
+        assert_eq!(numbers, (1..=500).collect::<Vec<_>>());
+        log.close();
+        assert_eq!(verify(directory.path()).unwrap().entries, 500);
+    }
+}
