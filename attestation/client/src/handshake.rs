@@ -48,9 +48,10 @@ pub(crate) async fn attest(
         runtime_data,
         tee_evidence: CompositeEvidence { primary_evidence, additional_evidence: String::new() },
     };
+    // The token is made after this moment: its life, counted from here, ends too early rather than too late.
+    let begun = Instant::now();
     let answer = http.attest(&attestation, cookie.as_deref()).await?;
     let token = Zeroizing::new(answer.token);
-    let begun = Instant::now();
     let life = life_of(&token);
     Ok(Session { token, key, cookie, begun, life })
 }

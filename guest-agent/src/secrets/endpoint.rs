@@ -126,6 +126,8 @@ fn accept(sandbox: &Arc<Sandbox>, open: &Arc<Open>, stream: TcpStream, peer: Soc
         let served = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIME)
+            // Simple programs close their side when they have asked.
+            .half_close(true)
             .max_buf_size(HEAD_LIMIT)
             .max_headers(MOST_HEADERS)
             .serve_connection(TokioIo::new(stream), answer)
@@ -310,7 +312,7 @@ async fn answer(sandbox: &Sandbox, container: Option<&str>, request: Request<Inc
     };
     let secrets = &sandbox.secrets;
     if let Err(denied) = secrets.judge(container, call.api()) {
-        tracing::info!(container, "{}", denied.denial());
+        tracing::debug!(container, "{}", denied.denial());
         return text(StatusCode::FORBIDDEN, denied.denial().to_string());
     }
     match call {

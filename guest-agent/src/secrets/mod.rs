@@ -100,9 +100,7 @@ impl Secrets {
         &self,
         uri: &ResourceUri,
     ) -> Result<Zeroizing<Vec<u8>>, SecretsError> {
-        let resource = self.broker()?.resource(uri).await?;
-        tracing::info!(%uri, "the key broker gave a resource");
-        Ok(resource)
+        Ok(self.broker()?.resource(uri).await?)
     }
 
     /// Turns a sealed secret into what it stands for.

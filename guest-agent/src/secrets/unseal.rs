@@ -11,6 +11,9 @@ use crate::error::RpcError;
 /// Most sealed variables of a container: each is a question to the key broker.
 const MOST: usize = 256;
 
+/// Linux takes no variable of more than 128 KiB (`MAX_ARG_STRLEN`), name included.
+const LARGEST: usize = 127 * 1024;
+
 /// The sealed values of a container's variables, each with what it stands for. Kept while the container
 /// exists: commands that are executed in it name the same sealed values.
 #[derive(Default)]
@@ -43,6 +46,9 @@ impl UnsealedEnv {
             let text = text.ok_or_else(|| {
                 failed(&"the secret is not text, which a variable must be: use a file instead")
             })?;
+            if text.len() > LARGEST {
+                return Err(failed(&"the secret is too large for a variable: use a file instead"));
+            }
             unsealed.push((value.to_owned(), Zeroizing::new(text.to_owned())));
         }
         Ok(Self(unsealed))
