@@ -57,7 +57,7 @@ fn appraise(evidence: &Evidence, collateral: &Collateral, now: OffsetDateTime) -
         Evidence::Snp { .. } => None,
         Evidence::Tdx { quote, .. } => Some(quote.body().mr_config_id),
     };
-    let init_data = config_id.as_ref().filter(|id| **id != [0; 48]).map(|id| id.as_slice());
+    let init_data = config_id.as_ref().filter(|id| **id != [0; 48]).map(<[u8; 48]>::as_slice);
     let verifier = Verifier::new(&Trust::default()).expect("the vendors' roots");
     let references = references(evidence);
     let expected =
