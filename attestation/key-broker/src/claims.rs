@@ -8,7 +8,9 @@ use nacre_evidence::snp::{GuestPolicy, KeyInfo, PlatformInfo, ReportFields, Sign
 use nacre_evidence::{Evidence, tdx};
 use nacre_protocol::initdata::Initdata;
 use nacre_protocol::kbs::Jwk;
+use nacre_verifier::TdxPlatform;
 use serde_json::{Map, Value, json};
+use time::format_description::well_known::Rfc3339;
 
 /// The name of the profile whose claims these are.
 pub(crate) const PROFILE: &str = "tag:github.com,2024:confidential-containers/Trustee";
@@ -22,6 +24,8 @@ const FILES_LIMIT: usize = 32 * 1024;
 pub(crate) struct Verdict<'a> {
     /// The root's name, where it is none of a vendor's.
     pub(crate) extra_root: Option<&'a str>,
+    /// What Intel's collateral says about a TDX platform.
+    pub(crate) platform: Option<&'a TdxPlatform>,
 }
 
 /// The submodule `cpu0` of a token.
@@ -35,7 +39,9 @@ pub(crate) fn submodule(
     let mut annotated = Map::new();
     let (tee, init_data) = match evidence {
         Evidence::Snp { report, .. } => (snp(report.fields()), report.fields().host_data.to_vec()),
-        Evidence::Tdx { quote, .. } => (tdx(quote), quote.body().mr_config_id.to_vec()),
+        Evidence::Tdx { quote, .. } => {
+            (tdx(quote, verdict.platform), quote.body().mr_config_id.to_vec())
+        }
     };
     annotated.insert(evidence.tee().name().to_owned(), tee);
     annotated.insert("report_data".to_owned(), hex::encode(evidence.report_data()).into());
@@ -183,7 +189,7 @@ fn snp_tcb(tcb: &Tcb) -> Value {
 }
 
 /// Numbers are little-endian bytes in hexadecimal, as in the quote.
-fn tdx(quote: &tdx::Quote) -> Value {
+fn tdx(quote: &tdx::Quote, platform: Option<&TdxPlatform>) -> Value {
     let (header, body) = (quote.header(), quote.body());
     let attributes = body.td_attributes;
     let flag = |bit: u32| attributes.0 >> bit & 1 == 1;
@@ -230,7 +236,14 @@ fn tdx(quote: &tdx::Quote) -> Value {
             "key_locker": flag(31),
             "perfmon": flag(63),
         },
-        // An expired one is never affirming.
+        "tcb_status": platform.map(|platform| &platform.tcb_status),
+        "tcb_date": platform.and_then(|platform| platform.tcb_date.format(&Rfc3339).ok()),
+        "tcb_eval_num": platform.map(|platform| platform.tcb_evaluation),
+        "advisory_ids": platform.map(|platform| &platform.advisories),
+        "is_smt_enabled": platform.and_then(|platform| platform.smt_enabled),
+        "earliest_expiration_date":
+            platform.and_then(|platform| platform.collateral_expires.format(&Rfc3339).ok()),
+        // With expired collateral nothing is affirming.
         "collateral_expiration_status": "0",
     })
 }

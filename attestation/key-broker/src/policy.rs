@@ -49,13 +49,17 @@ pub(crate) struct ResourcePolicy {
 }
 
 impl ResourcePolicy {
-    /// Compiles a policy. It is written for Rego 1, or for Rego 0 as older ones of Trustee.
+    /// Compiles a policy. It is written for Rego 1, or for Rego 0 as older ones of Trustee. Who writes
+    /// `if` writes Rego 1: as Rego 0 a mistake there could read as a rule that always holds.
     pub(crate) fn compile(text: &str) -> Result<ResourcePolicy, PolicyError> {
         if text.is_empty() || text.len() > POLICY_LIMIT {
             return Err(PolicyError::Size(text.len()));
         }
         check_depth(text)?;
-        let mut engine = read(text, false).or_else(|error| read(text, true).map_err(|_| error))?;
+        let mut engine = match read(text, false) {
+            Err(PolicyError::Syntax(_)) if !has_word(text, "if") => read(text, true)?,
+            read => read?,
+        };
         engine.set_input(Value::new_object());
         match engine.eval_rule(RULE.to_owned()) {
             Ok(_) => {}
@@ -127,6 +131,13 @@ fn read(text: &str, old: bool) -> Result<Engine, PolicyError> {
     Ok(engine)
 }
 
+/// Whether a word stands outside of comments.
+fn has_word(text: &str, word: &str) -> bool {
+    let code = text.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let mut words = code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_'));
+    words.any(|one| one == word)
+}
+
 fn short(error: &dyn std::fmt::Display) -> String {
     error.to_string().trim().chars().take(400).collect()
 }
@@ -187,6 +198,8 @@ mod tests {
         assert!(!allows(path, "kbs:///other/b/c"));
         let old = "package policy\ndefault allow = false\nallow {\n  count(data[\"resource-path\"]) == 3\n}\n";
         assert!(allows(old, "kbs:///a/b/c"));
+        let commented = format!("# allows if there are three parts\n{old}");
+        assert!(allows(&commented, "kbs:///a/b/c"));
         let query = "package policy\nimport rego.v1\nallow if data.query.x == \"1\"\n";
         assert!(allows(query, "kbs:///a/b/c?x=1&y"));
         assert!(!allows(query, "kbs:///a/b/c?x=2"));

@@ -10,7 +10,7 @@ use axum::response::Response;
 use nacre_evidence::{Evidence, Tee};
 use nacre_protocol::initdata::Initdata;
 use nacre_protocol::kbs::{self, Attestation, Challenge, ErrorKind, TokenResponse};
-use nacre_verifier::{Appraisal, CheckCode, Expected, Root};
+use nacre_verifier::{Appraisal, CheckCode, Claims, Expected, Root};
 use serde_json::Value;
 use time::OffsetDateTime;
 
@@ -173,7 +173,11 @@ async fn appraise(
         Root::Extra { name } => Some(name.as_str()),
         Root::Vendor | Root::Unproven => None,
     };
-    let verdict = Verdict { extra_root };
+    let platform = match appraisal.claims() {
+        Claims::Tdx(claims) => claims.platform.as_ref(),
+        Claims::Snp(_) => None,
+    };
+    let verdict = Verdict { extra_root, platform };
     let cpu0 = claims::submodule(&evidence, &verdict, &nonce, key, initdata.as_ref());
     let (token, attested): (String, Attested) =
         broker.tokens.issue(&cpu0, &caller.request, now).map_err(|error| {
