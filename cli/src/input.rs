@@ -87,9 +87,14 @@ pub(crate) fn write_or_print(to: Option<&Path>, text: &str) -> anyhow::Result<()
     }
 }
 
-/// Prints a result. A reader that has seen enough is no mistake.
+/// Prints a result.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+    print_bytes(text.as_bytes())
+}
+
+/// Prints bytes as they are. A reader that has seen enough is no mistake.
+pub(crate) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    match io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(error).context("failed to write the result")
         }

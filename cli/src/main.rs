@@ -6,10 +6,16 @@
 
 #![forbid(unsafe_code)]
 
+mod attest;
 mod images;
 mod initdata;
 mod input;
+mod kbs;
+mod measure;
+mod moment;
 mod policy;
+mod seal;
+mod table;
 
 use std::process::ExitCode;
 
@@ -43,12 +49,26 @@ enum Command {
     /// Initdata: what a pod's guest takes from its owner at its start, vouched for by the hardware.
     #[command(subcommand)]
     Initdata(initdata::Command),
+    Measure(measure::Arguments),
+    /// Evidence: what a guest's hardware says about it.
+    #[command(subcommand)]
+    Attest(attest::Command),
+    /// Sealed secrets: they travel through Kubernetes closed, and are opened in the guest.
+    #[command(subcommand)]
+    Seal(seal::Command),
+    /// Key broker: gives secrets to pods that prove what they are.
+    #[command(subcommand)]
+    Kbs(kbs::Command),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Policy(command) => policy::run(command),
         Command::Initdata(command) => initdata::run(command),
+        Command::Measure(arguments) => measure::run(&arguments),
+        Command::Attest(command) => attest::run(command),
+        Command::Seal(command) => seal::run(command),
+        Command::Kbs(command) => kbs::run(command),
     };
     match done {
         Ok(Verdict::Good) => ExitCode::SUCCESS,

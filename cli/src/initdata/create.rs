@@ -20,7 +20,7 @@ use crate::input::{read_initdata, read_text, write_or_print};
 #[command(after_help = "Examples:
   nacre initdata create --policy web.rego --kbs-url https://kbs.example:8080 --kbs-cert ca.pem -o web.toml
   nacre initdata create --from base.toml --policy web.rego --output annotation
-  nacre initdata create --kbs-url https://kbs.example:8080 -o base.toml
+  nacre initdata create --kbs-url https://kbs.example:8080 --kbs-cert ca.pem -o base.toml
   nacre policy generate --initdata base.toml --output yaml web.yaml | kubectl apply -f -
 
 Exit status: 0 written; 2 something stands in the way.")]
@@ -34,8 +34,8 @@ pub(crate) struct Arguments {
     /// Where the guest reaches the key broker: its URL goes into aa.toml and cdh.toml.
     #[arg(long, value_name = "URL")]
     kbs_url: Option<String>,
-    /// Certificate (PEM) that the broker's own certificate is checked against: a CA, or the
-    /// broker's itself [default: the public CAs of the guest image].
+    /// Certificate (PEM) that the broker's own certificate is checked against: a CA, or the broker's itself
+    /// [default: the public CAs in the guest image].
     #[arg(long, value_name = "FILE", requires = "kbs_url")]
     kbs_cert: Option<PathBuf>,
     /// A resource that containers find as a file, as PATH=kbs:///repository/type/name. May be given several

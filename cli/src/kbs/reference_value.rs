@@ -1,0 +1,95 @@
+//! `nacre kbs reference-value`.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use nacre_kbs::admin::ReferenceInfo;
+use nacre_verifier::ReferenceValues;
+use time::format_description::well_known::Rfc3339;
+
+use super::{Administrator, block_on};
+use crate::Verdict;
+use crate::input::{print, read};
+use crate::table::table;
+
+/// The commands.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    Add(Add),
+    List(List),
+    Remove(Remove),
+}
+
+/// Accept guests that measure what this document says. One of the same name is replaced.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  nacre measure --tee snp -o guest.json && nacre kbs reference-value add guest.json")]
+pub(crate) struct Add {
+    /// What `nacre measure` writes; `-` is standard input.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    administrator: Administrator,
+}
+
+/// List the reference values.
+#[derive(Args)]
+pub(crate) struct List {
+    /// Print the documents as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    administrator: Administrator,
+}
+
+/// Accept such guests no longer.
+#[derive(Args)]
+pub(crate) struct Remove {
+    /// Name of the document.
+    id: String,
+    #[command(flatten)]
+    administrator: Administrator,
+}
+
+pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
+    match command {
+        Command::Add(Add { file, administrator }) => {
+            let document = ReferenceValues::parse(&read(&file)?)
+                .with_context(|| file.display().to_string())?;
+            let client = administrator.client()?;
+            block_on(async { Ok(client.add_reference_values(&document).await?) })?;
+        }
+        Command::List(List { json, administrator }) => {
+            let client = administrator.client()?;
+            let all = block_on(async { Ok(client.reference_values().await?) })?;
+            print(&if json {
+                format!("{}\n", serde_json::to_string_pretty(&all)?)
+            } else {
+                listed(&all.documents)
+            })?;
+        }
+        Command::Remove(Remove { id, administrator }) => {
+            let client = administrator.client()?;
+            block_on(async { Ok(client.delete_reference_values(&id).await?) })?;
+        }
+    }
+    Ok(Verdict::Good)
+}
+
+fn listed(documents: &[ReferenceInfo]) -> String {
+    let rows: Vec<_> = documents
+        .iter()
+        .map(|ReferenceInfo { expired, document }| {
+            let expires =
+                match (document.expires.and_then(|end| end.format(&Rfc3339).ok()), expired) {
+                    (Some(end), true) => format!("{end} (over)"),
+                    (Some(end), false) => end,
+                    (None, _) => "-".to_owned(),
+                };
+            let note = document.note.clone().unwrap_or_default();
+            [document.id.clone(), document.tee().to_string(), expires, note]
+        })
+        .collect();
+    table(["ID", "TEE", "EXPIRES", "NOTE"], &rows)
+}
