@@ -124,9 +124,10 @@ fn appraise(evidence: &Evidence, launch: &Measured, initdata: &Initdata) -> Appr
     let reference = ReferenceValues::parse(document.as_bytes()).unwrap();
     let mut report_data = [0; 64];
     report_data[..5].copy_from_slice(b"hello");
+    let digest = initdata.digest();
     let expected = Expected {
         report_data,
-        init_data: Some(initdata.digest().as_bytes()),
+        init_data: Some(digest.as_bytes()),
         references: &ReferenceSet::new(vec![reference]),
         now: SystemTime::now().into(),
     };
