@@ -190,7 +190,8 @@ async fn build(
         RpcError::internal(&context, format!("failed to {doing}: {error}"))
     };
     sandbox.modules.ensure("overlay").map_err(|e| fail("prepare overlay mounts", &e))?;
-    let image = pull(sandbox, &plan).await?;
+    // Both wait for the network, so they wait together.
+    let (image, mut unsealed) = tokio::try_join!(pull(sandbox, &plan), unseal(sandbox, &plan))?;
     tracing::debug!(container = plan.id, "mounting");
     mount_root(footprint, image.as_ref()).map_err(|e| RpcError::internal(&context, e))?;
     if let Some(image) = &image {
@@ -199,7 +200,11 @@ async fn build(
         merge_process(&image.config, &mut plan.spec.process, user, &rootfs)
             .map_err(|e| RpcError::internal(&context, e))?;
     }
-    let unsealed = unseal_env(sandbox, &mut plan).await?;
+    if let Some(env) = plan.spec.process.env_mut() {
+        // The image may have brought some of its own.
+        unsealed.add(&sandbox.secrets, env).await?;
+        unsealed.apply(env);
+    }
     let no_program = plan.spec.process.args().as_ref().is_none_or(Vec::is_empty);
     let why = "names no program, and the image has none either";
     refuse_if(no_program, "OCI.Process.Args", why)?;
@@ -253,14 +258,13 @@ async fn build(
 }
 
 /// The policy has judged the sealed text; the process gets what it stands for.
-async fn unseal_env(sandbox: &Sandbox, plan: &mut Plan) -> Result<UnsealedEnv, RpcError> {
-    let Some(env) = plan.spec.process.env_mut() else { return Ok(UnsealedEnv::default()) };
+async fn unseal(sandbox: &Sandbox, plan: &Plan) -> Result<UnsealedEnv, RpcError> {
     let begun = Instant::now();
+    let env = plan.spec.process.env().as_deref().unwrap_or_default();
     let unsealed = UnsealedEnv::of(&sandbox.secrets, env).await?;
     if !unsealed.is_empty() {
         sandbox.report.record(&plan.id, "unseal", begun.elapsed());
     }
-    unsealed.apply(env);
     Ok(unsealed)
 }
 

@@ -19,7 +19,7 @@ use oci_spec::runtime::{Mount, User};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, Stat, Uid};
 use zeroize::Zeroizing;
 
-use super::{Secrets, SecretsError, name_for_policy};
+use super::{Secrets, SecretsError, name_for_policy, short};
 use crate::error::RpcError;
 
 /// Most sealed files of a volume: each is a question to the key broker.
@@ -39,7 +39,7 @@ pub(crate) enum FilesError {
     #[error("the volume holds more than {MOST} sealed secrets")]
     TooMany,
     /// A sealed secret cannot be unsealed.
-    #[error("failed to unseal {path:?}: {error}")]
+    #[error("failed to unseal {path:?}: {}", short(error))]
     Unseal {
         /// Within the volume; empty if the file itself is mounted.
         path: PathBuf,
@@ -242,7 +242,7 @@ pub(crate) async fn credentials(
         }
         let failed = |why: &dyn std::fmt::Display| {
             let path = &credential.path;
-            RpcError::Internal(format!("failed to get the credential {path}: {why}"))
+            RpcError::Internal(format!("failed to get the credential {path}: {}", short(why)))
         };
         let secret = secrets.resource(&credential.resource).await.map_err(|e| failed(&e))?;
         let place = directory.join(format!("credential-{index}"));

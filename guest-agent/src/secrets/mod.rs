@@ -155,6 +155,19 @@ impl Secrets {
     }
 }
 
+/// Longest reason, in bytes, that is told in the pod's events: names of resources can be long.
+const LONGEST_REASON: usize = 800;
+
+/// A reason that leaves room for where it comes from.
+fn short(why: &dyn std::fmt::Display) -> String {
+    let why = why.to_string();
+    if why.len() <= LONGEST_REASON {
+        return why;
+    }
+    let end = (0..=LONGEST_REASON).rev().find(|end| why.is_char_boundary(*end)).unwrap_or(0);
+    format!("{}...", &why[..end])
+}
+
 /// How the policy names a resource.
 fn name_for_policy(uri: &ResourceUri) -> String {
     match uri.plugin() {
@@ -227,6 +240,12 @@ mod tests {
     async fn what_is_not_signed_never_gets_as_far_as_the_broker() {
         let error = without_broker().unseal("sealed.fakejwsheader.e30.fakesignature").await;
         assert_eq!(error.unwrap_err(), SealedError::Unsigned.into());
+    }
+
+    #[test]
+    fn reasons_fit_an_event() {
+        assert_eq!(short(&"why"), "why");
+        assert!(short(&"ü".repeat(LONGEST_REASON)).len() <= LONGEST_REASON + 3);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt;
 use nacre_protocol::sealed::is_sealed;
 use zeroize::Zeroizing;
 
-use super::Secrets;
+use super::{Secrets, short};
 use crate::error::RpcError;
 
 /// Most sealed variables of a container: each is a question to the key broker.
@@ -28,17 +28,24 @@ impl fmt::Debug for UnsealedEnv {
 impl UnsealedEnv {
     /// Unseals every value that is a sealed secret.
     pub(crate) async fn of(secrets: &Secrets, env: &[String]) -> Result<Self, RpcError> {
-        let mut unsealed: Vec<(String, Zeroizing<String>)> = Vec::new();
+        let mut unsealed = Self::default();
+        unsealed.add(secrets, env).await?;
+        Ok(unsealed)
+    }
+
+    /// The same for more variables.
+    pub(crate) async fn add(&mut self, secrets: &Secrets, env: &[String]) -> Result<(), RpcError> {
         for (name, value) in env.iter().filter_map(|variable| variable.split_once('=')) {
-            if !is_sealed(value.as_bytes()) || unsealed.iter().any(|(known, _)| known == value) {
+            if !is_sealed(value.as_bytes()) || self.0.iter().any(|(known, _)| known == value) {
                 continue;
             }
-            if unsealed.len() >= MOST {
+            if self.0.len() >= MOST {
                 let why = format!("more than {MOST} of them are sealed secrets");
                 return Err(RpcError::invalid("OCI.Process.Env", why));
             }
             let name: String = name.chars().filter(|c| !c.is_control()).take(64).collect();
             let failed = |why: &dyn fmt::Display| {
+                let why = short(why);
                 RpcError::Internal(format!("failed to unseal the variable {name}: {why}"))
             };
             let secret = secrets.unseal(value).await.map_err(|error| failed(&error))?;
@@ -49,9 +56,9 @@ impl UnsealedEnv {
             if text.len() > LARGEST {
                 return Err(failed(&"the secret is too large for a variable: use a file instead"));
             }
-            unsealed.push((value.to_owned(), Zeroizing::new(text.to_owned())));
+            self.0.push((value.to_owned(), Zeroizing::new(text.to_owned())));
         }
-        Ok(Self(unsealed))
+        Ok(())
     }
 
     /// Whether no value was sealed.
