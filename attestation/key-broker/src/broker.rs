@@ -9,7 +9,7 @@ use nacre_verifier::{ExtraRoot, ReferenceSet, ReferenceValues, Trust, Verifier};
 use serde_json::Value;
 use time::OffsetDateTime;
 
-use crate::audit::AuditLog;
+use crate::audit::{AuditLog, Head};
 use crate::collateral::Source;
 use crate::config::{Config, read_file, read_text};
 use crate::error::ServeError;
@@ -26,6 +26,7 @@ use crate::token::{Attested, Tokens};
 /// Names in the store.
 pub(crate) const RESOURCE_POLICY: &str = "resource";
 const TOKEN_KEY: &str = "token-es256";
+const AUDIT_HEAD: &str = "audit-head";
 /// Trustee's values as they were registered; no document has a space in its identifier.
 const TRUSTEE_VALUES: &str = "trustee values";
 
@@ -83,7 +84,9 @@ impl Broker {
             .collect::<Result<_, _>>()?;
         let verifier = Verifier::new(&trust(&config)?)?;
         let collateral = Source::new(&config.collateral)?;
-        let audit = AuditLog::open(&config.audit.directory, config.audit.rotate_bytes)?;
+        let known = if config.audit.danger_begin_anew { None } else { audit_head(&store)? };
+        let audit =
+            AuditLog::open(&config.audit.directory, config.audit.rotate_bytes, known.as_ref())?;
         let limits = &config.limits;
         Ok(Broker {
             sessions: Sessions::new(limits.sessions, config.session_life()),
@@ -116,6 +119,13 @@ impl Broker {
         let registered = Arc::new(Registered::load(&self.store)?);
         *self.registered.write().unwrap_or_else(PoisonError::into_inner) = registered;
         Ok(changed)
+    }
+
+    /// Notes in the store how far the audit log goes, so that a log that was cut is noticed at the next
+    /// start. Waits for the disk.
+    pub(crate) fn note_audit_head(&self) -> Result<(), StoreError> {
+        let head = serde_json::to_vec(&self.audit.head()).unwrap_or_default();
+        self.store.put(Table::Own, AUDIT_HEAD, &head)
     }
 
     /// Whether a guest that was attested, with an affirming appraisal, may have a resource.
@@ -205,12 +215,22 @@ pub(crate) fn delete_trustee_values(store: &Store) -> Result<bool, StoreError> {
 
 /// The key that signs tokens is made once and kept in the store.
 fn token_key(store: &Store) -> Result<Es256Key, ServeError> {
-    if let Some(stored) = store.get(Table::Keys, TOKEN_KEY)? {
+    if let Some(stored) = store.get(Table::Own, TOKEN_KEY)? {
         return Ok(Es256Key::from_pkcs8(&stored.value)?);
     }
     let key = Es256Key::generate()?;
-    store.put(Table::Keys, TOKEN_KEY, &key.to_pkcs8())?;
+    store.put(Table::Own, TOKEN_KEY, &key.to_pkcs8())?;
     Ok(key)
+}
+
+/// How far the audit log went when the store last heard of it.
+fn audit_head(store: &Store) -> Result<Option<Head>, ServeError> {
+    let Some(stored) = store.get(Table::Own, AUDIT_HEAD)? else { return Ok(None) };
+    let head = serde_json::from_slice(&stored.value).map_err(|error| ServeError::Stored {
+        what: AUDIT_HEAD.to_owned(),
+        problem: error.to_string(),
+    })?;
+    Ok(Some(head))
 }
 
 fn public_key(path: &Path) -> Result<Ed25519Public, ServeError> {

@@ -188,6 +188,7 @@ impl Mirror {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Outcome {
     Stored,
     Absent,

@@ -106,6 +106,9 @@ pub struct Audit {
     /// A new file begins when one has this many bytes.
     #[serde(default = "rotate_bytes")]
     pub rotate_bytes: u64,
+    /// Begin a new log although the store knows that there was one: what stood in that is gone.
+    #[serde(default)]
+    pub danger_begin_anew: bool,
 }
 
 const fn rotate_bytes() -> u64 {

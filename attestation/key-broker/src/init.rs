@@ -17,7 +17,7 @@ const EMULATED: &str = "emulated";
 /// What a broker is made for.
 #[derive(Debug, Clone)]
 pub struct InitOptions {
-    /// Host names and addresses for the certificate; `localhost`, 127.0.0.1 and ::1 are always in it.
+    /// Host names and addresses for the certificate; `localhost`, `127.0.0.1` and `::1` are always in it.
     pub names: Vec<String>,
     /// Address and port.
     pub listen: SocketAddr,
@@ -205,6 +205,8 @@ key_file = "store.key"
 [audit]
 directory = "audit"
 # rotate_bytes = 67108864
+# Begin a new log although the store knows that there was one.
+# danger_begin_anew = true
 
 # Certificates of AMD's processors that evidence does not bring along are taken from `cache`; what is not there is asked for at
 # `mirror`, which has the paths of https://kdsintf.amd.com. `mirror_ca` is the certificate that an https mirror is checked against.

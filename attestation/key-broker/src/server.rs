@@ -29,6 +29,8 @@ use crate::http::{self, Caller};
 
 /// How long requests that are under way may take when the broker is told to stop.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How often the store hears how far the audit log goes.
+const HEAD_EVERY: Duration = Duration::from_secs(60);
 /// Stack of a worker: recursion over JSON is bounded, and evaluation of policies needs some.
 const STACK: usize = 4 * 1024 * 1024;
 
@@ -55,9 +57,9 @@ pub(crate) fn serve_config(
         .build()
         .map_err(|error| ServeError::Io { what: "starting threads".to_owned(), error })?;
     runtime.block_on(async {
+        let stop = stop_signal()?;
         let server = Server::open(config).await?;
         told(server.address, server.scheme());
-        let stop = stop_signal()?;
         server.run(stop).await
     })
 }
@@ -105,6 +107,7 @@ impl Server {
         event.reason = format!("nacre-kbs {} on {address}", env!("CARGO_PKG_VERSION"));
         broker.audit.append(event).await?;
 
+        let noting = tokio::spawn(note_audit_head(broker.clone()));
         let places = Arc::new(Semaphore::new(broker.config.limits.connections));
         let (farewell, _) = watch::channel(false);
         let mut connections = JoinSet::new();
@@ -146,9 +149,29 @@ impl Server {
         if tokio::time::timeout(FAREWELL, ended).await.is_err() {
             connections.shutdown().await;
         }
+        noting.abort();
         let stopped = broker.audit.append(Event::new(Action::Stop, Outcome::Done)).await;
         broker.audit.close();
+        broker.note_audit_head()?;
         stopped.map(drop).map_err(ServeError::from)
+    }
+}
+
+/// Again and again notes how far the audit log goes.
+async fn note_audit_head(broker: Arc<Broker>) {
+    let mut every = tokio::time::interval(HEAD_EVERY);
+    let mut noted = 0;
+    loop {
+        every.tick().await;
+        if broker.audit.head().seq == noted {
+            continue;
+        }
+        noted = broker.audit.head().seq;
+        let broker = broker.clone();
+        let done = tokio::task::spawn_blocking(move || broker.note_audit_head()).await;
+        if let Ok(Err(error)) = done {
+            tracing::error!("{error}");
+        }
     }
 }
 

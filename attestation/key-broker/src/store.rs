@@ -40,13 +40,13 @@ pub(crate) enum Table {
     References,
     /// Grants, by identifier.
     Grants,
-    /// The broker's own keys, by use.
-    Keys,
+    /// What the broker keeps for itself.
+    Own,
 }
 
 impl Table {
     const ALL: [Table; 5] =
-        [Table::Resources, Table::Policies, Table::References, Table::Grants, Table::Keys];
+        [Table::Resources, Table::Policies, Table::References, Table::Grants, Table::Own];
 
     const fn name(self) -> &'static str {
         match self {
@@ -54,7 +54,7 @@ impl Table {
             Table::Policies => "policies",
             Table::References => "references",
             Table::Grants => "grants",
-            Table::Keys => "keys",
+            Table::Own => "own",
         }
     }
 

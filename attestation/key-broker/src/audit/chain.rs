@@ -2,8 +2,10 @@
 
 use ring::digest::{SHA256, digest};
 
-use super::{AuditError, Entry, Event, LINE_LIMIT};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+
+use super::{AuditError, Entry, Event, LINE_LIMIT};
 
 /// Between a line's content and its hash.
 const BEFORE_HASH: &str = ",\"hash\":\"";
@@ -27,7 +29,7 @@ pub enum LineError {
 }
 
 /// The end of a log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head {
     /// Of the last entry; 0 if there is none.
     pub(crate) seq: u64,
@@ -66,7 +68,8 @@ impl Head {
     pub(crate) fn follow(&mut self, line: &str, first: bool) -> Result<Entry, LineError> {
         let entry = parse(line)?;
         let follows = entry.prev == self.hash && entry.seq == self.seq + 1;
-        if !follows && !(first && entry.seq > 1) {
+        let begins = first && entry.seq > 1;
+        if !follows && !begins {
             return Err(LineError::Chain);
         }
         *self = Head { seq: entry.seq, hash: entry.hash.clone() };

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use time::OffsetDateTime;
@@ -32,16 +32,24 @@ pub(crate) struct AuditLog {
     directory: PathBuf,
     orders: Mutex<Option<mpsc::Sender<Order>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Of what is on disk.
+    head: Arc<Mutex<Head>>,
 }
 
 impl AuditLog {
     /// Opens the log in `directory` or begins one. A torn last line is cut off, and that is recorded.
-    pub(crate) fn open(directory: &Path, rotate_bytes: u64) -> Result<AuditLog, AuditError> {
+    /// `known` is how far it went once: a log that does not is refused.
+    pub(crate) fn open(
+        directory: &Path,
+        rotate_bytes: u64,
+        known: Option<&Head>,
+    ) -> Result<AuditLog, AuditError> {
         let at = |error| AuditError::File { path: directory.to_owned(), error };
         fs::create_dir_all(directory)
             .and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(0o700)))
             .map_err(at)?;
-        let mut writer = Writer::open(directory, rotate_bytes)?;
+        let mut writer = Writer::open(directory, rotate_bytes, known)?;
+        let head = writer.told.clone();
         let (orders, queue) = mpsc::channel(QUEUE);
         let thread = thread::Builder::new()
             .name("audit".to_owned())
@@ -51,7 +59,13 @@ impl AuditLog {
             directory: directory.to_owned(),
             orders: Mutex::new(Some(orders)),
             thread: Mutex::new(Some(thread)),
+            head,
         })
+    }
+
+    /// How far the log goes on disk.
+    pub(crate) fn head(&self) -> Head {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Where the files are.
@@ -97,12 +111,18 @@ struct Writer {
     /// Bytes of whole lines in the file.
     bytes: u64,
     head: Head,
+    /// The same, for others.
+    told: Arc<Mutex<Head>>,
     /// The file may hold more than its whole lines, and could not be cut.
     broken: bool,
 }
 
 impl Writer {
-    fn open(directory: &Path, rotate_bytes: u64) -> Result<Writer, AuditError> {
+    fn open(
+        directory: &Path,
+        rotate_bytes: u64,
+        known: Option<&Head>,
+    ) -> Result<Writer, AuditError> {
         let all = files(directory)?;
         let path = all.last().cloned().unwrap_or_else(|| directory.join(file_name(1)));
         let fresh = all.is_empty();
@@ -117,18 +137,23 @@ impl Writer {
         }
         let single = all.len() < 2;
         let mut first = single;
+        compare(&head, known)?;
         let whole = read_lines(&path, |line, text| {
             let followed = head.follow(text, first);
             first = false;
             followed.map_err(|error| AuditError::Line { path: path.clone(), line, error })?;
-            Ok(true)
+            compare(&head, known).map(|()| true)
         })?;
+        if let Some(known) = known.filter(|known| known.seq > head.seq) {
+            return Err(AuditError::Truncated { found: head.seq, known: known.seq });
+        }
         let mut writer = Writer {
             directory: directory.to_owned(),
             rotate_bytes,
             path,
             file,
             bytes: whole.bytes,
+            told: Arc::new(Mutex::new(head.clone())),
             head,
             broken: false,
         };
@@ -212,6 +237,7 @@ impl Writer {
         }
         self.bytes += text.len() as u64;
         self.head = head.clone();
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = head.clone();
         Ok(())
     }
 
@@ -225,6 +251,16 @@ impl Writer {
 
     fn failed(&self, error: std::io::Error) -> AuditError {
         AuditError::File { path: self.path.clone(), error }
+    }
+}
+
+/// Whether the entry that is known is the one that was read.
+fn compare(head: &Head, known: Option<&Head>) -> Result<(), AuditError> {
+    match known {
+        Some(known) if known.seq == head.seq && known.hash != head.hash => {
+            Err(AuditError::Rewritten(head.seq))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -275,7 +311,7 @@ mod tests {
     }
 
     async fn write(directory: &Path, rotate: u64, count: usize) {
-        let log = AuditLog::open(directory, rotate).unwrap();
+        let log = AuditLog::open(directory, rotate, None).unwrap();
         for number in 0..count {
             log.append(event(&number.to_string())).await.unwrap();
         }
@@ -337,7 +373,7 @@ mod tests {
         for length in last + 1..whole.len() {
             fs::write(&file, &whole[..length]).unwrap();
             assert_eq!(verify(path).unwrap().torn, (length - last) as u64);
-            AuditLog::open(path, 1 << 20).unwrap().close();
+            AuditLog::open(path, 1 << 20, None).unwrap().close();
             let verified = verify(path).unwrap();
             assert_eq!((verified.entries, verified.torn), (3, 0));
             let repair = list(path, 2, 1).unwrap().remove(0);
@@ -359,14 +395,38 @@ mod tests {
             matches!(error, AuditError::Line { line: 2, error: LineError::Hash, .. }),
             "{error}"
         );
-        let error = AuditLog::open(path, 1 << 20).err().unwrap();
+        let error = AuditLog::open(path, 1 << 20, None).err().unwrap();
         assert!(matches!(error, AuditError::Line { line: 2, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_log_that_was_cut_or_written_anew_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        write(path, 1 << 20, 5).await;
+        let log = AuditLog::open(path, 1 << 20, None).unwrap();
+        let known = log.head();
+        log.close();
+        assert_eq!(known.seq, 5);
+        let file = files(path).unwrap().remove(0);
+        let text = fs::read_to_string(&file).unwrap();
+        let cut: String = text.split_inclusive('\n').take(4).collect();
+        fs::write(&file, cut).unwrap();
+        let error = AuditLog::open(path, 1 << 20, Some(&known)).err().unwrap();
+        assert!(matches!(error, AuditError::Truncated { found: 4, known: 5 }), "{error}");
+        // Somebody who can compute hashes goes on from there.
+        write(path, 1 << 20, 3).await;
+        assert_eq!(verify(path).unwrap().entries, 7);
+        let error = AuditLog::open(path, 1 << 20, Some(&known)).err().unwrap();
+        assert!(matches!(error, AuditError::Rewritten(5)), "{error}");
+        fs::write(&file, text).unwrap();
+        AuditLog::open(path, 1 << 20, Some(&known)).unwrap().close();
     }
 
     #[tokio::test]
     async fn many_write_at_once() {
         let directory = tempfile::tempdir().unwrap();
-        let log = std::sync::Arc::new(AuditLog::open(directory.path(), 50_000).unwrap());
+        let log = Arc::new(AuditLog::open(directory.path(), 50_000, None).unwrap());
         let tasks: Vec<_> = (0..500)
             .map(|number| {
                 let log = log.clone();

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;
 
+pub(crate) use chain::Head;
 pub use chain::LineError;
 pub(crate) use log::AuditLog;
 pub use read::{Verified, verify};
@@ -54,6 +55,12 @@ pub enum AuditError {
         /// Last entry that the store knows.
         known: u64,
     },
+    /// An entry is not the one that the store knows.
+    #[error(
+        "entry {0} of the audit log is another one than the store knows: the log was written anew. Put the \
+         original back, or move the directory away and set audit.danger_begin_anew to begin a new log"
+    )]
+    Rewritten(u64),
     /// An entry is too large.
     #[error("an entry of the audit log would have more than {LINE_LIMIT} bytes")]
     TooLong,

@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use nacre_evidence::{Evidence, Tee};
-use nacre_protocol::initdata::Initdata;
+use nacre_protocol::initdata::{Digest, Initdata};
 use nacre_protocol::kbs::{self, Attestation, Challenge, ErrorKind, TokenResponse};
 use nacre_verifier::{Appraisal, CheckCode, Claims, Expected, Root};
 use serde_json::Value;
@@ -149,7 +149,7 @@ async fn appraise(
     let key = &runtime_data.tee_pubkey;
     let expected = Expected {
         report_data: kbs::report_data(&nonce, key, &tee_evidence.additional_evidence),
-        init_data: digest.as_ref().map(|digest| digest.as_bytes()),
+        init_data: digest.as_ref().map(Digest::as_bytes),
         references: &registered.references,
         now,
     };

@@ -41,8 +41,8 @@ impl Caller {
         Caller { address, request: hex::encode(id).into() }
     }
 
-    fn refuse(&self, kind: ErrorKind, detail: impl Into<String>) -> Refusal {
-        Refusal::new(kind, detail.into(), &self.request)
+    fn refuse(&self, kind: ErrorKind, detail: impl AsRef<str>) -> Refusal {
+        Refusal::new(kind, detail.as_ref(), &self.request)
     }
 }
 

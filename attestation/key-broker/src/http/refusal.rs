@@ -14,7 +14,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    pub(super) fn new(kind: ErrorKind, detail: String, request: &str) -> Refusal {
+    pub(super) fn new(kind: ErrorKind, detail: &str, request: &str) -> Refusal {
         let detail = format!("{detail} (request {request})");
         let information = ErrorInformation::new(kind, detail, Some(request.to_owned()));
         Refusal { status: status(kind), information, after: None }

@@ -24,16 +24,16 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub const SECRET: &str = "kbs:///default/web/password";
-pub const CONTENT: &[u8] = b"correct horse battery staple";
+pub(crate) const SECRET: &str = "kbs:///default/web/password";
+pub(crate) const CONTENT: &[u8] = b"correct horse battery staple";
 
 /// One root for all tests of a program: keys are slow to make.
 static ROOT: LazyLock<Root> =
     LazyLock::new(|| Root::generate(RsaBits::ForTests, SystemTime::now()).unwrap());
 
-pub struct World {
+pub(crate) struct World {
     directory: TempDir,
-    pub made: Made,
+    pub(crate) made: Made,
     broker: Option<Running>,
 }
 
@@ -52,16 +52,16 @@ impl Drop for Running {
 
 impl World {
     /// A broker over http on loopback that expects the usual guest, holds the secret and grants it.
-    pub async fn new() -> World {
+    pub(crate) async fn new() -> World {
         World::with(|config| without_tls(&config)).await
     }
 
     /// The same over https.
-    pub async fn with_tls() -> World {
+    pub(crate) async fn with_tls() -> World {
         World::with(|config| config).await
     }
 
-    pub async fn with(change: impl FnOnce(String) -> String) -> World {
+    pub(crate) async fn with(change: impl FnOnce(String) -> String) -> World {
         let world = World::empty(change);
         let administrator = world.administrator();
         administrator.add_reference_values(&references("guest", &launch())).await.unwrap();
@@ -71,7 +71,7 @@ impl World {
     }
 
     /// A broker that knows nothing yet.
-    pub fn empty(change: impl FnOnce(String) -> String) -> World {
+    pub(crate) fn empty(change: impl FnOnce(String) -> String) -> World {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("root");
         fs::create_dir(&root).unwrap();
@@ -91,7 +91,7 @@ impl World {
     }
 
     /// Starts the broker; what it says if it does not start.
-    pub fn start(&mut self) -> Result<(), String> {
+    pub(crate) fn start(&mut self) -> Result<(), String> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_nacre-kbs"))
             .args(["serve", "--config"])
             .arg(&self.made.config)
@@ -124,41 +124,41 @@ impl World {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.broker = None;
     }
 
     /// SIGTERM; whether it ended well.
-    pub fn stop(&mut self) -> bool {
+    pub(crate) fn stop(&mut self) -> bool {
         let mut running = self.broker.take().unwrap();
         let pid = rustix::process::Pid::from_child(&running.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         running.child.wait().unwrap().success()
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.broker.as_ref().unwrap().child.id()
     }
 
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.broker.as_ref().unwrap().url
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.made.config.parent().unwrap().join(name)
     }
 
-    pub fn ca(&self) -> Option<String> {
+    pub(crate) fn ca(&self) -> Option<String> {
         self.url().starts_with("https").then(|| fs::read_to_string(&self.made.certificate).unwrap())
     }
 
-    pub fn administrator(&self) -> Administrator {
+    pub(crate) fn administrator(&self) -> Administrator {
         let key = fs::read_to_string(&self.made.admin_key).unwrap();
         Administrator::new(self.url(), self.ca().as_deref(), &key).unwrap()
     }
 
     /// A guest's client, as in the guest.
-    pub fn client(&self, guest: &Guest) -> Client {
+    pub(crate) fn client(&self, guest: &Guest) -> Client {
         Client::new(Options {
             url: self.url().to_owned(),
             ca_pem: self.ca(),
@@ -170,7 +170,7 @@ impl World {
     }
 
     /// A connection for what no client does.
-    pub fn raw(&self) -> Raw {
+    pub(crate) fn raw(&self) -> Raw {
         let authorities =
             self.ca().map(|pem| reqwest::Certificate::from_pem(pem.as_bytes()).unwrap());
         let http = reqwest::Client::builder().tls_certs_only(authorities).build().unwrap();
@@ -178,15 +178,15 @@ impl World {
     }
 }
 
-pub fn without_tls(config: &str) -> String {
+pub(crate) fn without_tls(config: &str) -> String {
     config.replacen("[tls]\ncertificate = \"tls.crt\"\nkey = \"tls.key\"\n", "", 1)
 }
 
-pub fn launch() -> Launch {
+pub(crate) fn launch() -> Launch {
     Launch::new(&[1; 4096], b"kernel", b"initrd", "quiet", 1).unwrap()
 }
 
-pub fn initdata() -> Initdata {
+pub(crate) fn initdata() -> Initdata {
     let files = [
         ("policy.rego", "package agent_policy\n"),
         ("aa.toml", "[token_configs.kbs]\nurl = \"x\"\n"),
@@ -195,7 +195,7 @@ pub fn initdata() -> Initdata {
     Initdata::new(Algorithm::Sha256, files.into()).unwrap()
 }
 
-pub fn references(id: &str, launch: &Launch) -> ReferenceValues {
+pub(crate) fn references(id: &str, launch: &Launch) -> ReferenceValues {
     let document = json!({
         "version": 1, "id": id, "tee": "snp",
         "measurements": [hex::encode(measure(launch))],
@@ -204,7 +204,7 @@ pub fn references(id: &str, launch: &Launch) -> ReferenceValues {
     ReferenceValues::parse(document.to_string().as_bytes()).unwrap()
 }
 
-pub fn grant(id: &str, initdata: &Initdata, resources: &str) -> Grant {
+pub(crate) fn grant(id: &str, initdata: &Initdata, resources: &str) -> Grant {
     Grant {
         id: id.to_owned(),
         initdata: vec![initdata.digest().to_string()],
@@ -217,18 +217,18 @@ pub fn grant(id: &str, initdata: &Initdata, resources: &str) -> Grant {
 
 /// A guest with an emulated processor.
 #[derive(Clone)]
-pub struct Guest {
+pub(crate) struct Guest {
     processor: Arc<Processor>,
     initdata: Option<Initdata>,
 }
 
 impl Guest {
     /// What the reference values describe, with the initdata that the grant names.
-    pub fn genuine() -> Guest {
+    pub(crate) fn genuine() -> Guest {
         Guest::new(&launch(), Some(initdata()))
     }
 
-    pub fn new(launch: &Launch, initdata: Option<Initdata>) -> Guest {
+    pub(crate) fn new(launch: &Launch, initdata: Option<Initdata>) -> Guest {
         let mut host_data = [0; 32];
         if let Some(initdata) = &initdata {
             host_data.copy_from_slice(&initdata.digest().as_bytes()[..32]);
@@ -239,12 +239,12 @@ impl Guest {
         }
     }
 
-    pub fn init_data(&self) -> Option<InitData> {
+    pub(crate) fn init_data(&self) -> Option<InitData> {
         let body = self.initdata.as_ref()?.text().to_owned();
         Some(InitData { format: kbs::INIT_DATA_TOML.to_owned(), body })
     }
 
-    pub fn evidence(&self, report_data: [u8; 64]) -> Value {
+    pub(crate) fn evidence(&self, report_data: [u8; 64]) -> Value {
         let report = self.processor.report(report_data, 0).unwrap();
         let table = CertificateTable::parse(self.processor.certificates()).unwrap();
         Evidence::Snp {
@@ -255,7 +255,7 @@ impl Guest {
     }
 
     /// The body of an attestation.
-    pub fn attestation(&self, nonce: &str, key: &Jwk) -> Value {
+    pub(crate) fn attestation(&self, nonce: &str, key: &Jwk) -> Value {
         let evidence = self.evidence(kbs::report_data(nonce, key, ""));
         json!({
             "init-data": self.init_data(),
@@ -278,34 +278,34 @@ impl EvidenceSource for Guest {
 
 /// A connection for what no client does.
 #[derive(Clone)]
-pub struct Raw {
-    pub http: reqwest::Client,
-    pub url: String,
+pub(crate) struct Raw {
+    pub(crate) http: reqwest::Client,
+    pub(crate) url: String,
 }
 
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: reqwest::header::HeaderMap,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// Status and name of the error.
-    pub fn error(&self) -> (u16, String) {
+    pub(crate) fn error(&self) -> (u16, String) {
         let information: ErrorInformation = serde_json::from_value(self.json()).unwrap();
         assert!(information.request_id.is_some(), "{information:?}");
         (self.status.as_u16(), information.kind().unwrap().name().to_owned())
     }
 
-    pub fn detail(&self) -> String {
+    pub(crate) fn detail(&self) -> String {
         self.json()["detail"].as_str().unwrap().to_owned()
     }
 
-    pub fn cookie(&self) -> String {
+    pub(crate) fn cookie(&self) -> String {
         let cookie = self.headers["set-cookie"].to_str().unwrap();
         cookie.split(';').next().unwrap().to_owned()
     }
@@ -318,7 +318,7 @@ impl std::fmt::Debug for Answer {
 }
 
 impl Raw {
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         method: Method,
         path: &str,
@@ -334,32 +334,32 @@ impl Raw {
         Answer { status, headers, body: response.bytes().await.unwrap().to_vec() }
     }
 
-    pub async fn auth(&self) -> (String, String) {
+    pub(crate) async fn auth(&self) -> (String, String) {
         let request = serde_json::to_string(&kbs::Request::new("snp")).unwrap();
         let answer = self.send(Method::POST, kbs::AUTH_PATH, &[], request).await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         (answer.cookie(), answer.json()["nonce"].as_str().unwrap().to_owned())
     }
 
-    pub async fn attest(&self, cookie: &str, body: &Value) -> Answer {
+    pub(crate) async fn attest(&self, cookie: &str, body: &Value) -> Answer {
         self.send(Method::POST, kbs::ATTEST_PATH, &[("cookie", cookie)], body.to_string()).await
     }
 
     /// A whole handshake; the cookie and the token.
-    pub async fn handshake(&self, guest: &Guest, key: &TeeKey) -> (String, String) {
+    pub(crate) async fn handshake(&self, guest: &Guest, key: &TeeKey) -> (String, String) {
         let (cookie, nonce) = self.auth().await;
         let answer = self.attest(&cookie, &guest.attestation(&nonce, &key.public())).await;
         assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
         (cookie, answer.json()["token"].as_str().unwrap().to_owned())
     }
 
-    pub async fn resource(&self, uri: &str, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn resource(&self, uri: &str, headers: &[(&str, &str)]) -> Answer {
         let uri: ResourceUri = uri.parse().unwrap();
         self.send(Method::GET, &uri.url_path(), headers, "").await
     }
 }
 
-pub fn decrypt(answer: &Answer, key: &TeeKey) -> Vec<u8> {
+pub(crate) fn decrypt(answer: &Answer, key: &TeeKey) -> Vec<u8> {
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     let message: Jwe = serde_json::from_slice(&answer.body).unwrap();
     nacre_jose::jwe::decrypt(&message, key).unwrap().to_vec()
