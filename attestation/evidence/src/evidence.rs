@@ -176,3 +176,65 @@ fn decode(what: &'static str, text: &str, limit: usize) -> Result<Vec<u8>, Evide
     let bytes = STANDARD.decode(text).map_err(|error| EvidenceError::malformed(what, error))?;
     if bytes.len() > limit { Err(too_large) } else { Ok(bytes) }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn tees_have_names() {
+        for tee in [Tee::Snp, Tee::Tdx] {
+            assert_eq!(Tee::of_name(tee.name()), Ok(tee));
+            assert_eq!(serde_json::to_value(tee).unwrap(), tee.name());
+        }
+        for name in ["", "SNP", "sample", "az-snp-vtpm"] {
+            assert_eq!(Tee::of_name(name), Err(EvidenceError::Tee(name.to_owned())));
+        }
+        let long = "x".repeat(1000);
+        assert!(Tee::of_name(&long).unwrap_err().to_string().len() < 200);
+    }
+
+    #[test]
+    fn hostile_forms_are_refused() {
+        let quote = STANDARD.encode([0; QUOTE_LIMIT + 1]);
+        let log = STANDARD.encode(vec![0; EVENT_LOG_LIMIT + 1]);
+        for value in [
+            json!(null),
+            json!([]),
+            json!({}),
+            json!({ "quote": 1 }),
+            json!({ "quote": "!" }),
+            json!({ "quote": "" }),
+            json!({ "quote": quote }),
+            json!({ "quote": "AAAA", "cc_eventlog": log }),
+        ] {
+            assert!(Evidence::from_wire("tdx", &value).is_err());
+            assert!(Evidence::from_wire("snp", &value).is_err());
+        }
+    }
+
+    #[test]
+    fn files_of_other_kinds_are_refused() {
+        for file in [&b""[..], b"{", b"{}", b"\x02", b"\x04\0\x02", b"[1]", &[0; 1184]] {
+            assert!(Evidence::read(file).is_err(), "{file:?}");
+        }
+        let error = Evidence::read(&vec![b' '; FILE_LIMIT + 1]).unwrap_err();
+        assert!(matches!(error, EvidenceError::TooLarge { limit: FILE_LIMIT, .. }));
+    }
+
+    #[test]
+    fn a_report_may_bring_its_table_along() {
+        let mut file = vec![0; REPORT_SIZE];
+        file[0] = 3;
+        file[0x188..0x18a].copy_from_slice(&[0x19, 0x11]);
+        let certificate = Certificate { cert_type: snp::CertType::Vcek, data: vec![1, 2, 3] };
+        file.extend(CertificateTable::new(vec![certificate.clone()]).unwrap().encode());
+        let Evidence::Snp { certificates, .. } = Evidence::read(&file).unwrap() else {
+            panic!("not SNP")
+        };
+        assert_eq!(certificates, [certificate]);
+        assert!(Evidence::read(&file[..file.len() - 1]).is_err());
+    }
+}

@@ -305,8 +305,7 @@ fn revocation_lists_must_be_signed_by_a_root() {
     let last = changed.len() - 1;
     changed[last] ^= 1;
     refused(changed);
-    let mut trust = Trust::default();
-    trust.snp_crls = vec![good];
+    let trust = Trust { snp_crls: vec![good], ..Trust::default() };
     assert!(Verifier::new(&trust).is_err(), "nobody trusts its issuer");
 }
 

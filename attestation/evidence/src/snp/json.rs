@@ -305,3 +305,81 @@ impl serde::de::Expected for Entries {
         write!(f, "a list of {} bytes", self.0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::snp::Product;
+
+    fn report() -> Report {
+        let mut bytes = [0; super::super::REPORT_SIZE];
+        bytes[0] = 3;
+        bytes[0x188..0x18a].copy_from_slice(&[0x19, 0x11]);
+        bytes[0x2a0] = 200;
+        Report::parse(&bytes).unwrap()
+    }
+
+    fn certificates() -> Vec<Certificate> {
+        let other = CertType::Other(Guid([0x5a; 16]));
+        [CertType::Ark, CertType::Ask, CertType::Vcek, CertType::Vlek, CertType::Crl, other]
+            .into_iter()
+            .map(|cert_type| Certificate { cert_type, data: vec![1, 2, 255] })
+            .collect()
+    }
+
+    #[test]
+    fn the_form_round_trips() {
+        let value = to_value(&report(), &certificates());
+        assert_eq!(value["cert_chain"][2]["cert_type"], "VCEK");
+        let other = "5a5a5a5a-5a5a-5a5a-5a5a-5a5a5a5a5a5a";
+        assert_eq!(value["cert_chain"][5]["cert_type"], json!({ "OTHER": other }));
+        assert_eq!(from_value(&value).unwrap(), (report(), certificates()));
+        let alone = to_value(&report(), &[]);
+        assert_eq!(alone["cert_chain"], Value::Null);
+        assert_eq!(from_value(&alone).unwrap(), (report(), Vec::new()));
+        assert_eq!(report().fields().product(), Some(Product::Genoa));
+    }
+
+    #[test]
+    fn what_is_not_known_is_passed_over_and_what_is_newer_may_be_left_out() {
+        let mut value = to_value(&report(), &[]);
+        let members = value["attestation_report"].as_object_mut().unwrap();
+        members.remove("launch_mit_vector");
+        members.remove("current_mit_vector");
+        members.insert("added_one_day".to_owned(), json!([1]));
+        value.as_object_mut().unwrap().remove("cert_chain");
+        assert_eq!(from_value(&value).unwrap(), (report(), Vec::new()));
+    }
+
+    #[test]
+    fn hostile_forms_are_refused() {
+        let refused = |pointer: &str, with: Value| {
+            let mut value = to_value(&report(), &certificates());
+            *value.pointer_mut(pointer).unwrap() = with.clone();
+            assert!(from_value(&value).is_err(), "{pointer}: {with}");
+        };
+        refused("/attestation_report", Value::Null);
+        refused("/attestation_report/version", json!(4));
+        refused("/attestation_report/version", json!(-3));
+        refused("/attestation_report/version", json!(2));
+        refused("/attestation_report/version", json!(5));
+        refused("/attestation_report/policy", json!(1.5));
+        refused("/attestation_report/measurement", json!([0; 47].as_slice()));
+        refused("/attestation_report/measurement", json!(vec![0; 49]));
+        refused("/attestation_report/measurement/0", json!(256));
+        refused("/attestation_report/chip_id", json!("00"));
+        refused("/attestation_report/current_tcb/fmc", json!(1));
+        refused("/attestation_report/cpuid_fam_id", Value::Null);
+        refused("/attestation_report/cpuid_mod_id", json!(0x30));
+        refused("/attestation_report/launch_mit_vector", json!(1));
+        refused("/attestation_report/signature/r", json!([]));
+        refused("/cert_chain", json!({}));
+        refused("/cert_chain/0/cert_type", json!("PDH"));
+        refused("/cert_chain/0/cert_type", json!({ "OTHER": "no guid" }));
+        refused("/cert_chain/0/data", json!(vec![0; CERTIFICATE_LIMIT + 1]));
+        let certificate = json!({ "cert_type": "ARK", "data": [] });
+        refused("/cert_chain", json!(vec![certificate; CERTIFICATE_COUNT_LIMIT + 1]));
+    }
+}

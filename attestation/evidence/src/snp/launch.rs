@@ -154,3 +154,52 @@ pub fn kernel_hashes_page(hashes: &KernelHashes, offset: usize) -> Option<[u8; P
     page.get_mut(offset..offset.checked_add(TABLE_SIZE)?)?.copy_from_slice(&table);
     Some(page)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_of_no_page_is_zero_and_each_page_counts() {
+        assert_eq!(LaunchDigest::new().finish(), [0; 48]);
+        let page = [1; PAGE_SIZE];
+        let digest = |pages: &[(PageType, u64)]| {
+            let mut digest = LaunchDigest::new();
+            for (page_type, gpa) in pages {
+                digest.update(*page_type, *gpa, &page);
+            }
+            digest.finish()
+        };
+        let one = digest(&[(PageType::Normal, 0x1000)]);
+        assert_ne!(one, digest(&[(PageType::Normal, 0x2000)]), "the address");
+        assert_ne!(one, digest(&[(PageType::Vmsa, 0x1000)]), "the type");
+        let two = digest(&[(PageType::Normal, 0x1000), (PageType::Zero, 0x2000)]);
+        assert_ne!(
+            two,
+            digest(&[(PageType::Zero, 0x2000), (PageType::Normal, 0x1000)]),
+            "the order"
+        );
+    }
+
+    #[test]
+    fn ranges_are_pages() {
+        let contents = [vec![1; PAGE_SIZE], vec![2; 100]].concat();
+        let mut range = LaunchDigest::new();
+        range.update_range(0x1_0000, &contents);
+        let mut pages = LaunchDigest::new();
+        pages.update(PageType::Normal, 0x1_0000, &[1; PAGE_SIZE]);
+        let mut last = [0; PAGE_SIZE];
+        last[..100].fill(2);
+        pages.update(PageType::Normal, 0x1_1000, &last);
+        assert_eq!(range.finish(), pages.finish());
+    }
+
+    #[test]
+    fn the_table_of_hashes_must_fit_its_page() {
+        let hashes = KernelHashes::of(b"kernel", b"", "quiet");
+        assert!(kernel_hashes_page(&hashes, 0).is_some());
+        assert!(kernel_hashes_page(&hashes, PAGE_SIZE - TABLE_SIZE).is_some());
+        assert!(kernel_hashes_page(&hashes, PAGE_SIZE - TABLE_SIZE + 1).is_none());
+        assert!(kernel_hashes_page(&hashes, usize::MAX).is_none());
+    }
+}

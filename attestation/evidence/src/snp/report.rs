@@ -317,3 +317,145 @@ fn mitigations(
     }
     Ok(Some(Mitigations { launch: reader.u64()?, current: reader.u64()? }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(version: ReportVersion, product: Product) -> ReportFields {
+        let (family, model) = match product {
+            Product::Milan => (0x19, 0x01),
+            Product::Genoa => (0x19, 0xa0),
+            Product::Turin => (0x1a, 0x11),
+        };
+        let fmc = product.has_fmc().then_some(9);
+        let tcb = |first| Tcb { fmc, bootloader: first, tee: 2, snp: 3, microcode: 4 };
+        let mut chip_id = [0x77; 64];
+        if product.has_fmc() {
+            chip_id[8..].fill(0);
+        }
+        ReportFields {
+            version,
+            guest_svn: 1,
+            policy: GuestPolicy(0x3_0000),
+            family_id: [2; 16],
+            image_id: [3; 16],
+            vmpl: 1,
+            signature_algorithm: 1,
+            current_tcb: tcb(10),
+            platform_info: PlatformInfo(5),
+            key_info: KeyInfo(4),
+            report_data: [6; 64],
+            measurement: [7; 48],
+            host_data: [8; 32],
+            id_key_digest: [9; 48],
+            author_key_digest: [10; 48],
+            report_id: [11; 32],
+            report_id_ma: [12; 32],
+            reported_tcb: tcb(11),
+            cpuid: (version > ReportVersion::V2).then_some(Cpuid { family, model, stepping: 1 }),
+            chip_id,
+            committed_tcb: tcb(12),
+            current_version: FirmwareVersion { major: 1, minor: 55, build: 2 },
+            committed_version: FirmwareVersion { major: 1, minor: 54, build: 3 },
+            launch_tcb: tcb(13),
+            mitigations: (version == ReportVersion::V5)
+                .then_some(Mitigations { launch: 14, current: 15 }),
+        }
+    }
+
+    const SIGNATURE: Signature = Signature { r: [0xaa; 72], s: [0xbb; 72] };
+
+    fn report(version: ReportVersion, product: Product) -> Report {
+        fields(version, product).attach_signature(&SIGNATURE).unwrap()
+    }
+
+    #[test]
+    fn fields_survive_their_bytes() {
+        for version in [ReportVersion::V2, ReportVersion::V3, ReportVersion::V5] {
+            for product in Product::ALL {
+                let report = report(version, product);
+                assert_eq!(report.fields(), &fields(version, product));
+                assert_eq!(report.signature(), &SIGNATURE);
+                assert_eq!(Report::parse(&report.to_bytes()).unwrap(), report);
+                let signed = report.fields().signed_bytes().unwrap();
+                assert_eq!(signed, report.signed_bytes());
+                assert_eq!(signed.len(), SIGNED_SIZE);
+                let named = report.fields().product();
+                assert_eq!(named, (version > ReportVersion::V2).then_some(product));
+            }
+        }
+    }
+
+    #[test]
+    fn the_peer_reads_what_is_written() {
+        use sev::firmware::guest::AttestationReport;
+        use sev::parser::ByteParser as _;
+        let bytes = report(ReportVersion::V5, Product::Turin).to_bytes();
+        let peer = AttestationReport::from_bytes(&bytes).unwrap();
+        assert_eq!(peer.reported_tcb.fmc, Some(9));
+        assert_eq!(peer.reported_tcb.bootloader, 11);
+        assert_eq!(peer.launch_mit_vector, Some(14));
+        assert_eq!(peer.measurement, [7; 48]);
+        assert_eq!(peer.to_bytes().unwrap().as_slice(), bytes);
+    }
+
+    #[test]
+    fn reserved_bytes_must_be_zero() {
+        let good = report(ReportVersion::V3, Product::Genoa).to_bytes();
+        for offset in [
+            0x3a, 0x4c, 0x182, 0x18b, 0x19f, 0x1e2, 0x1eb, 0x1ef, 0x1f2, 0x1f8, 0x207, 0x208,
+            0x29f, 0x330, 0x49f,
+        ] {
+            let mut bytes = good;
+            bytes[offset] = 1;
+            let error = Report::parse(&bytes).unwrap_err();
+            assert!(matches!(error, EvidenceError::Reserved { .. }), "{offset:#x}: {error}");
+        }
+        // Version 2 has no CPUID, version 5 has mitigation vectors there.
+        let mut bytes = report(ReportVersion::V2, Product::Genoa).to_bytes();
+        bytes[0x188] = 0x19;
+        assert!(matches!(Report::parse(&bytes), Err(EvidenceError::Reserved { .. })));
+        let mut bytes = report(ReportVersion::V5, Product::Genoa).to_bytes();
+        bytes[0x1f8] ^= 1;
+        assert!(Report::parse(&bytes).is_ok());
+    }
+
+    #[test]
+    fn other_bytes_are_refused() {
+        let good = report(ReportVersion::V3, Product::Genoa).to_bytes();
+        for length in [0, 1, REPORT_SIZE - 1] {
+            let error = Report::parse(&good[..length]).unwrap_err();
+            assert!(matches!(error, EvidenceError::Length { found, .. } if found == length));
+        }
+        assert!(Report::parse(&[good.as_slice(), &[0]].concat()).is_err());
+        for version in [0_u32, 1, 4, 6, 0x0200_0000, u32::MAX] {
+            let mut bytes = good;
+            bytes[..4].copy_from_slice(&version.to_le_bytes());
+            let error = Report::parse(&bytes).unwrap_err();
+            assert!(matches!(error, EvidenceError::Version { version: v, .. } if v == version));
+        }
+        for (family, model) in [(0x17, 1), (0x19, 0x20), (0x1a, 0x12), (0x1a, 0x50)] {
+            let mut bytes = good;
+            bytes[0x188..0x18a].copy_from_slice(&[family, model]);
+            assert_eq!(Report::parse(&bytes), Err(EvidenceError::Processor { family, model }));
+        }
+        let mut bytes = report(ReportVersion::V2, Product::Milan).to_bytes();
+        bytes[0x1a0..0x1e0].fill(0);
+        assert_eq!(Report::parse(&bytes), Err(EvidenceError::MaskedVersion2));
+    }
+
+    #[test]
+    fn fields_that_do_not_fit_each_other_are_refused() {
+        let refused = |change: fn(&mut ReportFields)| {
+            let mut fields = fields(ReportVersion::V3, Product::Genoa);
+            change(&mut fields);
+            assert!(fields.signed_bytes().is_err());
+        };
+        refused(|fields| fields.version = ReportVersion::V2);
+        refused(|fields| fields.cpuid = None);
+        refused(|fields| fields.mitigations = Some(Mitigations { launch: 1, current: 0 }));
+        refused(|fields| fields.launch_tcb.fmc = Some(1));
+        refused(|fields| fields.cpuid = Some(Cpuid { family: 0x1a, model: 2, stepping: 0 }));
+    }
+}

@@ -337,3 +337,39 @@ pub enum SigningKey {
     /// A value without a meaning.
     Reserved,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tcb_is_at_least_another_only_in_every_part() {
+        let floor = Tcb { fmc: Some(1), bootloader: 2, tee: 3, snp: 4, microcode: 5 };
+        assert!(floor.at_least(&floor));
+        let higher = Tcb { microcode: 200, ..floor };
+        assert!(higher.at_least(&floor) && !floor.at_least(&higher));
+        for lower in [
+            Tcb { fmc: Some(0), ..higher },
+            Tcb { bootloader: 1, ..higher },
+            Tcb { tee: 2, ..higher },
+            Tcb { snp: 3, ..higher },
+            Tcb { microcode: 4, ..floor },
+            Tcb { fmc: None, ..higher },
+        ] {
+            assert!(!lower.at_least(&floor), "{lower}");
+        }
+        assert!(!higher.at_least(&Tcb { fmc: None, ..floor }), "no layout in common");
+    }
+
+    #[test]
+    fn policies_are_read_bit_by_bit() {
+        let policy = GuestPolicy(0x1_0203);
+        assert_eq!(policy.minimum_abi(), (2, 3));
+        assert!(policy.smt_allowed() && !policy.reserved_one() && !policy.debug_allowed());
+        assert!(GuestPolicy(1 << 19).debug_allowed());
+        assert_eq!(GuestPolicy(u64::MAX).unknown(), u64::MAX << 26);
+        assert_eq!(KeyInfo(0b1_1111).signing_key(), SigningKey::None);
+        assert_eq!(KeyInfo(0b0_1000).signing_key(), SigningKey::Reserved);
+        assert_eq!(KeyInfo(u32::MAX).unknown(), u32::MAX << 5);
+    }
+}

@@ -10,7 +10,7 @@ use crate::reader::Reader;
 /// Largest log, in bytes.
 pub const EVENT_LOG_LIMIT: usize = 1024 * 1024;
 /// Most events in a log.
-pub const EVENT_COUNT_LIMIT: usize = 16 * 1024;
+pub const EVENT_COUNT_LIMIT: usize = 4096;
 
 const WHAT: &str = "event log";
 const EV_NO_ACTION: u32 = 3;
@@ -159,4 +159,104 @@ fn event(reader: &mut Reader<'_>, algorithms: &[(u16, usize)]) -> Result<Event, 
     let length = reader.length()?;
     let data = reader.slice(length)?.to_vec();
     Ok(Event { register, kind, digest, data })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first(algorithms: &[(u16, u16)]) -> Vec<u8> {
+        let mut event = SPECIFICATION_ID.to_vec();
+        event.extend_from_slice(&[0, 0, 0, 0, 0, 2, 0, 2]);
+        event.extend_from_slice(&u32::try_from(algorithms.len()).unwrap().to_le_bytes());
+        for (algorithm, size) in algorithms {
+            event.extend_from_slice(&algorithm.to_le_bytes());
+            event.extend_from_slice(&size.to_le_bytes());
+        }
+        event.push(0);
+        let mut log = vec![0; 4];
+        log.extend_from_slice(&EV_NO_ACTION.to_le_bytes());
+        log.extend_from_slice(&[0; 20]);
+        log.extend_from_slice(&u32::try_from(event.len()).unwrap().to_le_bytes());
+        log.extend_from_slice(&event);
+        log
+    }
+
+    fn add(log: &mut Vec<u8>, register: u32, kind: u32, digest: u8, data: &[u8]) {
+        log.extend_from_slice(&register.to_le_bytes());
+        log.extend_from_slice(&kind.to_le_bytes());
+        log.extend_from_slice(&2_u32.to_le_bytes());
+        log.extend_from_slice(&4_u16.to_le_bytes());
+        log.extend_from_slice(&[0; 20]);
+        log.extend_from_slice(&ALG_SHA384.to_le_bytes());
+        log.extend_from_slice(&[digest; 48]);
+        log.extend_from_slice(&u32::try_from(data.len()).unwrap().to_le_bytes());
+        log.extend_from_slice(data);
+    }
+
+    fn extended(from: [u8; 48], digest: u8) -> [u8; 48] {
+        Sha384::new().chain_update(from).chain_update([digest; 48]).finalize().into()
+    }
+
+    fn log() -> Vec<u8> {
+        let mut log = first(&[(4, 20), (ALG_SHA384, 48)]);
+        add(&mut log, 1, 1, 7, b"firmware");
+        add(&mut log, 4, 1, 8, b"");
+        add(&mut log, 1, EV_NO_ACTION, 9, b"nothing");
+        add(&mut log, 1, 4, 10, b"separator");
+        add(&mut log, 0, 1, 11, b"MRTD");
+        add(&mut log, 5, 1, 12, b"no register");
+        log
+    }
+
+    #[test]
+    fn events_extend_their_registers() {
+        for filling in [vec![], vec![0; 1000], vec![0xff; 1000]] {
+            let parsed = EventLog::parse(&[log(), filling].concat()).unwrap();
+            assert_eq!(parsed.events().len(), 6);
+            assert_eq!(parsed.events()[0].data, b"firmware");
+            let zero = [0; 48];
+            let expected = [extended(extended(zero, 7), 10), zero, zero, extended(zero, 8)];
+            assert_eq!(parsed.replay(), expected);
+        }
+    }
+
+    #[test]
+    fn hostile_logs_are_refused() {
+        let good = log();
+        let ends: Vec<usize> = {
+            // Where a log may end: behind each event.
+            let mut ends = vec![first(&[(4, 20), (ALG_SHA384, 48)]).len()];
+            for data in [8, 0, 7, 9, 4, 11] {
+                ends.push(ends.last().unwrap() + 12 + 2 + 20 + 2 + 48 + 4 + data);
+            }
+            ends
+        };
+        for cut in 0..good.len() {
+            let parsed = EventLog::parse(&good[..cut]);
+            // What is left of an event may look like filling, if it begins with zeros.
+            let filling = cut > ends[0]
+                && good[*ends.iter().rfind(|end| **end <= cut).unwrap()..cut]
+                    .iter()
+                    .all(|byte| *byte == 0);
+            assert_eq!(parsed.is_ok(), ends.contains(&cut) || filling, "cut at {cut}");
+        }
+        assert!(EventLog::parse(&vec![0; EVENT_LOG_LIMIT + 1]).is_err());
+        assert!(EventLog::parse(&first(&[(4, 20); 9])).is_err(), "algorithms");
+        assert!(EventLog::parse(&first(&[(ALG_SHA384, 47)])).is_err(), "size of a digest");
+        assert!(EventLog::parse(&first(&[(4, 65)])).is_err(), "size of a digest");
+        let mut unknown = first(&[(ALG_SHA384, 48)]);
+        add(&mut unknown, 1, 1, 7, b"");
+        assert!(EventLog::parse(&unknown).is_err(), "SHA-1 was not announced");
+        let mut without = first(&[(4, 20)]);
+        without.extend_from_slice(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(EventLog::parse(&without).is_err(), "no digest");
+        let mut many = first(&[(ALG_SHA384, 48)]);
+        let mut event = vec![1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 12, 0];
+        event.resize(event.len() + 48 + 4, 0);
+        many.extend(event.repeat(EVENT_COUNT_LIMIT));
+        assert!(EventLog::parse(&many).is_ok());
+        many.extend(event);
+        assert!(matches!(EventLog::parse(&many), Err(EvidenceError::TooLarge { .. })));
+    }
 }

@@ -284,3 +284,83 @@ fn signature_data(bytes: &[u8]) -> Result<SignatureData, EvidenceError> {
         certification_data: CertificationData { kind, data },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A quote whose bytes count up, with the lengths that belong to its version and body.
+    fn quote(version: u16, body: Option<(u16, u32)>, size: usize) -> Vec<u8> {
+        let count = |length: usize| (0..=255).cycle().take(length).collect::<Vec<u8>>();
+        let mut bytes = version.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&[2, 0, 0x81, 0, 0, 0]);
+        bytes.extend_from_slice(&count(40));
+        if let Some((kind, size)) = body {
+            bytes.extend_from_slice(&kind.to_le_bytes());
+            bytes.extend_from_slice(&size.to_le_bytes());
+        }
+        bytes.extend_from_slice(&count(size));
+        let mut inner = count(384 + 64);
+        inner.extend_from_slice(&[3, 0, 7, 8, 9]);
+        inner.extend_from_slice(&[5, 0, 4, 0, 0, 0]);
+        inner.extend_from_slice(b"PEM\n");
+        let mut data = count(128);
+        data.extend_from_slice(&6_u16.to_le_bytes());
+        data.extend_from_slice(&u32::try_from(inner.len()).unwrap().to_le_bytes());
+        data.extend_from_slice(&inner);
+        bytes.extend_from_slice(&u32::try_from(data.len()).unwrap().to_le_bytes());
+        bytes.extend_from_slice(&data);
+        bytes
+    }
+
+    #[test]
+    fn quotes_of_each_layout_are_read() {
+        for (bytes, version, td_1_5) in [
+            (quote(4, None, 584), QuoteVersion::V4, false),
+            (quote(5, Some((2, 584)), 584), QuoteVersion::V5, false),
+            (quote(5, Some((3, 648)), 648), QuoteVersion::V5, true),
+        ] {
+            let parsed = Quote::parse(&bytes).unwrap();
+            assert_eq!(parsed.as_bytes(), bytes);
+            assert_eq!(parsed.header().version, version);
+            assert_eq!(parsed.body().tee_tcb_svn[15], 15);
+            // 520 bytes before it, counted up from zero.
+            assert_eq!(parsed.body().report_data[0], u8::try_from(520 % 256).unwrap());
+            assert_eq!(parsed.body().td_1_5.is_some(), td_1_5);
+            let data = parsed.signature_data();
+            assert_eq!(data.qe_authentication_data, [7, 8, 9]);
+            assert_eq!(
+                data.certification_data,
+                CertificationData { kind: 5, data: b"PEM\n".into() }
+            );
+            let padded = [bytes.as_slice(), &[0; 100]].concat();
+            assert_eq!(Quote::parse(&padded).unwrap(), parsed);
+        }
+    }
+
+    #[test]
+    fn other_bytes_are_refused() {
+        let good = quote(4, None, 584);
+        for cut in 0..good.len() {
+            assert!(Quote::parse(&good[..cut]).is_err(), "cut at {cut}");
+        }
+        assert!(Quote::parse(&[good.as_slice(), &[1]].concat()).is_err(), "trailing bytes");
+        assert!(Quote::parse(&vec![0; QUOTE_LIMIT + 1]).is_err());
+        for (offset, byte) in [(0, 3), (0, 6), (4, 0), (48 + 584, 0xff), (48 + 584 + 4 + 128, 5)] {
+            let mut bytes = good.clone();
+            bytes[offset] = byte;
+            assert!(Quote::parse(&bytes).is_err(), "{offset}: {byte}");
+        }
+        for (kind, size) in [(1, 384), (2, 648), (3, 584), (4, 885), (3, u32::MAX)] {
+            assert!(Quote::parse(&quote(5, Some((kind, size)), 648)).is_err(), "{kind}, {size}");
+        }
+    }
+
+    #[test]
+    fn attributes_are_read_bit_by_bit() {
+        assert!(TdAttributes(1).debug() && !TdAttributes(2).debug());
+        assert_eq!(TdAttributes(0b1001_0001).other_untrusted(), 0b100_1000);
+        assert!(TdAttributes(1 << 28).sept_ve_disabled());
+        assert!(TdAttributes(1 << 29).migratable());
+    }
+}
