@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use nacre_evidence::Evidence;
-use nacre_evidence::snp::{CertificateTable, Report};
+use nacre_evidence::snp::{Certificate, CertificateTable, Report};
 use nacre_protocol::channel::PROCESSOR_PORT_NAME;
 use nacre_protocol::processor::{ReportRequest, ReportResponse, ResponseError};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 
 use crate::system::{Kind, System};
-use crate::{AttestError, Attester, about, blocking, failed};
+use crate::{AttestError, Attester, blocking, failed};
 
 const NAME: &str = "the emulated secure processor";
 
@@ -66,15 +66,17 @@ impl EmulatedSnp {
         EmulatedSnp { port: Arc::new(Mutex::new(Port { fd, patience, broken: false })) }
     }
 
-    async fn ask(&self, report_data: [u8; 64]) -> Result<Evidence, AttestError> {
+    async fn ask(&self, report_data: [u8; 64]) -> Result<(Report, Vec<Certificate>), AttestError> {
         let port = Arc::clone(&self.port);
         let work = move || port.lock().unwrap_or_else(PoisonError::into_inner).ask(report_data);
         let ReportResponse { report, certificates } = blocking(work).await?;
         let invalid = |cause| AttestError::Evidence { source_name: NAME, cause };
         let report = Report::parse(&report).map_err(invalid)?;
+        if report.fields().report_data != report_data {
+            return Err(AttestError::OtherReportData(NAME));
+        }
         let certificates = CertificateTable::parse(&certificates).map_err(invalid)?;
-        let certificates = certificates.into_certificates();
-        about(&report_data, Evidence::Snp { report, certificates }, NAME)
+        Ok((report, certificates.into_certificates()))
     }
 }
 
@@ -85,14 +87,13 @@ impl Attester for EmulatedSnp {
     }
 
     async fn evidence(&self, report_data: [u8; 64]) -> Result<Evidence, AttestError> {
-        self.ask(report_data).await
+        let (report, certificates) = self.ask(report_data).await?;
+        Ok(Evidence::Snp { report, certificates })
     }
 
     async fn host_data(&self) -> Result<Vec<u8>, AttestError> {
-        match self.ask([0; 64]).await? {
-            Evidence::Snp { report, .. } => Ok(report.fields().host_data.to_vec()),
-            Evidence::Tdx { .. } => Err(AttestError::OtherReportData(NAME)),
-        }
+        let (report, _) = self.ask([0; 64]).await?;
+        Ok(report.fields().host_data.to_vec())
     }
 }
 
@@ -179,7 +180,9 @@ mod tests {
     use std::io::Write as _;
     use std::os::unix::net::UnixStream;
     use std::thread;
+    use std::time::SystemTime;
 
+    use nacre_emulated::{Launch, Processor, Root, RsaBits};
     use nacre_protocol::processor::{REQUEST_SIZE, Refusal, refusal};
 
     use super::*;
@@ -228,6 +231,26 @@ mod tests {
         });
         let error = failure(&gone).await;
         assert!(error.contains("answer could not be read"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_answers_another_question_gives_no_evidence() {
+        let root = Root::generate(RsaBits::ForTests, SystemTime::now()).unwrap();
+        let launch = Launch::new(&[1; 4096], b"kernel", b"initrd", "quiet", 1).unwrap();
+        let processor = Processor::launch(&root, &launch, [7; 32]).unwrap();
+        let replay = processor.report([2; 64], 0).unwrap();
+        let certificates = processor.certificates().to_vec();
+        let honest = port(move |host| processor.serve(&host).unwrap());
+        assert_eq!(honest.host_data().await.unwrap(), [7; 32]);
+        let evidence = honest.evidence([1; 64]).await.unwrap();
+        assert_eq!(evidence.report_data(), &[1; 64]);
+        assert!(matches!(evidence, Evidence::Snp { certificates, .. } if certificates.len() == 3));
+        let replaying = port(move |mut host| {
+            request(&mut host);
+            let response = ReportResponse { report: replay, certificates };
+            host.write_all(&response.to_bytes().unwrap()).unwrap();
+        });
+        assert!(failure(&replaying).await.contains("holds other report data"));
     }
 
     #[tokio::test]

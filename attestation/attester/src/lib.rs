@@ -201,19 +201,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| AttestError::Cut)?
 }
 
-/// `evidence`, if it holds what was asked for.
-fn about(
-    report_data: &[u8; 64],
-    evidence: Evidence,
-    source_name: &'static str,
-) -> Result<Evidence, AttestError> {
-    if evidence.report_data() == report_data {
-        Ok(evidence)
-    } else {
-        Err(AttestError::OtherReportData(source_name))
-    }
-}
-
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> AttestError {
     let path = path.to_owned();
     move |source| AttestError::File { doing, path, source }

@@ -9,7 +9,7 @@ use nacre_evidence::snp::{Certificate, CertificateTable, Report};
 
 use crate::system::{Kind, System};
 use crate::tsm::Tsm;
-use crate::{AttestError, Attester, about, blocking, raw};
+use crate::{AttestError, Attester, blocking, raw};
 
 const NAME: &str = "the kernel's SNP driver";
 
@@ -28,9 +28,7 @@ impl Snp {
 
     fn report(&self, report_data: &[u8; 64]) -> Result<(Report, Vec<u8>), AttestError> {
         let answer = self.tsm.ask(report_data)?;
-        let report = Report::parse(&answer.report)
-            .map_err(|cause| AttestError::Evidence { source_name: NAME, cause })?;
-        Ok((report, answer.certificates))
+        Ok((about(report_data, &answer.report)?, answer.certificates))
     }
 
     fn evidence_now(&self, report_data: &[u8; 64]) -> Result<Evidence, AttestError> {
@@ -38,7 +36,7 @@ impl Snp {
         if table.is_empty() {
             table = self.table_by_ioctl(report_data);
         }
-        about(report_data, Evidence::Snp { report, certificates: certificates(&table) }, NAME)
+        Ok(Evidence::Snp { report, certificates: certificates(&table) })
     }
 
     /// Kernels whose configfs-tsm has no `auxblob` give certificates by ioctl only. Evidence is good
@@ -52,6 +50,16 @@ impl Snp {
             Vec::new()
         })
     }
+}
+
+/// The report, if it is one and holds what was asked for.
+fn about(report_data: &[u8; 64], report: &[u8]) -> Result<Report, AttestError> {
+    let report = Report::parse(report)
+        .map_err(|cause| AttestError::Evidence { source_name: NAME, cause })?;
+    if report.fields().report_data != *report_data {
+        return Err(AttestError::OtherReportData(NAME));
+    }
+    Ok(report)
 }
 
 /// A table that the host has damaged counts as none: whoever verifies the report says what is missing.
@@ -85,9 +93,26 @@ impl Attester for Snp {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use nacre_emulated::{Launch, Processor, Root, RsaBits};
     use nacre_evidence::snp::CertType;
 
     use super::*;
+
+    #[test]
+    fn a_report_must_be_one_and_about_what_was_asked() {
+        let root = Root::generate(RsaBits::ForTests, SystemTime::now()).unwrap();
+        let launch = Launch::new(&[1; 4096], b"kernel", b"initrd", "quiet", 1).unwrap();
+        let processor = Processor::launch(&root, &launch, [7; 32]).unwrap();
+        let bytes = processor.report([2; 64], 0).unwrap();
+        assert_eq!(about(&[2; 64], &bytes).unwrap().fields().host_data, [7; 32]);
+        let error = about(&[1; 64], &bytes).unwrap_err();
+        assert!(matches!(error, AttestError::OtherReportData(_)), "{error}");
+        // What the ioctl gives has a header; configfs-tsm has none.
+        let error = about(&[2; 64], &[&[0; 32], &bytes[..]].concat()).unwrap_err();
+        assert!(matches!(error, AttestError::Evidence { .. }), "{error}");
+    }
 
     #[test]
     fn a_damaged_table_of_the_host_costs_the_certificates_only() {

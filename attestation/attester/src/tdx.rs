@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha384};
 
 use crate::system::{Kind, System};
 use crate::tsm::{Tsm, read_bounded};
-use crate::{AttestError, Attester, about, blocking, failed, raw};
+use crate::{AttestError, Attester, blocking, failed, raw};
 
 const NAME: &str = "the host's quoting service";
 /// Where a TDREPORT has `TDINFO.MRCONFIGID` (TDX Module ABI Specification, `TDREPORT_STRUCT`: 256 bytes
@@ -50,8 +50,11 @@ impl Tdx {
         let answer = self.tsm.ask(report_data)?;
         let quote = Quote::parse(&answer.report)
             .map_err(|cause| AttestError::Evidence { source_name: NAME, cause })?;
+        if quote.body().report_data != *report_data {
+            return Err(AttestError::OtherReportData(NAME));
+        }
         let event_log = self.event_log(&added)?;
-        about(report_data, Evidence::Tdx { quote, event_log }, NAME)
+        Ok(Evidence::Tdx { quote, event_log })
     }
 
     /// The firmware's log, as ACPI hands it to the kernel, and what was added since.

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use nacre_evidence::snp::Tcb;
 use p384::ecdsa::SigningKey;
+use p384::elliptic_curve::zeroize::Zeroizing;
 use p384::pkcs8::{DecodePrivateKey, EncodePrivateKey, LineEnding};
 use rand_core::{OsRng, RngCore};
 use rustix::fs::{FlockOperation, flock};
@@ -181,10 +182,11 @@ impl Root {
         }
         let damaged =
             |name: &str, problem| RootError::Damaged { path: directory.join(name), problem };
-        let pem = String::from_utf8(read(&path)?)
-            .map_err(|_| damaged(VCEK_KEY, "is no private key in PEM"))?;
-        let vcek_key = SigningKey::from_pkcs8_pem(&pem)
-            .map_err(|_| damaged(VCEK_KEY, "is no P-384 private key in PEM (PKCS #8)"))?;
+        let pem = Zeroizing::new(read(&path)?);
+        let vcek_key = std::str::from_utf8(&pem)
+            .ok()
+            .and_then(|pem| SigningKey::from_pkcs8_pem(pem).ok())
+            .ok_or_else(|| damaged(VCEK_KEY, "is no P-384 private key in PEM (PKCS #8)"))?;
         let vcek = read(&directory.join(VCEK))?;
         let (chip_id, public) = certificates::read_chip(&vcek)
             .ok_or_else(|| damaged(VCEK, "is no VCEK certificate"))?;
