@@ -31,7 +31,7 @@ fn a_document_is_made_shown_and_verified_in_each_of_its_forms() {
         "--kbs-cert",
         "ca.pem",
         "--secret-file",
-        "/run/secrets/key=kbs:///default/web/key",
+        "/run/confidential-containers/key=kbs:///default/web/key",
         "--algorithm",
         "sha384",
         "-o",
@@ -45,7 +45,7 @@ fn a_document_is_made_shown_and_verified_in_each_of_its_forms() {
     assert_eq!(agent["token_configs"]["kbs"]["url"].as_str(), Some("https://kbs.example:8080"));
     let hub: toml::Table = files["cdh.toml"].parse().unwrap();
     assert!(hub["kbc"]["kbs_cert"].as_str().unwrap().contains("MII="));
-    assert_eq!(hub["credentials"][0]["path"].as_str(), Some("/run/secrets/key"));
+    assert_eq!(hub["credentials"][0]["path"].as_str(), Some("/run/confidential-containers/key"));
     assert_eq!(hub["credentials"][0]["resource_uri"].as_str(), Some("kbs:///default/web/key"));
 
     // The same digest from the annotation, and from the YAML of a pod with it.
@@ -95,8 +95,17 @@ fn another_document_is_another_and_mistakes_are_told() {
     fails(&["create", "--kbs-url", "kbs.example"], "https://");
     fails(&["create", "--kbs-url", "https://a/b"], "https://");
     fails(&["create", "--kbs-url", "https://a", "--kbs-cert", "policy.rego"], "PEM");
-    fails(&["create", "--kbs-url", "https://a", "--secret-file", "key=kbs:///a/b/c"], "absolute");
-    fails(&["create", "--kbs-url", "https://a", "--secret-file", "/key=file:///x"], "secret-file");
+    fails(&["create", "--kbs-url", "https://a", "--secret-file", "/key=kbs:///a/b/c"], "beneath");
+    fails(
+        &[
+            "create",
+            "--kbs-url",
+            "https://a",
+            "--secret-file",
+            "/run/confidential-containers/a=file:///x",
+        ],
+        "secret-file",
+    );
     fails(&["create", "--policy", "a.toml"], "a.toml");
     fails(&["create", "--from", "a.toml", "--file", "policy.rego=a.toml"], "already");
     fails(&["show", "policy.rego"], "neither initdata");

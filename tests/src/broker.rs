@@ -50,17 +50,7 @@ impl World {
             &root,
         ])?;
         let broker = Broker { world: self };
-        let ca = format!("{DIRECTORY}/tls.crt");
-        self.nacre(&[
-            "initdata",
-            "create",
-            "--kbs-url",
-            &broker.url(),
-            "--kbs-cert",
-            &ca,
-            "-o",
-            BASE,
-        ])?;
+        broker.write_initdata(&[])?;
         broker.start().await?;
         Ok(broker)
     }
@@ -76,6 +66,30 @@ impl Broker<'_> {
     /// Where pods reach it.
     pub fn url(&self) -> String {
         format!("https://{HOST}:{PORT}")
+    }
+
+    /// Pods declared from now on find this resource as a file at `path`.
+    pub fn give_as_file(&self, path: &str, uri: &str) -> anyhow::Result<()> {
+        self.write_initdata(&["--secret-file", &format!("{path}={uri}")])
+    }
+
+    fn write_initdata(&self, more: &[&str]) -> anyhow::Result<()> {
+        let (url, ca) = (self.url(), format!("{DIRECTORY}/tls.crt"));
+        let words = ["initdata", "create", "--kbs-url", &url, "--kbs-cert", &ca, "-o", BASE];
+        self.world.nacre(&[&words[..], more].concat()).map(drop)
+    }
+
+    /// Makes a key that signs sealed secrets, gives its public half to the broker, and seals the name of
+    /// `secret`.
+    pub fn seal(&self, secret: &str) -> anyhow::Result<String> {
+        const KEY: &str = "/run/world/seal.pem";
+        const PUBLIC: &str = "kbs:///default/seal/key";
+        if !self.world.path(KEY).exists() {
+            let public = self.world.nacre(&["seal", "key", "-o", KEY])?;
+            self.set_secret(PUBLIC, &public)?;
+        }
+        let sealed = ["seal", "vault", secret, "--key", KEY, "--public-key", PUBLIC];
+        Ok(self.world.nacre(&sealed)?.trim().to_owned())
     }
 
     /// Initdata (a path inside) for `nacre policy generate --initdata`.
@@ -124,10 +138,16 @@ impl Broker<'_> {
     }
 
     /// Grants resources to pods whose initdata is that of an annotation.
-    pub fn grant(&self, id: &str, annotation: &str, resources: &str) -> anyhow::Result<()> {
+    pub fn grant<const N: usize>(
+        &self,
+        id: &str,
+        annotation: &str,
+        resources: [&str; N],
+    ) -> anyhow::Result<()> {
         const FILE: &str = "/run/world/granted.txt";
         fs::write(self.world.path(FILE), annotation)?;
-        let words = ["grant", "add", id, "--initdata", FILE, "--resource", resources];
+        let mut words = vec!["grant", "add", id, "--initdata", FILE];
+        words.extend(resources.iter().flat_map(|resource| ["--resource", resource]));
         self.admin(&words).map(drop)
     }
 
@@ -161,8 +181,8 @@ impl Broker<'_> {
 
     /// What an error of a pod's says the request was, explained by the broker.
     pub fn explain(&self, error: &str) -> anyhow::Result<String> {
-        let id = error.split("request ").nth(1).context("the error names no request")?;
-        let end = id.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(id.len());
+        let (_, id) = error.rsplit_once("request ").context("the error names no request")?;
+        let end = id.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(id.len());
         ensure!(end > 0, "the error names no request: {error}");
         self.admin(&["explain", &id[..end]])
     }

@@ -29,7 +29,7 @@ fn asks(image: &str) -> Declaration {
 fn granted<'w>(world: &'w World, broker: &Broker<'_>, declared: Declaration) -> PodBuilder<'w> {
     let pod = world.pod("web").with(declared).exec_allowed().secrets_of(broker);
     let pod = pod.with_policy().unwrap();
-    broker.grant("web", pod.annotation_text(), "default/web/*").unwrap();
+    broker.grant("web", pod.annotation_text(), ["default/web/*"]).unwrap();
     pod
 }
 
@@ -58,6 +58,42 @@ async fn a_pod_that_is_what_the_owner_expects_gets_its_secret() {
     broker.verify_audit().unwrap();
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
+}
+
+#[tokio::test]
+async fn containers_find_secrets_in_variables_and_files() {
+    const FILE: &str = "/run/confidential-containers/password";
+    let world = World::new().await.unwrap();
+    let broker = prepared(&world).await;
+    let sealed = broker.seal(SECRET).unwrap();
+    broker.give_as_file(FILE, SECRET).unwrap();
+    let image = world.push(&Image::busybox("app")).unwrap();
+    let app = container("app", &image)
+        .env("PASSWORD", &sealed)
+        .files("settings", "/etc/app", [("password", &sealed), ("plain", "as it is")])
+        .script(&format!("cat /etc/app/password {FILE}; echo; cat /etc/app/plain; sleep 1000"));
+    let pod = world.pod("web").with(app).exec_allowed().secrets_of(&broker).with_policy().unwrap();
+    broker.grant("web", pod.annotation_text(), ["default/web/*", "default/seal/*"]).unwrap();
+    let pod = pod.await.unwrap();
+    let app = pod.start("app").await.unwrap();
+    app.wait_for("as it is").await.unwrap();
+    assert_eq!(app.stdout().unwrap(), format!("{CONTENT}{CONTENT}\nas it is"));
+    assert_eq!(app.sh("echo $PASSWORD").await.unwrap(), CONTENT);
+    pod.stop().await.unwrap();
+    pod.remove().await.unwrap();
+
+    // Without a grant the container is not created, and the event says why.
+    broker.admin(&["grant", "remove", "web"]).unwrap();
+    let again = container("app", &image).env("PASSWORD", &sealed).idle();
+    let pod = world.pod("web").with(again).secrets_of(&broker).await.unwrap();
+    let error = format!("{:#}", pod.start("app").await.unwrap_err());
+    eprintln!("refused: {error}");
+    assert!(error.contains("PolicyDeny") && error.contains("grant"), "{error}");
+    let explained = broker.explain(&error).unwrap();
+    assert!(explained.contains("get-resource refused"), "{explained}");
+    pod.stop().await.unwrap();
+    pod.remove().await.unwrap();
+    assert_eq!(world.leftovers().await.unwrap(), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -12,6 +12,9 @@ use super::Hash;
 use crate::Verdict;
 use crate::input::{read_initdata, read_text, write_or_print};
 
+/// Where containers find resources as files.
+const CREDENTIALS: &str = "/run/confidential-containers/";
+
 /// Write an initdata document: what the pod's guest takes from its owner at its start.
 ///
 /// The guest's hardware reports the digest of exactly this document, so the host can neither change nor
@@ -38,8 +41,8 @@ pub(crate) struct Arguments {
     /// [default: the public CAs in the guest image].
     #[arg(long, value_name = "FILE", requires = "kbs_url")]
     kbs_cert: Option<PathBuf>,
-    /// A resource that containers find as a file, as PATH=kbs:///repository/type/name. May be given several
-    /// times.
+    /// A resource that containers find as a file, as `PATH=kbs:///repository/type/name`, with a PATH beneath
+    /// /run/confidential-containers/. May be given several times.
     #[arg(long, value_name = "PATH=URI", requires = "kbs_url")]
     secret_file: Vec<String>,
     /// Another file, as NAME=PATH. May be given several times.
@@ -139,7 +142,10 @@ impl Broker {
         }
         let secret_files = secrets.iter().map(|text| {
             let (path, uri) = text.split_once('=').context("--secret-file is PATH=URI")?;
-            ensure!(path.starts_with('/'), "--secret-file {text}: the path is not absolute");
+            ensure!(
+                path.starts_with(CREDENTIALS),
+                "--secret-file {text}: the path must be beneath {CREDENTIALS}"
+            );
             Ok((path.to_owned(), uri.parse().with_context(|| format!("--secret-file {text}"))?))
         });
         let secret_files = secret_files.collect::<anyhow::Result<_>>()?;

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// The server, such as http://127.0.0.1:8080.
+    /// The server, such as `http://127.0.0.1:8080`.
     #[arg(long)]
     server: String,
     /// Certificate (PEM) that an https server's own is checked against.

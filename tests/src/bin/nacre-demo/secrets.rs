@@ -18,7 +18,7 @@ pub(crate) async fn story(world: &World) -> anyhow::Result<()> {
     let image = world.push(&Image::busybox("demo"))?;
     let granted = || -> anyhow::Result<PodBuilder<'_>> {
         let pod = declared(world, &broker, &image).with_policy()?;
-        broker.grant("demo", pod.annotation_text(), "default/demo/*")?;
+        broker.grant("demo", pod.annotation_text(), ["default/demo/*"])?;
         Ok(pod)
     };
 
