@@ -173,10 +173,13 @@ impl<'a> Signed<'a> {
     }
 }
 
-/// The header of a sealed secret, as JSON.
+/// Members of a sealed secret's header.
 #[must_use]
-pub fn header(key: &ResourceUri) -> Value {
-    serde_json::json!({ "alg": ALGORITHM, "kid": key })
+pub fn header(key: &ResourceUri) -> Map<String, Value> {
+    [("alg", ALGORITHM.to_owned()), ("kid", key.to_string())]
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .into_iter()
+        .collect()
 }
 
 /// The sealed secret of a compact signature.
@@ -295,7 +298,7 @@ impl Secret {
                 payload.annotations.insert(KEY_WRAP_TYPE.into(), WRAP_TYPE.into());
             }
         }
-        serde_json::to_vec(&payload).unwrap_or_default()
+        serde_json::to_vec(&payload).expect("strings and maps of strings")
     }
 }
 
@@ -357,9 +360,9 @@ mod tests {
         }
     }
 
-    fn sealed(header: &Value, payload: &[u8], signature: &[u8]) -> String {
+    fn sealed(header: &Map<String, Value>, payload: &[u8], signature: &[u8]) -> String {
         let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
-        let header = part(header.to_string().as_bytes());
+        let header = part(&serde_json::to_vec(header).unwrap());
         text_of(&format!("{header}.{}.{}", part(payload), part(signature)))
     }
 
@@ -418,7 +421,7 @@ mod tests {
         let good = header(&at("kbs:///a/b/c"));
         let with = |key: &str, value: Value| {
             let mut header = good.clone();
-            header[key] = value;
+            header.insert(key.to_owned(), value);
             header
         };
         for (header, signature, expected) in [
@@ -435,7 +438,7 @@ mod tests {
             (good.clone(), 72, SealedError::Signature),
         ] {
             let text = sealed(&header, &payload, &vec![0; signature]);
-            assert_eq!(Signed::parse(&text), Err(expected), "{header}");
+            assert_eq!(Signed::parse(&text), Err(expected), "{header:?}");
         }
     }
 

@@ -83,10 +83,7 @@ pub fn seal_envelope(
 }
 
 fn sign(secret: &Secret, signer: &Signer<'_>) -> Result<String, SealError> {
-    let header = match sealed::header(signer.public_key) {
-        serde_json::Value::Object(members) => members,
-        _ => jws::Header::new(),
-    };
+    let header = sealed::header(signer.public_key);
     let signed = jws::sign_es256(header, &secret.payload(), signer.key);
     Ok(sealed::text_of(&signed.map_err(SealError::Library)?))
 }

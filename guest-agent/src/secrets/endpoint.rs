@@ -15,7 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http_body_util::{BodyExt as _, Collected, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -43,6 +43,9 @@ const MOST_HEADERS: usize = 32;
 const BODY_LIMIT: usize = 16 * 1024;
 /// Pause after a failure to accept: out of descriptors, most likely.
 const PAUSE: Duration = Duration::from_millis(100);
+/// What is said about any other path.
+const PATHS: &str = "there are /cdh/resource/REPOSITORY/TYPE/TAG, /aa/token, /aa/evidence, \
+                     /aa/additional-evidence, /aa/aael and /info";
 /// Begins the data of an event (`AAEL`).
 const AAEL: u32 = 0x4141_454c;
 
@@ -107,6 +110,8 @@ impl Drop for Place {
 fn accept(sandbox: &Arc<Sandbox>, open: &Arc<Open>, stream: TcpStream, peer: SocketAddr) {
     let container = match container_at(sandbox, &stream, peer) {
         Ok(container) => container,
+        // It has gone already.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
             tracing::warn!("failed to find out which container asks: {error}");
             None
@@ -165,7 +170,7 @@ fn text(status: StatusCode, text: impl Into<String>) -> Answer {
 fn typed(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     answer
 }
 
@@ -201,43 +206,60 @@ enum Call {
     Info,
 }
 
-/// Why a request asks for nothing: status and words.
-type Refusal = (StatusCode, String);
+/// Why a request asks for nothing.
+#[derive(Debug)]
+enum Refusal {
+    /// It is not understood.
+    Bad(String),
+    /// There is no such path.
+    Path,
+    /// The path is for another method.
+    Method(Method),
+}
+
+impl Refusal {
+    fn answer(self) -> Answer {
+        match self {
+            Self::Bad(why) => text(StatusCode::BAD_REQUEST, why),
+            Self::Path => text(StatusCode::NOT_FOUND, PATHS),
+            Self::Method(wanted) => {
+                let name = wanted.as_str();
+                let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {name}"));
+                let allow = HeaderValue::from_str(name).expect("the name of a method");
+                answer.headers_mut().insert(ALLOW, allow);
+                answer
+            }
+        }
+    }
+}
 
 impl Call {
     fn read(method: &Method, path: &str, query: Option<&str>) -> Result<Self, Refusal> {
-        let bad = |why: String| (StatusCode::BAD_REQUEST, why);
         let (call, wanted) = match path {
             "/info" => (Self::Info, Method::GET),
             "/aa/aael" => (Self::Aael, Method::POST),
             "/aa/token" => {
                 let kind = parameter(query, "token_type");
                 if kind.as_deref() != Some("kbs") {
-                    return Err(
-                        bad("token_type must be kbs: this guest has no other token".into()),
-                    );
+                    let why = "token_type must be kbs: this guest has no other token";
+                    return Err(Refusal::Bad(why.into()));
                 }
                 (Self::Token, Method::GET)
             }
-            "/aa/evidence" => (Self::Evidence(report_data(query).map_err(bad)?), Method::GET),
+            "/aa/evidence" => {
+                (Self::Evidence(report_data(query).map_err(Refusal::Bad)?), Method::GET)
+            }
             "/aa/additional-evidence" | "/aa/additional_evidence" => {
                 (Self::AdditionalEvidence, Method::GET)
             }
             path => {
-                let Some(resource) = path.strip_prefix("/cdh/resource/") else {
-                    let why = "there are /cdh/resource/REPOSITORY/TYPE/TAG, /aa/token, /aa/evidence, \
-                               /aa/additional-evidence, /aa/aael and /info";
-                    return Err((StatusCode::NOT_FOUND, why.into()));
-                };
-                let uri = ResourceUri::of_path(resource).map_err(|e| bad(e.to_string()))?;
+                let resource = path.strip_prefix("/cdh/resource/").ok_or(Refusal::Path)?;
+                let uri = ResourceUri::of_path(resource);
+                let uri = uri.map_err(|error| Refusal::Bad(error.to_string()))?;
                 (Self::Resource(uri), Method::GET)
             }
         };
-        if *method == wanted {
-            Ok(call)
-        } else {
-            Err((StatusCode::METHOD_NOT_ALLOWED, format!("{path} wants {wanted}")))
-        }
+        if *method == wanted { Ok(call) } else { Err(Refusal::Method(wanted)) }
     }
 
     /// What the policy is asked about.
@@ -302,13 +324,7 @@ async fn answer(sandbox: &Sandbox, container: Option<&str>, request: Request<Inc
     };
     let call = match Call::read(request.method(), request.uri().path(), request.uri().query()) {
         Ok(call) => call,
-        Err((StatusCode::METHOD_NOT_ALLOWED, why)) => {
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, why);
-            let value = hyper::header::HeaderValue::from_static("GET, POST");
-            answer.headers_mut().insert(ALLOW, value);
-            return answer;
-        }
-        Err((status, why)) => return text(status, why),
+        Err(refusal) => return refusal.answer(),
     };
     let secrets = &sandbox.secrets;
     if let Err(denied) = secrets.judge(container, call.api()) {
@@ -405,7 +421,7 @@ mod tests {
             ("POST", "/aa/aael", Call::Aael),
             ("GET", "/info", Call::Info),
         ] {
-            assert_eq!(read(method, path), Ok(call), "{path}");
+            assert_eq!(read(method, path).unwrap(), call, "{path}");
         }
         let long = format!("/aa/evidence?runtime_data={}", "x".repeat(65));
         for (method, path, status) in [
@@ -424,8 +440,9 @@ mod tests {
             ("GET", "/aa/evidence?runtime_data=%%%&encoding=base64", 400),
             ("GET", &long, 400),
         ] {
-            let (found, why) = read(method, path).unwrap_err();
-            assert_eq!(found.as_u16(), status, "{path}: {why}");
+            let answer = read(method, path).unwrap_err().answer();
+            assert_eq!(answer.status().as_u16(), status, "{path}");
+            assert_eq!(answer.headers().contains_key(ALLOW), status == 405);
         }
     }
 
