@@ -7,8 +7,8 @@ use crate::encoding::{decode, decode_array, encode};
 use crate::jwe::{ECDH_ES_A256KW, Epk, P256, P521, RSA_OAEP_256};
 use crate::{JoseError, pem};
 
-/// The private key of a guest, made in it and never leaving it: what its evidence vouches for and
-/// answers are encrypted to.
+/// The private key of a guest, made in it and never leaving it but by [`TeeKey::to_pem`], to a container of
+/// the guest: what its evidence vouches for and answers are encrypted to.
 pub struct TeeKey(Private);
 
 enum Private {
