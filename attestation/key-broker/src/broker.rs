@@ -8,12 +8,14 @@ use nacre_protocol::kbs::ResourceUri;
 use nacre_verifier::{ExtraRoot, ReferenceSet, ReferenceValues, Trust, Verifier};
 use serde_json::Value;
 use time::OffsetDateTime;
+use tokio::sync::Semaphore;
 
 use crate::audit::{AuditLog, Head};
 use crate::collateral::Source;
 use crate::config::{Config, read_file, read_text};
 use crate::error::ServeError;
 use crate::grants::Grant;
+use crate::http::BODY_UNITS;
 use crate::limiter::Limiter;
 use crate::metrics::Metrics;
 use crate::policy::ResourcePolicy;
@@ -42,6 +44,8 @@ pub(crate) struct Broker {
     pub(crate) collateral: Source,
     pub(crate) administrators: Vec<Ed25519Public>,
     pub(crate) metrics: Metrics,
+    /// Memory for the bodies of requests, in pieces.
+    pub(crate) bodies: Arc<Semaphore>,
     registered: RwLock<Arc<Registered>>,
     /// Held while something registered changes: store first, then memory.
     changing: Mutex<()>,
@@ -93,6 +97,7 @@ impl Broker {
             limiter: Limiter::new(limits.client_requests_per_second, limits.client_burst),
             tokens: Tokens::new(token_key, &config.token.issuer, config.token.lifetime_seconds),
             metrics: Metrics::new(),
+            bodies: Arc::new(Semaphore::new(BODY_UNITS)),
             registered: RwLock::new(Arc::new(registered)),
             changing: Mutex::new(()),
             config,
@@ -250,6 +255,7 @@ fn trust(config: &Config) -> Result<Trust, ServeError> {
     Ok(Trust {
         danger_extra_snp_roots: roots.collect::<Result<_, ServeError>>()?,
         snp_crls: crls.collect::<Result<_, _>>()?,
+        snp_crl_required: config.collateral.snp_crl_required,
         ..Trust::default()
     })
 }

@@ -145,6 +145,9 @@ pub struct Collateral {
     /// AMD's revocation lists (DER), one for each product.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snp_crls: Vec<PathBuf>,
+    /// Believe no report without a current revocation list for its root.
+    #[serde(default)]
+    pub snp_crl_required: bool,
 }
 
 /// Attestation tokens.

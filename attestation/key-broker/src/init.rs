@@ -210,12 +210,14 @@ directory = "audit"
 
 # Certificates of AMD's processors that evidence does not bring along are taken from `cache`; what is not there is asked for at
 # `mirror`, which has the paths of https://kdsintf.amd.com. `mirror_ca` is the certificate that an https mirror is checked against.
-# snp_crls are AMD's revocation lists (DER).
+# snp_crls are AMD's revocation lists (DER); with snp_crl_required, nothing is believed without a current one. Intel's collateral is
+# read from `cache`, as tdx-FMSPC.json.
 [collateral]
 cache = "collateral"
 # mirror = "http://kds-mirror.internal"
 # mirror_ca = "mirror.crt"
 # snp_crls = ["milan.crl", "genoa.crl", "turin.crl"]
+# snp_crl_required = false
 
 # Attestation tokens.
 [token]

@@ -23,7 +23,7 @@ struct Arguments {
 enum Command {
     /// Serve until SIGTERM or SIGINT.
     ///
-    /// The log goes to standard error; NACRE_LOG chooses what (such as `info` or `nacre_kbs=debug`).
+    /// The log goes to standard error; `NACRE_LOG` chooses what (such as `info` or `nacre_kbs=debug`).
     Serve {
         /// The configuration; `nacre-kbs init` makes one that explains itself.
         #[arg(long, value_name = "FILE")]

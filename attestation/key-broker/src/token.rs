@@ -32,8 +32,8 @@ pub(crate) enum TokenError {
 /// What is known of a guest that was attested.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Attested {
-    /// Claims of the token.
-    pub(crate) claims: Value,
+    /// Claims of the token, as JSON: sessions keep them, and few policies read them.
+    pub(crate) claims: Box<str>,
     /// What answers are encrypted to.
     pub(crate) tee_pubkey: Jwk,
     /// `HOST_DATA` or `MRCONFIGID`.
@@ -101,22 +101,23 @@ impl Tokens {
             ("kid".to_owned(), self.key_id.clone().into()),
             ("jwk".to_owned(), self.jwk()),
         ]);
-        let payload = serde_json::to_vec(&claims).map_err(|_| TokenError::Claims("size"))?;
-        let token = jws::sign_es256(header, &payload, &self.key)?;
-        let attested = Attested::of_claims(claims)?;
+        let payload = claims.to_string();
+        let token = jws::sign_es256(header, payload.as_bytes(), &self.key)?;
+        let attested = Attested::of_claims(&claims, payload)?;
         Ok((token, attested))
     }
 
     /// Believes a token that this broker signed and whose time is not over.
     pub(crate) fn verify(&self, token: &str, now: OffsetDateTime) -> Result<Attested, TokenError> {
         let payload = jws::verify_es256(token, &self.public)?;
+        let payload = String::from_utf8(payload).map_err(|_| TokenError::Claims("JSON"))?;
         let claims: Value =
-            serde_json::from_slice(&payload).map_err(|_| TokenError::Claims("JSON"))?;
+            serde_json::from_str(&payload).map_err(|_| TokenError::Claims("JSON"))?;
         if claims["iss"] != *self.issuer {
             return Err(TokenError::Claims("iss"));
         }
-        let attested = Attested::of_claims(claims)?;
-        let issued = attested.claims["iat"].as_i64().ok_or(TokenError::Claims("iat"))?;
+        let attested = Attested::of_claims(&claims, payload)?;
+        let issued = claims["iat"].as_i64().ok_or(TokenError::Claims("iat"))?;
         let now = now.unix_timestamp();
         if attested.expires <= now || issued > now + SKEW {
             return Err(TokenError::Expired);
@@ -126,7 +127,8 @@ impl Tokens {
 }
 
 impl Attested {
-    fn of_claims(claims: Value) -> Result<Attested, TokenError> {
+    /// `text` is the text of `claims`.
+    fn of_claims(claims: &Value, text: String) -> Result<Attested, TokenError> {
         let cpu0 = &claims["submods"]["cpu0"];
         if cpu0["ear.status"] != "affirming" {
             return Err(TokenError::Claims("ear.status"));
@@ -145,7 +147,7 @@ impl Attested {
                 .ok_or(TokenError::Claims("nacre.emulated"))?,
             attestation: claims["jti"].as_str().ok_or(TokenError::Claims("jti"))?.to_owned(),
             expires: claims["exp"].as_i64().ok_or(TokenError::Claims("exp"))?,
-            claims,
+            claims: text.into(),
         })
     }
 

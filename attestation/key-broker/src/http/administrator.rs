@@ -47,6 +47,7 @@ impl Administrator {
         event.request = Some(caller.request.to_string());
         event.client = Some(caller.address.to_string());
         event.reason = reason.to_owned();
+        tracing::info!(client = %caller.address, request = %caller.request, "administrator: {reason}");
         if let Err(error) = broker.audit.note(event).await {
             tracing::error!("{error}");
         }

@@ -40,8 +40,7 @@ async fn challenge(
     caller: &Caller,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let time = broker.config.request_time();
-    let body = body(caller, request.into_body(), kbs::REQUEST_LIMIT, time).await?;
+    let body = body(broker, caller, request, kbs::REQUEST_LIMIT).await?;
     let request: kbs::Request = serde_json::from_slice(&body).map_err(|error| {
         caller.refuse(ErrorKind::InvalidRequest, format!("the request is not understood: {error}"))
     })?;
@@ -85,8 +84,7 @@ pub(super) async fn attest(
 ) -> Result<Response, Refusal> {
     let session = cookie(request.headers(), kbs::SESSION_COOKIE).map(str::to_owned);
     let limit = broker.config.limits.attestation_bytes;
-    let time = broker.config.request_time();
-    let body = body(&caller, request.into_body(), limit, time).await?;
+    let body = body(&broker, &caller, request, limit).await?;
     let mut event = Event::new(Action::Attest, Outcome::Refused);
     event.request = Some(caller.request.to_string());
     event.client = Some(caller.address.to_string());
@@ -95,6 +93,9 @@ pub(super) async fn attest(
         && event.reason.is_empty()
     {
         event.reason = refusal.detail().to_owned();
+    }
+    if answer.is_err() {
+        tracing::info!(client = %caller.address, request = %caller.request, "attestation: {}", event.reason);
     }
     broker.audit.note(event).await.map_err(|error| {
         tracing::error!("{error}");
@@ -140,6 +141,8 @@ async fn appraise(
     };
     let evidence = Evidence::from_wire(tee.name(), &tee_evidence.primary_evidence)
         .map_err(|error| invalid(error.to_string()))?;
+    // As JSON it may be large, and what follows may wait.
+    drop(tee_evidence.primary_evidence);
 
     let begun = Instant::now();
     let collateral = broker.collateral.collateral(&evidence).await;

@@ -62,8 +62,7 @@ pub(super) async fn set(
 ) -> Result<Response, Refusal> {
     let administrator = Administrator::of(&broker, &caller, request.headers()).await?;
     let uri = uri(&caller, &parts)?;
-    let time = broker.config.request_time();
-    let body = body(&caller, request.into_body(), RESOURCE_LIMIT, time).await?;
+    let body = body(&broker, &caller, request, RESOURCE_LIMIT).await?;
     let event = administrator.event(&caller, Action::SetResource, Some(uri.to_string()));
     record(&broker, &caller, event).await?;
     on_disk(&broker, &caller, move |broker| {

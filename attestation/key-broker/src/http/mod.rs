@@ -9,9 +9,9 @@ mod resource;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -19,12 +19,17 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use nacre_protocol::kbs::{self, ErrorKind};
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::broker::Broker;
 use refusal::Refusal;
 
 /// What a request costs its client when it is refused.
 const REFUSED_COST: u32 = 20;
+
+/// Bodies take memory in pieces of this many bytes, and this many pieces altogether.
+const BODY_UNIT: usize = 1024;
+pub(crate) const BODY_UNITS: usize = 64 * 1024;
 
 /// Who asks, and what the request is called.
 #[derive(Debug, Clone)]
@@ -133,21 +138,49 @@ async fn unknown(caller: axum::Extension<Caller>, request: Request) -> Refusal {
     }
 }
 
+/// A request's body, and its share of the memory that bodies have.
+struct Whole {
+    bytes: Bytes,
+    _share: OwnedSemaphorePermit,
+}
+
+impl std::ops::Deref for Whole {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// The whole body, if it is no larger than `limit` and comes in time.
 async fn body(
+    broker: &Broker,
     caller: &Caller,
-    body: Body,
+    request: Request,
     limit: usize,
-    time: Duration,
-) -> Result<axum::body::Bytes, Refusal> {
-    let read = tokio::time::timeout(time, to_bytes(body, limit)).await;
-    let read = read.map_err(|_| {
-        caller.refuse(ErrorKind::InvalidRequest, "the request's body did not come in time")
-    })?;
-    read.map_err(|_| {
+) -> Result<Whole, Refusal> {
+    let too_large = || {
         let detail = format!("the request's body is cut off or has more than {limit} bytes");
         caller.refuse(ErrorKind::InvalidRequest, detail).too_large()
-    })
+    };
+    let told = request.headers().get(header::CONTENT_LENGTH);
+    let told = told.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(limit);
+    if told > limit {
+        return Err(too_large());
+    }
+    let share = u32::try_from(told.div_ceil(BODY_UNIT)).unwrap_or(u32::MAX);
+    let read = async {
+        let share = broker.bodies.clone().acquire_many_owned(share).await.ok()?;
+        let bytes = to_bytes(request.into_body(), limit).await.ok()?;
+        Some(Whole { bytes, _share: share })
+    };
+    match tokio::time::timeout(broker.config.request_time(), read).await {
+        Ok(whole) => whole.ok_or_else(too_large),
+        Err(_) => {
+            let detail = "the request's body did not come in time";
+            Err(caller.refuse(ErrorKind::InvalidRequest, detail))
+        }
+    }
 }
 
 /// The value of a cookie.

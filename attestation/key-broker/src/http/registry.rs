@@ -54,8 +54,7 @@ pub(super) async fn set_policy(
 ) -> Result<Response, Refusal> {
     let administrator = Administrator::of(&broker, &caller, request.headers()).await?;
     let invalid = |detail: String| caller.refuse(ErrorKind::InvalidRequest, detail);
-    let time = broker.config.request_time();
-    let body = body(&caller, request.into_body(), POLICY_LIMIT * 2, time).await?;
+    let body = body(&broker, &caller, request, POLICY_LIMIT * 2).await?;
     let form = || invalid("a policy comes as {\"policy\": base64url of Rego}".to_owned());
     let text: PolicyText = serde_json::from_slice(&body).map_err(|_| form())?;
     let text = text.policy.trim_end_matches('=');
@@ -153,8 +152,7 @@ pub(super) async fn add_reference(
     request: Request,
 ) -> Result<Response, Refusal> {
     let administrator = Administrator::of(&broker, &caller, request.headers()).await?;
-    let time = broker.config.request_time();
-    let body = body(&caller, request.into_body(), REGISTRATION_LIMIT, time).await?;
+    let body = body(&broker, &caller, request, REGISTRATION_LIMIT).await?;
     let registration = references::parse(&body)
         .map_err(|error| caller.refuse(ErrorKind::InvalidRequest, error.to_string()))?;
     let id = match &registration {
@@ -239,8 +237,7 @@ pub(super) async fn add_grant(
 ) -> Result<Response, Refusal> {
     let administrator = Administrator::of(&broker, &caller, request.headers()).await?;
     let invalid = |detail: String| caller.refuse(ErrorKind::InvalidRequest, detail);
-    let time = broker.config.request_time();
-    let body = body(&caller, request.into_body(), GRANT_LIMIT, time).await?;
+    let body = body(&broker, &caller, request, GRANT_LIMIT).await?;
     let grant: Grant = serde_json::from_slice(&body)
         .map_err(|error| invalid(format!("the grant is not understood: {error}")))?;
     grant.check().map_err(|error| invalid(error.to_string()))?;

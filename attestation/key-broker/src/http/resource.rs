@@ -52,6 +52,7 @@ pub(super) async fn get(
         }
         Err(refusal) => {
             event.reason = refusal.detail().to_owned();
+            tracing::info!(client = %caller.address, "resource: {}", event.reason);
             broker.audit.note(event).await.map_err(unwritten)?;
             Err(refusal)
         }

@@ -108,7 +108,7 @@ impl World {
         });
         // What it says later must not fill the pipe.
         std::thread::spawn(move || {
-            lines.map_while(Result::ok).for_each(|line| eprintln!("{line}"))
+            lines.map_while(Result::ok).for_each(|line| eprintln!("{line}"));
         });
         match url {
             Some(url) => {
@@ -252,6 +252,16 @@ impl Guest {
             certificates: table.into_certificates(),
         }
         .to_wire()
+    }
+
+    /// The same, without the certificates that the host gave along.
+    pub(crate) fn without_certificates(&self, attestation: &mut Value) {
+        attestation["tee-evidence"]["primary_evidence"]["cert_chain"] = Value::Null;
+    }
+
+    /// Certificate of the key that signs its reports.
+    pub(crate) fn vcek() -> &'static [u8] {
+        ROOT.vcek()
     }
 
     /// The body of an attestation.
