@@ -78,6 +78,12 @@ enum Bench {
         #[arg(last = true)]
         rest: Vec<String>,
     },
+    /// What a secret adds to the start of a pod
+    Secrets {
+        /// Further arguments for nacre-bench
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -108,9 +114,13 @@ fn run(command: Command) -> Result<()> {
             let keep = keep.then(|| "--keep".to_owned());
             build::exec(&tree, "nacre-demo", keep.into_iter().chain(rest))
         }
-        Command::Bench { what: Bench::Start { rest } } => {
+        Command::Bench { what } => {
             everything(&tree)?;
-            build::exec(&tree, "nacre-bench", ["start".to_owned()].into_iter().chain(rest))
+            let (what, rest) = match what {
+                Bench::Start { rest } => ("start", rest),
+                Bench::Secrets { rest } => ("secrets", rest),
+            };
+            build::exec(&tree, "nacre-bench", [what.to_owned()].into_iter().chain(rest))
         }
         Command::Test { filter, no_vm: true } => {
             setup::prepare(&tree, Purpose::Building)?;

@@ -1,5 +1,7 @@
 //! `nacre-bench`: figures for docs/specification.md, as Markdown.
 
+mod secrets;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
@@ -28,27 +30,28 @@ enum What {
         #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
         runs: u32,
     },
+    /// What a secret adds to the start of a pod, its broker on the same host.
+    Secrets {
+        /// How often each is measured; the table shows medians.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        runs: u32,
+    },
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let What::Start { runs } = Arguments::parse().what;
-    let table = start(runs).await?;
-    println!("{table}");
+    let what = Arguments::parse().what;
+    let world = World::new().await?;
+    let table = match what {
+        What::Start { runs } => measure(&world, runs).await,
+        What::Secrets { runs } => secrets::measure(&world, runs).await,
+    };
+    println!("{}", table.inspect_err(|_| world.show_logs())?);
     Ok(())
 }
 
 /// Milliseconds, by what they were spent on.
 type Samples = BTreeMap<String, Vec<f64>>;
-
-async fn start(runs: u32) -> anyhow::Result<String> {
-    let world = World::new().await?;
-    let table = measure(&world, runs).await;
-    if table.is_err() {
-        world.show_logs();
-    }
-    table
-}
 
 async fn measure(world: &World, runs: u32) -> anyhow::Result<String> {
     let image = world.push(&Image::busybox("bench"))?;
