@@ -318,6 +318,33 @@ async fn denials_are_told_apart() {
     assert_eq!(broker.handshakes(), 1);
 }
 
+/// A host that keeps what the processor answers.
+struct Withheld;
+
+#[async_trait]
+impl EvidenceSource for Withheld {
+    fn tee(&self) -> &str {
+        "test"
+    }
+
+    async fn evidence(&self, _: [u8; 64]) -> Result<Value, String> {
+        tokio::time::pause();
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn evidence_that_does_not_come_is_not_waited_for() {
+    let broker = broker();
+    let url = format!("http://{}", serve(&broker, "127.0.0.1:0").await);
+    let evidence = Arc::new(Withheld);
+    let timeouts = Timeouts::default();
+    let client = Client::new(Options { url, ca_pem: None, init_data: None, evidence, timeouts });
+    let error = get_one(&client.unwrap()).await.unwrap_err();
+    assert!(matches!(&error, ClientError::Evidence(why) if why.contains("20 s")), "{error}");
+    assert_eq!(broker.handshakes(), 0);
+}
+
 #[tokio::test]
 async fn answers_that_are_no_answers_are_refused() {
     let (broker, client) = pair().await;
