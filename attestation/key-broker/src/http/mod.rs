@@ -2,6 +2,7 @@
 
 mod administrator;
 mod attest;
+mod body;
 mod manage;
 mod refusal;
 mod registry;
@@ -11,7 +12,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::body::{Bytes, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
@@ -19,17 +19,15 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use nacre_protocol::kbs::{self, ErrorKind};
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::broker::Broker;
+use body::body;
 use refusal::Refusal;
+
+pub(crate) use body::UNITS as BODY_UNITS;
 
 /// What a request costs its client when it is refused.
 const REFUSED_COST: u32 = 20;
-
-/// Bodies take memory in pieces of this many bytes, and this many pieces altogether.
-const BODY_UNIT: usize = 1024;
-pub(crate) const BODY_UNITS: usize = 64 * 1024;
 
 /// Who asks, and what the request is called.
 #[derive(Debug, Clone)]
@@ -135,51 +133,6 @@ async fn unknown(caller: axum::Extension<Caller>, request: Request) -> Refusal {
             caller.refuse(ErrorKind::PluginNotFound, format!("there is no plugin {plugin:?}"))
         }
         _ => caller.refuse(ErrorKind::InvalidRequestPath, detail),
-    }
-}
-
-/// A request's body, and its share of the memory that bodies have.
-struct Whole {
-    bytes: Bytes,
-    _share: OwnedSemaphorePermit,
-}
-
-impl std::ops::Deref for Whole {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-/// The whole body, if it is no larger than `limit` and comes in time.
-async fn body(
-    broker: &Broker,
-    caller: &Caller,
-    request: Request,
-    limit: usize,
-) -> Result<Whole, Refusal> {
-    let too_large = || {
-        let detail = format!("the request's body is cut off or has more than {limit} bytes");
-        caller.refuse(ErrorKind::InvalidRequest, detail).too_large()
-    };
-    let told = request.headers().get(header::CONTENT_LENGTH);
-    let told = told.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(limit);
-    if told > limit {
-        return Err(too_large());
-    }
-    let share = u32::try_from(told.div_ceil(BODY_UNIT)).unwrap_or(u32::MAX);
-    let read = async {
-        let share = broker.bodies.clone().acquire_many_owned(share).await.ok()?;
-        let bytes = to_bytes(request.into_body(), limit).await.ok()?;
-        Some(Whole { bytes, _share: share })
-    };
-    match tokio::time::timeout(broker.config.request_time(), read).await {
-        Ok(whole) => whole.ok_or_else(too_large),
-        Err(_) => {
-            let detail = "the request's body did not come in time";
-            Err(caller.refuse(ErrorKind::InvalidRequest, detail))
-        }
     }
 }
 
