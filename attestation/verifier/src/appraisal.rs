@@ -8,7 +8,7 @@ use nacre_evidence::tdx::{Quote, QuoteVersion};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use crate::checks::{Check, Verdict};
+use crate::checks::{Check, NOT_MADE, Verdict};
 use crate::references::Hex;
 
 /// The result of an appraisal: every check, and what the evidence says. Only a verifier makes one.
@@ -66,10 +66,12 @@ impl Appraisal {
         &self.checks
     }
 
-    /// The first check that failed.
+    /// The first check that failed, rather than could not be made because of it.
     #[must_use]
     pub fn first_failure(&self) -> Option<&Check> {
-        self.checks.iter().find(|check| check.is_failed())
+        let mut failed = self.checks.iter().filter(|check| check.is_failed());
+        let any = failed.clone().next();
+        failed.find(|check| check.found != NOT_MADE).or(any)
     }
 
     /// Id of the reference values that the evidence was compared with.

@@ -107,7 +107,7 @@ codes! {
     TdxPlatform = "tdx-platform",
     /// No other attributes of the TD undo its protection.
     TdxAttributes = "tdx-attributes",
-    /// TCB info and QE identity are signed by the trusted root's keys.
+    /// TCB info, QE identity and revocation lists are signed by the trusted root's keys.
     TdxCollateralSignature = "tdx-collateral-signature",
     /// The platform's certificate chains to the trusted root.
     TdxChain = "tdx-chain",
@@ -197,6 +197,9 @@ impl Check {
     }
 }
 
+/// What the checks say that depend on one that failed.
+pub(crate) const NOT_MADE: &str = "could not be made";
+
 /// Puts the checks of a TEE's evidence into their order; those that nobody made are failures.
 pub(crate) fn complete(tee: Tee, mut made: Vec<Check>) -> Vec<Check> {
     for code in CheckCode::ALL.iter().filter(|code| code.tee() == tee) {
@@ -205,7 +208,7 @@ pub(crate) fn complete(tee: Tee, mut made: Vec<Check>) -> Vec<Check> {
                 code: *code,
                 verdict: Verdict::Failed,
                 expected: "a check".to_owned(),
-                found: "could not be made".to_owned(),
+                found: NOT_MADE.to_owned(),
                 fix: "see the checks that failed before this one",
             });
         }

@@ -574,3 +574,102 @@ impl ReferenceSet {
         &self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn snp() -> Value {
+        json!({
+            "version": 1, "id": "guest-0.1.0-1vcpu", "tee": "snp",
+            "measurements": ["AB".repeat(48)],
+            "tcb_minimum": {
+                "milan": { "bootloader": 3, "tee": 0, "snp": 8, "microcode": 115 },
+                "turin": { "fmc": 1, "bootloader": 3, "tee": 2, "snp": 5, "microcode": 97 },
+            },
+            "policy": { "smt": false, "minimum_abi": [0, 31] },
+            "expires": "2027-01-01T00:00:00Z",
+            "note": "the release",
+        })
+    }
+
+    fn tdx() -> Value {
+        json!({
+            "version": 1, "id": "td", "tee": "tdx", "mr_td": ["cd".repeat(48)],
+            "rtmr0": "any", "rtmr1": [], "rtmr2": ["ef".repeat(48)], "rtmr3": "any",
+        })
+    }
+
+    fn parse(value: &Value) -> Result<ReferenceValues, ReferenceError> {
+        ReferenceValues::parse(value.to_string().as_bytes())
+    }
+
+    #[test]
+    fn documents_round_trip() {
+        for value in [snp(), tdx()] {
+            let document = parse(&value).unwrap();
+            let written = serde_json::to_value(&document).unwrap();
+            assert_eq!(parse(&written).unwrap(), document);
+            assert_eq!(written["tee"], document.tee().name());
+        }
+        let document = parse(&snp()).unwrap();
+        let Values::Snp(values) = &document.values else { panic!("not SNP") };
+        assert_eq!(values.measurements, [Hex([0xab; 48])]);
+        assert!(!values.policy.smt && !values.policy.debug);
+        let Values::Tdx(values) = parse(&tdx()).unwrap().values else { panic!("not TDX") };
+        assert_eq!(values.tcb_status, ["UpToDate"]);
+        assert_eq!(values.advisories, Allowed::These(Vec::new()));
+    }
+
+    #[test]
+    fn documents_expire_at_their_moment() {
+        let document = parse(&snp()).unwrap();
+        assert!(!document.is_expired(datetime!(2026-12-31 23:59:59 UTC)));
+        assert!(document.is_expired(datetime!(2027-01-01 00:00 UTC)));
+        assert!(!parse(&tdx()).unwrap().is_expired(datetime!(2999-01-01 00:00 UTC)));
+    }
+
+    #[test]
+    fn what_breaks_the_rules_is_refused() {
+        let refused = |base: Value, member: &str, with: Value| {
+            let mut value = base;
+            value[member] = with.clone();
+            assert!(parse(&value).is_err(), "{member}: {with}");
+        };
+        let digests = |count: usize| json!(vec!["00".repeat(48); count]);
+        refused(snp(), "version", json!(2));
+        refused(snp(), "tee", json!("sev"));
+        refused(snp(), "tee", json!("tdx"));
+        for id in ["", "a/b", "a b", &"x".repeat(ID_LIMIT + 1)] {
+            refused(snp(), "id", json!(id));
+        }
+        refused(snp(), "measurements", json!([]));
+        refused(snp(), "measurements", json!(["00"]));
+        refused(snp(), "measurements", digests(LIST_LIMIT + 1));
+        refused(snp(), "id_key_digests", digests(LIST_LIMIT + 1));
+        refused(snp(), "tcb_minimum", Value::Null);
+        refused(snp(), "tcb_minimum", json!("none"));
+        refused(snp(), "tcb_minimum", json!({ "rome": {} }));
+        let floor = json!({ "bootloader": 3, "tee": 0, "snp": 8, "microcode": 115 });
+        refused(snp(), "tcb_minimum", json!({ "turin": floor }));
+        let mut with_fmc = floor.clone();
+        with_fmc["fmc"] = json!(1);
+        refused(snp(), "tcb_minimum", json!({ "genoa": with_fmc }));
+        refused(snp(), "tcb_minimum", json!({ "genoa": { "snp": 8 } }));
+        refused(snp(), "policy", json!({ "debugging": false }));
+        refused(snp(), "surprise", json!(1));
+        refused(snp(), "expires", json!("tomorrow"));
+        refused(snp(), "note", json!("x".repeat(NOTE_LIMIT + 1)));
+        refused(tdx(), "mr_td", json!([]));
+        refused(tdx(), "rtmr1", Value::Null);
+        refused(tdx(), "rtmr1", json!("some"));
+        refused(tdx(), "rtmr1", digests(LIST_LIMIT + 1));
+        refused(tdx(), "tcb_status", json!(["Revoked"]));
+        refused(tdx(), "measurements", digests(1));
+        let large = vec![b' '; DOCUMENT_LIMIT + 1];
+        assert_eq!(ReferenceValues::parse(&large), Err(ReferenceError::TooLarge));
+    }
+}

@@ -142,3 +142,89 @@ fn write(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use nacre_evidence::snp::{Product, Report, Tcb};
+
+    use super::*;
+
+    fn report(version: u8, product: Product, masked: bool) -> Evidence {
+        let mut bytes = [0; 0x4a0];
+        bytes[0] = version;
+        if version > 2 {
+            bytes[0x188..0x18a].copy_from_slice(match product {
+                Product::Milan => &[0x19, 0x01],
+                Product::Genoa => &[0x19, 0x11],
+                Product::Turin => &[0x1a, 0x02],
+            });
+        }
+        // bootloader 3, tee 0, snp 8, microcode 115, and on Turin fmc 1 before them.
+        bytes[0x180..0x188].copy_from_slice(match product {
+            Product::Turin => &[1, 3, 0, 8, 0, 0, 0, 115],
+            _ => &[3, 0, 0, 0, 0, 0, 8, 115],
+        });
+        if !masked {
+            let length = if product == Product::Turin { 8 } else { 64 };
+            bytes[0x1a0..0x1a0 + length].fill(0xc1);
+        }
+        let report = Report::parse(&bytes).unwrap();
+        Evidence::Snp { report, certificates: Vec::new() }
+    }
+
+    fn paths(evidence: &Evidence) -> Vec<String> {
+        CollateralKey::needed(evidence).iter().map(CollateralKey::path).collect()
+    }
+
+    #[test]
+    fn keys_are_the_key_services_paths() {
+        let id = "c1".repeat(64);
+        let query = "blSPL=03&teeSPL=00&snpSPL=08&ucodeSPL=115";
+        let milan = report(3, Product::Milan, false);
+        assert_eq!(paths(&milan), [format!("/vcek/v1/Milan/{id}?{query}")]);
+        let turin = report(5, Product::Turin, false);
+        assert_eq!(paths(&turin), [format!("/vcek/v1/Turin/c1c1c1c1c1c1c1c1?fmcSPL=01&{query}")]);
+        let either = report(2, Product::Genoa, false);
+        let expected = ["Milan", "Genoa"].map(|name| format!("/vcek/v1/{name}/{id}?{query}"));
+        assert_eq!(paths(&either), expected);
+        assert!(paths(&report(3, Product::Genoa, true)).is_empty(), "a masked chip has no path");
+    }
+
+    #[test]
+    fn the_store_keeps_nothing_but_what_was_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = CollateralStore::open(directory.path().join("cache")).unwrap();
+        let evidence = report(3, Product::Milan, false);
+        let key = &CollateralKey::needed(&evidence)[0];
+        assert_eq!(store.missing(&evidence), std::slice::from_ref(key));
+        assert!(store.put(key, b"<html>429</html>").is_err());
+        assert!(store.put(key, include_bytes!("snp/roots/milan-ask.der")).is_err());
+        assert!(store.put_tdx(b"{}").is_err());
+        assert_eq!(fs::read_dir(directory.path().join("cache")).unwrap().count(), 0);
+        assert!(store.collateral(&evidence).snp_certificates.is_empty());
+        // What is too large counts as absent.
+        fs::write(store.path(key), vec![0; CERTIFICATE_LIMIT + 1]).unwrap();
+        assert!(store.collateral(&evidence).snp_certificates.is_empty());
+    }
+
+    #[test]
+    fn names_of_files_differ_as_keys_do() {
+        let key = |product, tcb: Tcb| CollateralKey::Vcek { product, chip_id: [1; 64].into(), tcb };
+        let tcb = Tcb { fmc: None, bootloader: 1, tee: 2, snp: 3, microcode: 4 };
+        let names: std::collections::BTreeSet<String> = [
+            key(Product::Milan, tcb),
+            key(Product::Genoa, tcb),
+            key(Product::Turin, Tcb { fmc: Some(1), ..tcb }),
+            key(Product::Turin, Tcb { fmc: Some(11), ..tcb }),
+            key(Product::Milan, Tcb { bootloader: 12, tee: 3, ..tcb }),
+        ]
+        .iter()
+        .map(CollateralKey::file_name)
+        .collect();
+        assert_eq!(names.len(), 5);
+        let plain = |name: &String| {
+            name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
+        };
+        assert!(names.iter().all(plain));
+    }
+}

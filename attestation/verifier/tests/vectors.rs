@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use nacre_evidence::snp::Product;
 use nacre_verifier::{
-    Allowed, Appraisal, Check, CheckCode, Claims, Collateral, Evidence, Expected, Hex,
-    ReferenceSet, ReferenceValues, Root, SnpPolicy, SnpReferences, TcbMinimum, TdxCollateral,
+    Allowed, Appraisal, Check, CheckCode, Claims, Collateral, CollateralStore, Evidence, Expected,
+    Hex, ReferenceSet, ReferenceValues, Root, SnpPolicy, SnpReferences, TcbMinimum, TdxCollateral,
     TdxReferences, Trust, Values, Verdict, Verifier,
 };
 use time::OffsetDateTime;
@@ -157,4 +157,27 @@ fn a_real_event_log_passes_and_a_changed_one_does_not() {
     let middle = log.iter().rposition(|byte| *byte != 0xff).unwrap() / 2;
     log[middle - 64..middle].fill(0xa5);
     assert_eq!(verdict(&evidence), Verdict::Failed);
+}
+
+#[test]
+fn a_real_certificate_is_kept_and_found_again() {
+    for name in SNP {
+        let Some(json) = vector(&format!("{name}/evidence_trustee.json")) else { return };
+        let mut evidence = Evidence::read(&json).unwrap();
+        let Evidence::Snp { certificates, .. } = &mut evidence else { panic!("not SNP") };
+        let certificate = certificates.remove(0).data;
+        let directory = tempfile::tempdir().unwrap();
+        let store = CollateralStore::open(directory.path()).unwrap();
+        let missing = store.missing(&evidence);
+        let kept = missing.iter().filter(|key| store.put(key, &certificate).is_ok()).count();
+        assert_eq!(kept, 1, "{name}");
+        assert!(store.missing(&evidence).is_empty(), "{name}");
+        let appraisal = appraise(&evidence, &store.collateral(&evidence), NOW);
+        assert!(appraisal.is_affirming(), "{name}");
+    }
+    let Some(evidence) = tdx("dcap-qvl-v4", None) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let store = CollateralStore::open(directory.path()).unwrap();
+    store.put_tdx(&vector("tdx/dcap-qvl-v4/collateral.json").unwrap()).unwrap();
+    assert!(appraise(&evidence, &store.collateral(&evidence), JUNE).is_affirming());
 }

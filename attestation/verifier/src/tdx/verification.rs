@@ -16,7 +16,7 @@ use crate::trust::{ExtraTdxRoot, Trust};
 const STEPS: [(CheckCode, &str, &str); 6] = [
     (
         CheckCode::TdxCollateralSignature,
-        "TCB info and QE identity signed by the root's keys",
+        "TCB info, QE identity and revocation lists signed by the root's keys",
         "fetch the collateral anew from Intel's provisioning certification service or a cache of it",
     ),
     (
@@ -120,9 +120,9 @@ pub(super) fn platform_extension(quote: &Quote) -> Result<PckExtension, String> 
 /// with the signature: it fails all the same.
 fn failed(problem: &str) -> Check {
     let words: [(&str, CheckCode); 9] = [
-        ("revoked", CheckCode::TdxRevocation),
-        ("Revoked", CheckCode::TdxRevocation),
-        ("CRL", CheckCode::TdxRevocation),
+        ("evoked", CheckCode::TdxRevocation),
+        ("RevocationStatus", CheckCode::TdxRevocation),
+        ("CRL", CheckCode::TdxCollateralSignature),
         ("TDX module", CheckCode::TdxModule),
         ("TCB Info", CheckCode::TdxCollateralSignature),
         ("quote_collateral", CheckCode::TdxCollateralSignature),
