@@ -159,6 +159,8 @@ async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
         .register_service(create_agent_service(agent.clone()))
         .register_service(create_health(agent));
     server.start().await.context("failed to serve")?;
+    let warming = Arc::clone(&sandbox);
+    tokio::spawn(async move { warming.secrets.warm_up().await });
     sandbox.report.record("-", "kernel", boot.kernel);
     sandbox.report.record("-", "agent", started.elapsed());
     tracing::info!(

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nacre_jose::TeeKey;
 use nacre_protocol::kbs::{
-    Attestation, CompositeEvidence, InitData, NONCE_LIMIT, Request, RuntimeData, report_data,
+    Attestation, CompositeEvidence, InitData, Request, RuntimeData, report_data,
 };
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -17,6 +17,8 @@ use crate::error::ClientError;
 use crate::http::Http;
 use crate::session::Session;
 
+/// Longest nonce that is taken, in bytes of its text; Nacre's and Trustee's have 44.
+const NONCE_LIMIT: usize = 256;
 /// The only hash of report data that is used here; a broker that names none means it.
 const HASH: &str = "sha384";
 /// Time for evidence about this machine. Real firmware takes milliseconds, seconds where it throttles.

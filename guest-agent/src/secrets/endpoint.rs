@@ -52,7 +52,7 @@ const AAEL: u32 = 0x4141_454c;
 /// Serves until the guest ends. Without a key broker and without a TEE there is nothing to serve.
 pub(crate) async fn serve(sandbox: &Arc<Sandbox>) -> io::Result<()> {
     let secrets = &sandbox.secrets;
-    if secrets.client.is_none() && secrets.tee.is_none() {
+    if secrets.broker.is_none() && secrets.tee.is_none() {
         return Ok(());
     }
     let listener = TcpListener::bind(ADDRESS).await?;

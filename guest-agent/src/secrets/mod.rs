@@ -25,6 +25,7 @@ use nacre_protocol::initdata::Initdata;
 use nacre_protocol::kbs::{INIT_DATA_TOML, InitData, ResourceUri};
 use nacre_protocol::sealed::{SealedError, Secret, Signed};
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 pub(crate) use endpoint::serve;
@@ -68,7 +69,7 @@ impl From<SealedError> for SecretsError {
 
 /// The pod's way to its secrets.
 pub(crate) struct Secrets {
-    client: Option<Client>,
+    broker: Option<Broker>,
     tee: Option<Arc<dyn Attester>>,
     gate: Arc<Gate>,
     credentials: Vec<Credential>,
@@ -84,14 +85,18 @@ impl Secrets {
         gate: Arc<Gate>,
     ) -> anyhow::Result<Self> {
         let SecretsConfig { broker, credentials } = SecretsConfig::read(initdata)?;
-        let client = match (broker, initdata) {
-            (Some(broker), Some(initdata)) => Some(client(broker, initdata, tee.clone())?),
-            _ => None,
-        };
-        if let Some(client) = &client {
-            tracing::info!(url = client.url(), "the pod has a key broker");
-        }
-        Ok(Self { client, tee, gate, credentials, verification_keys: Mutex::default() })
+        let broker = broker.zip(initdata).map(|(config, initdata)| {
+            let init_data =
+                InitData { format: INIT_DATA_TOML.to_owned(), body: initdata.text().to_owned() };
+            Broker::new(config, init_data, tee.clone())
+        });
+        Ok(Self { broker, tee, gate, credentials, verification_keys: Mutex::default() })
+    }
+
+    /// Makes what takes a while, before the first container needs it.
+    pub(crate) async fn warm_up(&self) {
+        // Whoever needs it is told what is wrong with it.
+        let _ = self.client().await;
     }
 
     /// Fetches a resource from the key broker. The agent's own needs (credentials of registries, keys of
@@ -100,7 +105,7 @@ impl Secrets {
         &self,
         uri: &ResourceUri,
     ) -> Result<Zeroizing<Vec<u8>>, SecretsError> {
-        Ok(self.broker()?.resource(uri).await?)
+        Ok(self.client().await?.resource(uri).await?)
     }
 
     /// Turns a sealed secret into what it stands for.
@@ -131,7 +136,7 @@ impl Secrets {
 
     /// A token with its key, for a container that may have both.
     async fn token(&self) -> Result<Token, SecretsError> {
-        Ok(self.broker()?.token().await?)
+        Ok(self.client().await?.token().await?)
     }
 
     /// Asks the policy what a container may have.
@@ -143,9 +148,12 @@ impl Secrets {
         Ok(())
     }
 
-    fn broker(&self) -> Result<&Client, SecretsError> {
-        let client = self.client.as_ref().ok_or(SecretsError::NoBroker)?;
-        if self.tee.is_none() { Err(SecretsError::NoTee) } else { Ok(client) }
+    async fn client(&self) -> Result<&Client, SecretsError> {
+        let broker = self.broker.as_ref().ok_or(SecretsError::NoBroker)?;
+        if self.tee.is_none() {
+            return Err(SecretsError::NoTee);
+        }
+        broker.client().await
     }
 
     fn verification_keys(
@@ -176,32 +184,55 @@ fn name_for_policy(uri: &ResourceUri) -> String {
     }
 }
 
-fn client(
-    broker: BrokerConfig,
-    initdata: &Initdata,
+/// The key broker that the initdata names. Its client is made once, off the runtime's thread: that takes
+/// longer than the rest of a boot.
+struct Broker {
+    config: BrokerConfig,
+    init_data: InitData,
     tee: Option<Arc<dyn Attester>>,
-) -> anyhow::Result<Client> {
-    let secure = broker.url.starts_with("https:");
-    let ca_pem = match broker.certificate {
-        None if secure && Path::new(CERTIFICATES).exists() => {
-            tracing::info!("the key broker must have a certificate of a public authority");
-            Some(std::fs::read_to_string(CERTIFICATES)?)
+    client: OnceCell<Result<Client, ClientError>>,
+}
+
+impl Broker {
+    fn new(config: BrokerConfig, init_data: InitData, tee: Option<Arc<dyn Attester>>) -> Self {
+        let url = &config.url;
+        if config.is_secure() {
+            tracing::info!(url, "the pod has a key broker");
+        } else {
+            tracing::warn!(url, "the key broker has no TLS: the host may answer in its place");
         }
-        certificate => certificate,
-    };
-    if !secure {
-        tracing::warn!("the key broker is asked over plain HTTP: the host may answer in its place");
+        Self { config, init_data, tee, client: OnceCell::new() }
     }
-    let init_data =
-        InitData { format: INIT_DATA_TOML.to_owned(), body: initdata.text().to_owned() };
-    let options = Options {
-        url: broker.url,
-        ca_pem,
-        init_data: Some(init_data),
-        evidence: Arc::new(Evidence(tee)),
-        timeouts: Timeouts::default(),
-    };
-    Ok(Client::new(options)?)
+
+    async fn client(&self) -> Result<&Client, SecretsError> {
+        let make = async || {
+            let (config, init_data) = (self.config.clone(), Some(self.init_data.clone()));
+            let evidence = Arc::new(Evidence(self.tee.clone()));
+            let make = move || {
+                let ca_pem = config.certificates()?;
+                let (url, timeouts) = (config.url, Timeouts::default());
+                Client::new(Options { url, ca_pem, init_data, evidence, timeouts })
+            };
+            let made = tokio::task::spawn_blocking(make).await;
+            made.unwrap_or_else(|error| Err(ClientError::Config(error.to_string())))
+        };
+        self.client.get_or_init(make).await.as_ref().map_err(|error| error.clone().into())
+    }
+}
+
+impl BrokerConfig {
+    fn is_secure(&self) -> bool {
+        self.url.starts_with("https:")
+    }
+
+    /// What TLS is to trust: what the owner named, else the public authorities.
+    fn certificates(&self) -> Result<Option<String>, ClientError> {
+        if self.certificate.is_some() || !self.is_secure() || !Path::new(CERTIFICATES).exists() {
+            return Ok(self.certificate.clone());
+        }
+        let read = std::fs::read_to_string(CERTIFICATES);
+        read.map(Some).map_err(|error| ClientError::Config(format!("{CERTIFICATES}: {error}")))
+    }
 }
 
 /// The guest's TEE, as the key broker's protocol wants it.
