@@ -131,8 +131,8 @@ impl Hierarchies {
         let mut stale = None;
         for (list, issuer) in &self.lists {
             for (name, certificate) in chain {
-                let issued = certificate.verify_issued_by(issuer).is_ok();
-                if issued && list.revokes(certificate.serial()) {
+                let listed = list.revokes(certificate.serial());
+                if listed && certificate.verify_issued_by(issuer).is_ok() {
                     return Revocation::Revoked(name);
                 }
             }

@@ -41,7 +41,8 @@ impl TdxCollateral {
     /// Reads a JSON document with the members `root_ca_crl`, `pck_crl` (DER), `tcb_info_signature`,
     /// `qe_identity_signature` (all in hexadecimal digits), `tcb_info`, `qe_identity` (JSON as Intel
     /// signed it, as text), `pck_crl_issuer_chain`, `tcb_info_issuer_chain` and
-    /// `qe_identity_issuer_chain` (PEM): as the crate `dcap-qvl` and its tools write it.
+    /// `qe_identity_issuer_chain` (PEM): as the crate `dcap-qvl` and its tools write it. A chain for the
+    /// platform in it is not used; the quote brings its own.
     ///
     /// # Errors
     /// If it is too large, or a part is missing or cannot be read.
@@ -49,8 +50,10 @@ impl TdxCollateral {
         if json.len() > TDX_COLLATERAL_LIMIT {
             return Err(TdxCollateralError::TooLarge);
         }
-        let parts: QuoteCollateralV3 =
+        let mut parts: QuoteCollateralV3 =
             serde_json::from_slice(json).map_err(|error| part("document", error))?;
+        // It would stand in for the chain that the quote itself brings.
+        parts.pck_certificate_chain = None;
         let tcb_info: TcbInfo =
             serde_json::from_str(&parts.tcb_info).map_err(|error| part("tcb_info", error))?;
         let qe_identity: QeIdentity =
