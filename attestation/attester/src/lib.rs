@@ -10,11 +10,12 @@
 //! the guest itself, and on hardware comes from where the host cannot change it. This crate checks no
 //! signature, decides nothing, and never makes evidence up where there is no TEE.
 //!
-//! **Never run on hardware.** There was no SEV-SNP or TDX machine to try it on. The paths through
-//! configfs-tsm are tested against files that behave like it, the emulated processor in VMs; the ioctls
-//! of `/dev/sev-guest` and `/dev/tdx_guest`, the mount of configfs and the extension of RTMR3 follow the
-//! kernel's documentation and headers (`Documentation/ABI/testing/configfs-tsm-report`,
-//! `include/uapi/linux/sev-guest.h`, `include/uapi/linux/tdx-guest.h`) and were only compiled.
+//! **Never run on hardware.** There was no SEV-SNP or TDX machine to try it on. The emulated processor is
+//! tested in VMs; the files of configfs-tsm against pipes that behave like them; that configfs mounts and
+//! has its directory was seen on the guest's kernel. The ioctls of `/dev/sev-guest` and `/dev/tdx_guest`
+//! and the extension of RTMR3 follow the kernel's headers and documentation
+//! (`include/uapi/linux/sev-guest.h`, `include/uapi/linux/tdx-guest.h`,
+//! `Documentation/ABI/testing/configfs-tsm-report`); no such driver has answered them yet.
 
 mod emulated;
 #[allow(unsafe_code)]
