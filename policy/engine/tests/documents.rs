@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use nacre_policy::{Gate, Judge, Policy, PolicyError, REQUESTS, SetPolicyError};
+use nacre_policy::{
+    Gate, GuestApi, GuestApiRequest, Judge, Policy, PolicyError, REQUESTS, SetPolicyError,
+};
 use nacre_protocol::agent::{
     CreateContainerRequest, ReadStreamRequest, SetPolicyRequest, StartContainerRequest,
 };
@@ -218,6 +220,25 @@ fn a_recording_holds_every_request_and_how_it_ended() {
     assert_eq!(seen, ["ok", "failed", "denied"]);
     assert_eq!(lines[0]["input"], json!({ "container_id": "a" }));
     assert_eq!(gate.take_records(), "");
+}
+
+#[test]
+fn documents_of_other_agents_give_containers_nothing_unless_they_say_so() {
+    let asks = || GuestApiRequest {
+        container_id: "a".into(),
+        api: GuestApi::Resource("default/key/1".into()),
+    };
+    let old = Gate::bound_to(Policy::parse(OLD_STYLE).unwrap());
+    let denied = old.judge(asks()).unwrap_err();
+    assert!(denied.denial().to_string().contains("no rule"), "{}", denied.denial());
+    let rule = "package agent_policy\nimport rego.v1\n\
+                GuestApiRequest if { input.api == \"resource\"; input.resource == \"default/key/1\" }\n";
+    let own = Gate::bound_to(Policy::parse(rule).unwrap());
+    assert!(own.judge(asks()).is_ok());
+    for api in [GuestApi::Resource("default/key/2".into()), GuestApi::Token, GuestApi::Info] {
+        assert!(own.judge(GuestApiRequest { api, ..asks() }).is_err());
+    }
+    assert!(Gate::without_policy().judge(asks()).is_err());
 }
 
 #[test]
