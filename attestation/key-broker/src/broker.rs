@@ -178,7 +178,7 @@ impl Registered {
                 documents.push(document.map_err(|error| unusable(&id, &error))?);
             }
         }
-        documents.extend(references::document(&trustee));
+        documents.extend(references::documents(&trustee));
         let mut grants = Vec::new();
         for (id, stored) in store.all(Table::Grants)? {
             let grant: Grant =

@@ -5,19 +5,23 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use nacre_evidence::snp::{Product, Tcb};
-use nacre_verifier::{Hex, ReferenceValues, SnpPolicy, SnpReferences, TcbMinimum, Values};
+use nacre_verifier::{
+    Allowed, Hex, ReferenceValues, SnpPolicy, SnpReferences, TcbMinimum, TdxReferences, Values,
+};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 /// Largest registration, in bytes.
 pub(crate) const REGISTRATION_LIMIT: usize = 256 * 1024;
-/// Identifier of the document that Trustee's SNP values make.
+/// Identifiers of the documents that Trustee's values make.
 pub(crate) const TRUSTEE_SNP: &str = "trustee-snp";
+pub(crate) const TRUSTEE_TDX: &str = "trustee-tdx";
 /// Most values that Trustee's names have altogether.
 const TRUSTEE_LIMIT: usize = 1024;
 
 const MEASUREMENT: &str = "snp_launch_measurement";
 const TCB: [&str; 4] = ["snp_bootloader", "snp_tee_svn", "snp_snp_svn", "snp_microcode"];
+const TDX: [&str; 3] = ["mr_td", "rtmr_1", "rtmr_2"];
 const SMT_ALLOWED: &str = "snp_smt_allowed";
 const SINGLE_SOCKET: &str = "snp_single_socket";
 
@@ -107,7 +111,8 @@ fn check(values: &TrusteeValues) -> Result<(), RegistrationError> {
     let wrong =
         |name: &str, problem| Err(RegistrationError::Value { name: name.to_owned(), problem });
     for (name, values) in values {
-        if name == MEASUREMENT && !values.iter().all(|value| measurement(value).is_some()) {
+        let is_digest = name == MEASUREMENT || TDX.contains(&name.as_str());
+        if is_digest && !values.iter().all(|value| measurement(value).is_some()) {
             return wrong(name, "a measurement is 48 bytes in hexadecimal or base64");
         }
         if TCB.contains(&name.as_str()) && !values.iter().all(|value| version(value).is_some()) {
@@ -121,23 +126,34 @@ fn check(values: &TrusteeValues) -> Result<(), RegistrationError> {
     Ok(())
 }
 
-/// What is still missing for a document of Trustee's SNP values: without these, Trustee's own default
-/// policy accepts nothing.
+/// What is still missing for the documents that Trustee's values begin: without these, Trustee's own
+/// default policy accepts nothing.
 pub(crate) fn missing(values: &TrusteeValues) -> Vec<&'static str> {
-    let empty = |name: &&str| values.get(*name).is_none_or(Vec::is_empty);
-    [MEASUREMENT].into_iter().chain(TCB).filter(empty).collect()
+    let snp = [&[MEASUREMENT], TCB.as_slice()].concat();
+    let begun = |names: &[&str]| names.iter().any(|name| !is_empty(values, name));
+    let names = if begun(&TDX) && !begun(&snp) { Vec::new() } else { snp };
+    let tdx = if begun(&TDX) { TDX.as_slice() } else { &[] };
+    names.into_iter().chain(tdx.iter().copied()).filter(|name| is_empty(values, name)).collect()
+}
+
+fn is_empty(values: &TrusteeValues, name: &str) -> bool {
+    values.get(name).is_none_or(Vec::is_empty)
 }
 
 /// Names that are kept, listed, and compared with nothing.
 pub(crate) fn ignored(values: &TrusteeValues) -> Vec<String> {
-    let known = [&[MEASUREMENT, SMT_ALLOWED, SINGLE_SOCKET], TCB.as_slice()].concat();
+    let known = [&[MEASUREMENT, SMT_ALLOWED, SINGLE_SOCKET], TCB.as_slice(), &TDX].concat();
     values.keys().filter(|name| !known.contains(&name.as_str())).cloned().collect()
 }
 
-/// The document that Trustee's SNP values make. Of security versions, which Trustee lists one by one,
-/// the least is the minimum for every product.
-pub(crate) fn document(values: &TrusteeValues) -> Option<ReferenceValues> {
-    if !missing(values).is_empty() {
+/// The documents that Trustee's values make.
+pub(crate) fn documents(values: &TrusteeValues) -> Vec<ReferenceValues> {
+    [snp(values), tdx(values)].into_iter().flatten().collect()
+}
+
+/// Of security versions, which Trustee lists one by one, the least is the minimum for every product.
+fn snp(values: &TrusteeValues) -> Option<ReferenceValues> {
+    if [&[MEASUREMENT], TCB.as_slice()].concat().iter().any(|name| is_empty(values, name)) {
         return None;
     }
     let least = |name: &str| values.get(name)?.iter().filter_map(version).min();
@@ -171,6 +187,29 @@ pub(crate) fn document(values: &TrusteeValues) -> Option<ReferenceValues> {
             policy,
             id_key_digests: Vec::new(),
             author_key_digests: Vec::new(),
+        }),
+    })
+}
+
+/// As Trustee's default policy: firmware, kernel, command line and initrd, on an up-to-date platform.
+fn tdx(values: &TrusteeValues) -> Option<ReferenceValues> {
+    if TDX.iter().any(|name| is_empty(values, name)) {
+        return None;
+    }
+    let [mr_td, rtmr_1, rtmr_2] = TDX.map(|name| {
+        let listed = values.get(name).into_iter().flatten();
+        listed.filter_map(measurement).map(Hex).collect::<Vec<_>>()
+    });
+    Some(ReferenceValues {
+        id: TRUSTEE_TDX.to_owned(),
+        expires: None,
+        note: Some("registered in Trustee's form".to_owned()),
+        values: Values::Tdx(TdxReferences {
+            mr_td,
+            rtmr: [Allowed::Any, Allowed::These(rtmr_1), Allowed::These(rtmr_2), Allowed::Any],
+            tcb_status: vec!["UpToDate".to_owned()],
+            advisories: Allowed::Any,
+            debug: false,
         }),
     })
 }
@@ -215,7 +254,7 @@ mod tests {
         let partial =
             values(&json!({"snp_launch_measurement": ["ab".repeat(48)], "launch_digest": 1}));
         assert_eq!(missing(&partial), TCB);
-        assert_eq!(document(&partial), None);
+        assert_eq!(documents(&partial), []);
         let whole = values(&json!({
             "snp_launch_measurement": ["ab".repeat(48), STANDARD.encode([1; 48])],
             "snp_bootloader": [4, "3"],
@@ -226,7 +265,7 @@ mod tests {
             "tdvfkernel": "x",
         }));
         assert_eq!(ignored(&whole), ["tdvfkernel"]);
-        let made = document(&whole).unwrap();
+        let made = documents(&whole).remove(0);
         let Values::Snp(snp) = &made.values else { panic!("SNP") };
         assert_eq!(snp.measurements, [Hex([0xab; 48]), Hex([1; 48])]);
         let TcbMinimum::Products(minima) = &snp.tcb_minimum else { panic!("products") };
@@ -236,6 +275,23 @@ mod tests {
         // What is made can be registered.
         let text = serde_json::to_vec(&made).unwrap();
         assert_eq!(ReferenceValues::parse(&text).unwrap(), made);
+    }
+
+    #[test]
+    fn trustees_tdx_values_make_a_document() {
+        let digest = |byte: &str| json!([byte.repeat(48)]);
+        let partial = values(&json!({"mr_td": digest("01"), "rtmr_1": digest("02")}));
+        assert_eq!((missing(&partial), documents(&partial)), (vec!["rtmr_2"], vec![]));
+        let whole = values(&json!({
+            "mr_td": digest("01"), "rtmr_1": digest("02"), "rtmr_2": digest("03"), "xfam": ["e7"],
+        }));
+        assert_eq!((missing(&whole), ignored(&whole)), (vec![], vec!["xfam".to_owned()]));
+        let made = documents(&whole).remove(0);
+        let text = serde_json::to_vec(&made).unwrap();
+        assert_eq!(ReferenceValues::parse(&text).unwrap(), made);
+        let Values::Tdx(tdx) = &made.values else { panic!("TDX") };
+        assert_eq!(tdx.rtmr[2], Allowed::These(vec![Hex([3; 48])]));
+        assert!(!tdx.debug);
     }
 
     #[test]

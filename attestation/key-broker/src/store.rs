@@ -23,7 +23,8 @@ const TIME: usize = 8;
 type Definition = TableDefinition<'static, &'static str, &'static [u8]>;
 
 /// In clear: which format, which key.
-const META: Definition = TableDefinition::new("meta");
+const META: Definition = TableDefinition::new(META_NAME);
+const META_NAME: &str = "meta";
 const FORMAT_KEY: &str = "format";
 const KEY_ID: &str = "key-id";
 /// Sealed: shows that the key is the right one.
@@ -216,25 +217,32 @@ impl Store {
 
     /// Everything in a table, sorted by key.
     pub(crate) fn all(&self, table: Table) -> Result<Vec<(String, Stored)>, StoreError> {
+        self.each(table, |key, stored| (key.to_owned(), stored))
+    }
+
+    /// Sizes and times of a table, sorted by key.
+    pub(crate) fn list(&self, table: Table) -> Result<Vec<Listed>, StoreError> {
+        self.each(table, |key, stored| Listed {
+            key: key.to_owned(),
+            bytes: stored.value.len(),
+            modified: stored.modified,
+        })
+    }
+
+    /// One value after the other.
+    fn each<T>(
+        &self,
+        table: Table,
+        visit: impl Fn(&str, Stored) -> T,
+    ) -> Result<Vec<T>, StoreError> {
         let transaction = self.database.begin_read().map_err(failed)?;
         let open = transaction.open_table(table.definition()).map_err(failed)?;
         let mut all = Vec::new();
         for entry in open.iter().map_err(failed)? {
             let (key, sealed) = entry.map_err(failed)?;
-            let stored = self.unseal(table, key.value(), sealed.value())?;
-            all.push((key.value().to_owned(), stored));
+            all.push(visit(key.value(), self.unseal(table, key.value(), sealed.value())?));
         }
         Ok(all)
-    }
-
-    /// Sizes and times of a table, sorted by key.
-    pub(crate) fn list(&self, table: Table) -> Result<Vec<Listed>, StoreError> {
-        let listed = |(key, stored): (String, Stored)| Listed {
-            key,
-            bytes: stored.value.len(),
-            modified: stored.modified,
-        };
-        Ok(self.all(table)?.into_iter().map(listed).collect())
     }
 
     /// How many there are in a table.
@@ -254,8 +262,6 @@ impl Store {
         Ok(Stored { value, modified: modified.unwrap_or(UNIX_EPOCH) })
     }
 }
-
-const META_NAME: &str = "meta";
 
 #[cfg(test)]
 mod tests {

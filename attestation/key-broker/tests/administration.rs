@@ -146,9 +146,9 @@ async fn reference_values_in_both_forms_count_until_they_expire() {
         json!({"version": "0.1.0", "type": "sample", "payload": payload})
     };
     let measurement = hex::encode(nacre_emulated::measure(&launch()));
-    let first = message(json!({"snp_launch_measurement": [measurement], "rtmr_1": ["00"]}));
+    let first = message(json!({"snp_launch_measurement": [measurement], "tdvfkernel": ["00"]}));
     let answer = administrator.add_trustee_reference_values(&first).await.unwrap();
-    assert_eq!((answer.missing.len(), answer.ignored), (4, vec!["rtmr_1".to_owned()]));
+    assert_eq!((answer.missing.len(), answer.ignored), (4, vec!["tdvfkernel".to_owned()]));
     ask().await.unwrap_err();
     let second = json!({"snp_bootloader": [10], "snp_tee_svn": [0], "snp_snp_svn": [23], "snp_microcode": [84]});
     let answer = administrator.add_trustee_reference_values(&message(second)).await.unwrap();

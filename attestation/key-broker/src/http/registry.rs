@@ -20,7 +20,7 @@ use crate::audit::Action;
 use crate::broker::{Broker, RESOURCE_POLICY, delete_trustee_values, put_trustee_values};
 use crate::grants::Grant;
 use crate::policy::{POLICY_LIMIT, ResourcePolicy};
-use crate::references::{self, REGISTRATION_LIMIT, Registration, TRUSTEE_SNP};
+use crate::references::{self, REGISTRATION_LIMIT, Registration, TRUSTEE_SNP, TRUSTEE_TDX};
 use crate::store::Table;
 
 /// Most grants and documents of reference values.
@@ -140,6 +140,11 @@ pub(super) async fn reference(
     }
 }
 
+/// Whether a document is one that values in Trustee's form make. They are kept and deleted together.
+fn is_trustees(id: &str) -> bool {
+    [TRUSTEE_SNP, TRUSTEE_TDX].contains(&id)
+}
+
 fn no_reference(caller: &Caller, id: &str) -> Refusal {
     let id: String = id.chars().take(128).collect();
     caller.refuse(ErrorKind::ResourceNotFound, format!("there are no reference values {id:?}"))
@@ -162,7 +167,10 @@ pub(super) async fn add_reference(
             return Err(caller.refuse(ErrorKind::InvalidRequest, detail));
         }
         Registration::Document(document) => document.id.clone(),
-        Registration::Trustee(_) => TRUSTEE_SNP.to_owned(),
+        Registration::Trustee(values) if values.keys().any(|name| name.starts_with("snp_")) => {
+            TRUSTEE_SNP.to_owned()
+        }
+        Registration::Trustee(_) => TRUSTEE_TDX.to_owned(),
     };
     let event = administrator.event(&caller, Action::AddReferenceValue, Some(id.clone()));
     record(&broker, &caller, event).await?;
@@ -183,7 +191,7 @@ pub(super) async fn add_reference(
     })
     .await?;
     let registered = broker.registered();
-    let (missing, ignored) = if id == TRUSTEE_SNP {
+    let (missing, ignored) = if is_trustees(&id) {
         let missing = references::missing(&registered.trustee);
         (missing.into_iter().map(str::to_owned).collect(), references::ignored(&registered.trustee))
     } else {
@@ -208,7 +216,7 @@ pub(super) async fn delete_reference(
         let delete = broker.change(|store, registered| {
             let known = registered.references.documents().iter().any(|one| one.id == wanted);
             match wanted.as_str() {
-                TRUSTEE_SNP => delete_trustee_values(store),
+                id if is_trustees(id) => delete_trustee_values(store),
                 _ if known => store.delete(Table::References, &wanted),
                 _ => Ok(false),
             }

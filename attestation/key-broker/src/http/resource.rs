@@ -135,7 +135,7 @@ fn denied(caller: &Caller, uri: &ResourceUri, denial: &Denial) -> Refusal {
         }
         Denial::Policy => {
             let detail = format!(
-                "{uri}: the resource policy does not allow it; `nacre kbs policy get` shows it"
+                "{uri}: the resource policy does not allow it; `nacre kbs policy show` prints it"
             );
             caller.refuse(ErrorKind::PolicyDeny, detail)
         }
