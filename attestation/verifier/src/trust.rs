@@ -64,6 +64,10 @@ impl TrustError {
     pub(crate) fn root(name: &str, what: &'static str, problem: &X509Error) -> TrustError {
         TrustError::Root { name: name.to_owned(), what, problem: problem.to_string() }
     }
+
+    fn crl(index: usize, problem: &X509Error) -> TrustError {
+        TrustError::Crl { index, problem: problem.to_string() }
+    }
 }
 
 pub(crate) fn certificate(
@@ -74,24 +78,23 @@ pub(crate) fn certificate(
     Certificate::parse(der).map_err(|problem| TrustError::root(name, what, &problem))
 }
 
-/// A revocation list, and which of `issuers` signed it.
-pub(crate) fn revocation_list(
+pub(crate) fn revocation_list(index: usize, der: &[u8]) -> Result<RevocationList, TrustError> {
+    RevocationList::parse(der).map_err(|problem| TrustError::crl(index, &problem))
+}
+
+/// Which of `issuers` signed a revocation list.
+pub(crate) fn issuer_of(
     index: usize,
-    der: &[u8],
+    list: &RevocationList,
     issuers: &[&Certificate],
-) -> Result<(RevocationList, Certificate), TrustError> {
-    let failed = |problem: X509Error| TrustError::Crl { index, problem: problem.to_string() };
-    let list = RevocationList::parse(der).map_err(failed)?;
-    let mut problem = None;
+) -> Result<Certificate, TrustError> {
+    let mut problem = X509Error::NoIssuer;
     for issuer in issuers {
         match list.verify_issued_by(issuer) {
-            Ok(()) => return Ok((list, (*issuer).clone())),
+            Ok(()) => return Ok((*issuer).clone()),
             Err(X509Error::Issuer { .. }) => {}
-            Err(other) => problem = Some(other),
+            Err(other) => problem = other,
         }
     }
-    Err(problem.map_or_else(
-        || TrustError::Crl { index, problem: "issued by none of the roots".to_owned() },
-        failed,
-    ))
+    Err(TrustError::crl(index, &problem))
 }

@@ -55,6 +55,8 @@ pub(crate) enum X509Error {
     Signature,
     #[error("issued by {found:?}, not by {expected:?}")]
     Issuer { expected: String, found: String },
+    #[error("issued by none of the roots")]
+    NoIssuer,
     #[error("its authority key identifier is not the issuer's key identifier")]
     KeyIdentifier,
     #[error("the issuer may not sign {0}")]

@@ -78,6 +78,11 @@ pub(crate) struct Hierarchies {
 
 impl Hierarchies {
     pub(crate) fn new(trust: &Trust) -> Result<Hierarchies, TrustError> {
+        // First, because it costs nothing.
+        let lists = trust.snp_crls.iter().enumerate();
+        let lists = lists
+            .map(|(index, der)| trust::revocation_list(index, der))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut hierarchies = Vec::new();
         for VendorRoot { product, ark, ask, asvk } in VENDOR {
             let (name, product) = (product.name(), Some(product));
@@ -96,11 +101,13 @@ impl Hierarchies {
                 std::iter::once(&each.ark).chain(signing)
             })
             .collect();
-        let lists = trust
-            .snp_crls
-            .iter()
+        let lists = lists
+            .into_iter()
             .enumerate()
-            .map(|(index, der)| trust::revocation_list(index, der, &issuers))
+            .map(|(index, list)| {
+                let issuer = trust::issuer_of(index, &list, &issuers)?;
+                Ok((list, issuer))
+            })
             .collect::<Result<_, _>>()?;
         Ok(Hierarchies { hierarchies, lists, list_required: trust.snp_crl_required })
     }
