@@ -67,6 +67,32 @@ fn a_real_quote_is_affirming_with_its_collateral_at_its_time() {
 }
 
 #[test]
+fn collateral_is_kept_for_the_machine_that_it_is_of() {
+    let Some(vectors) = vectors() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let cache = directory.path().join("cache");
+    let add = |arguments: &[&Path]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
+        command.args(["kbs", "collateral", "add", "--cache"]).arg(&cache).args(arguments);
+        let output = command.output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap(),
+        )
+    };
+    let at = |name: &str| vectors.join(name);
+    let report = at("snp/virtee-milan/report.bin");
+    let evidence = Path::new("--evidence");
+    assert!(add(&[evidence, &report, &at("snp/virtee-milan/vek.der")]).0);
+    assert!(add(&[&at("tdx/dcap-qvl-v4/collateral.json")]).0);
+    assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 2);
+    let (kept, said) = add(&[evidence, &report, &at("snp/trustee-genoa-v3-json/vek.der")]);
+    assert!(!kept && said.contains("another chip"), "{said}");
+    let (kept, said) = add(&[&at("snp/virtee-milan/vek.der")]);
+    assert!(!kept && said.contains("--evidence"), "{said}");
+}
+
+#[test]
 fn what_is_no_evidence_is_said_so() {
     let (code, said) = appraise(&[concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")]);
     assert!(code == 2 && said.contains("Cargo.toml"), "{said}");

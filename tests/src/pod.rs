@@ -225,6 +225,8 @@ impl<'w> Pod<'w> {
         let mounts = kubelet::mounts(self.world, uid.unwrap_or_default(), declared)?;
         let config = declared.to_cri(mounts, self.namespaces());
         let log = format!("{}/{}", self.config.log_directory, config.log_path);
+        // An earlier pod of this name may have written one.
+        let _ = fs::remove_file(self.world.path(&log));
         let request = cri::CreateContainerRequest {
             pod_sandbox_id: self.id.clone(),
             config: Some(config),

@@ -1,6 +1,7 @@
 //! `nacre kbs`: runs a key broker and administers one.
 
 mod audit;
+mod collateral;
 mod explain;
 mod grant;
 mod policy;
@@ -38,6 +39,9 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Audit(audit::Command),
     Explain(explain::Arguments),
+    /// Certificates and the like that the broker would otherwise ask a mirror for.
+    #[command(subcommand)]
+    Collateral(collateral::Command),
 }
 
 /// Does what a command says.
@@ -51,6 +55,7 @@ pub(crate) fn run(command: Command) -> anyhow::Result<Verdict> {
         Command::ReferenceValue(command) => reference_value::run(command),
         Command::Audit(command) => audit::run(command),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Collateral(command) => collateral::run(command),
     }
 }
 
