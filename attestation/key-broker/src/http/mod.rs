@@ -103,7 +103,13 @@ pub(crate) async fn answer(
         }
     };
     let status = response.status();
-    if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+    let bad = [
+        StatusCode::BAD_REQUEST,
+        StatusCode::UNAUTHORIZED,
+        StatusCode::FORBIDDEN,
+        StatusCode::PAYLOAD_TOO_LARGE,
+    ];
+    if bad.contains(&status) {
         broker.limiter.charge(caller.address, REFUSED_COST, now);
     }
     broker.metrics.answer(status.as_u16());
