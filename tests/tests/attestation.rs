@@ -22,7 +22,7 @@ async fn prepared(world: &World) -> Broker<'_> {
 }
 
 fn asks(image: &str) -> Declaration {
-    container("app", image).script(&format!("{ASK} && sleep 1000 || sleep 1000"))
+    container("app", image).script(&format!("{ASK}; echo; sleep 1000"))
 }
 
 /// A pod that may ask, and whose initdata is granted the secret.
@@ -71,13 +71,15 @@ async fn containers_find_secrets_in_variables_and_files() {
     let app = container("app", &image)
         .env("PASSWORD", &sealed)
         .files("settings", "/etc/app", [("password", &sealed), ("plain", "as it is")])
-        .script(&format!("cat /etc/app/password {FILE}; echo; cat /etc/app/plain; sleep 1000"));
+        .script(&format!(
+            "cat /etc/app/password {FILE}; echo; cat /etc/app/plain; echo; sleep 1000"
+        ));
     let pod = world.pod("web").with(app).exec_allowed().secrets_of(&broker).with_policy().unwrap();
     broker.grant("web", pod.annotation_text(), ["default/web/*", "default/seal/*"]).unwrap();
     let pod = pod.await.unwrap();
     let app = pod.start("app").await.unwrap();
     app.wait_for("as it is").await.unwrap();
-    assert_eq!(app.stdout().unwrap(), format!("{CONTENT}{CONTENT}\nas it is"));
+    assert_eq!(app.stdout().unwrap(), format!("{CONTENT}{CONTENT}\nas it is\n"));
     assert_eq!(app.sh("echo $PASSWORD").await.unwrap(), CONTENT);
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
