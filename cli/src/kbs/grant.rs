@@ -8,7 +8,7 @@ use nacre_kbs::Grant;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Administrator, block_on};
+use super::{Administrator, Listing, Named, block_on};
 use crate::Verdict;
 use crate::input::{print, read_initdata};
 use crate::moment::moment;
@@ -18,8 +18,10 @@ use crate::table::table;
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Add(Add),
-    List(List),
-    Remove(Remove),
+    /// List the grants.
+    List(Listing),
+    /// Remove a grant. Tokens that pods hold end within minutes.
+    Remove(Named),
 }
 
 /// Let pods with this initdata have these secrets.
@@ -60,30 +62,11 @@ pub(crate) struct Add {
     administrator: Administrator,
 }
 
-/// List the grants.
-#[derive(Args)]
-pub(crate) struct List {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    administrator: Administrator,
-}
-
-/// Remove a grant. Tokens that pods hold end within minutes.
-#[derive(Args)]
-pub(crate) struct Remove {
-    /// Name of the grant.
-    id: String,
-    #[command(flatten)]
-    administrator: Administrator,
-}
-
 pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
     match command {
         Command::Add(arguments) => add(arguments),
         Command::List(arguments) => list(&arguments),
-        Command::Remove(Remove { id, administrator }) => {
+        Command::Remove(Named { id, administrator }) => {
             let client = administrator.client()?;
             block_on(async { Ok(client.delete_grant(&id).await?) })
         }
@@ -110,7 +93,7 @@ fn add(arguments: Add) -> anyhow::Result<()> {
         .with_context(|| format!("failed to add the grant {}", grant.id))
 }
 
-fn list(arguments: &List) -> anyhow::Result<()> {
+fn list(arguments: &Listing) -> anyhow::Result<()> {
     let client = arguments.administrator.client()?;
     let grants = block_on(async { Ok(client.grants().await?) })?;
     if arguments.json {

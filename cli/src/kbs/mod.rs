@@ -78,6 +78,25 @@ struct Administrator {
     admin_key: PathBuf,
 }
 
+/// What to list.
+#[derive(Args)]
+pub(crate) struct Listing {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    administrator: Administrator,
+}
+
+/// One of the things that have a name.
+#[derive(Args)]
+pub(crate) struct Named {
+    /// Its name, as the list has it.
+    id: String,
+    #[command(flatten)]
+    administrator: Administrator,
+}
+
 impl Administrator {
     fn client(&self) -> anyhow::Result<Client> {
         ensure!(

@@ -8,7 +8,7 @@ use nacre_kbs::admin::ReferenceInfo;
 use nacre_verifier::ReferenceValues;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Administrator, block_on};
+use super::{Administrator, Listing, Named, block_on};
 use crate::Verdict;
 use crate::input::{print, read};
 use crate::table::table;
@@ -17,8 +17,10 @@ use crate::table::table;
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Add(Add),
-    List(List),
-    Remove(Remove),
+    /// List the reference values.
+    List(Listing),
+    /// Accept such guests no longer.
+    Remove(Named),
 }
 
 /// Accept guests that measure what this document says. One of the same name is replaced.
@@ -33,25 +35,6 @@ pub(crate) struct Add {
     administrator: Administrator,
 }
 
-/// List the reference values.
-#[derive(Args)]
-pub(crate) struct List {
-    /// Print the documents as JSON.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    administrator: Administrator,
-}
-
-/// Accept such guests no longer.
-#[derive(Args)]
-pub(crate) struct Remove {
-    /// Name of the document.
-    id: String,
-    #[command(flatten)]
-    administrator: Administrator,
-}
-
 pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
     match command {
         Command::Add(Add { file, administrator }) => {
@@ -60,7 +43,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
             let client = administrator.client()?;
             block_on(async { Ok(client.add_reference_values(&document).await?) })?;
         }
-        Command::List(List { json, administrator }) => {
+        Command::List(Listing { json, administrator }) => {
             let client = administrator.client()?;
             let all = block_on(async { Ok(client.reference_values().await?) })?;
             print(&if json {
@@ -69,7 +52,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
                 listed(&all.documents)
             })?;
         }
-        Command::Remove(Remove { id, administrator }) => {
+        Command::Remove(Named { id, administrator }) => {
             let client = administrator.client()?;
             block_on(async { Ok(client.delete_reference_values(&id).await?) })?;
         }

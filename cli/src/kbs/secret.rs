@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use nacre_protocol::kbs::{RESOURCE_LIMIT, ResourceUri};
 use time::format_description::well_known::Rfc3339;
 
-use super::{Administrator, block_on};
+use super::{Administrator, Listing, block_on};
 use crate::Verdict;
 use crate::input::{print, print_bytes, read};
 use crate::table::table;
@@ -16,9 +16,12 @@ use crate::table::table;
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Set(Set),
-    Get(Get),
-    List(List),
-    Delete(Delete),
+    /// Print a stored secret. The audit log remembers that an administrator read it.
+    Get(Stored),
+    /// List the stored secrets, without their contents.
+    List(Listing),
+    /// Delete a secret.
+    Delete(Stored),
 }
 
 /// Store a secret under its URI, in place of what is there.
@@ -38,28 +41,9 @@ pub(crate) struct Set {
     administrator: Administrator,
 }
 
-/// Print a stored secret. The audit log remembers that an administrator read it.
+/// A stored secret.
 #[derive(Args)]
-pub(crate) struct Get {
-    /// `kbs:///repository/type/name`
-    uri: ResourceUri,
-    #[command(flatten)]
-    administrator: Administrator,
-}
-
-/// List the stored secrets, without their contents.
-#[derive(Args)]
-pub(crate) struct List {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    administrator: Administrator,
-}
-
-/// Delete a secret.
-#[derive(Args)]
-pub(crate) struct Delete {
+pub(crate) struct Stored {
     /// `kbs:///repository/type/name`
     uri: ResourceUri,
     #[command(flatten)]
@@ -69,12 +53,12 @@ pub(crate) struct Delete {
 pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
     match command {
         Command::Set(arguments) => set(&arguments),
-        Command::Get(Get { uri, administrator }) => {
+        Command::Get(Stored { uri, administrator }) => {
             let client = administrator.client()?;
             print_bytes(&block_on(async { Ok(client.resource(&uri).await?) })?)
         }
         Command::List(arguments) => list(&arguments),
-        Command::Delete(Delete { uri, administrator }) => {
+        Command::Delete(Stored { uri, administrator }) => {
             let client = administrator.client()?;
             block_on(async { Ok(client.delete_resource(&uri).await?) })
         }
@@ -99,7 +83,7 @@ fn set(arguments: &Set) -> anyhow::Result<()> {
         .with_context(|| format!("failed to store {}", arguments.uri))
 }
 
-fn list(arguments: &List) -> anyhow::Result<()> {
+fn list(arguments: &Listing) -> anyhow::Result<()> {
     let client = arguments.administrator.client()?;
     let secrets = block_on(async { Ok(client.resources().await?) })?;
     if arguments.json {

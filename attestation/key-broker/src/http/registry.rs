@@ -161,9 +161,9 @@ pub(super) async fn add_reference(
     let registration = references::parse(&body)
         .map_err(|error| caller.refuse(ErrorKind::InvalidRequest, error.to_string()))?;
     let id = match &registration {
-        Registration::Document(document) if document.id == TRUSTEE_SNP => {
+        Registration::Document(document) if is_trustees(&document.id) => {
             let detail =
-                format!("the identifier {TRUSTEE_SNP:?} is taken by values in Trustee's form");
+                format!("the identifier {:?} is taken by values in Trustee's form", document.id);
             return Err(caller.refuse(ErrorKind::InvalidRequest, detail));
         }
         Registration::Document(document) => document.id.clone(),
