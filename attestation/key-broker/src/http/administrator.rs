@@ -1,6 +1,11 @@
 //! Who may administer.
 
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
+use axum::http::request::Parts;
 use nacre_jose::jws;
 use nacre_protocol::kbs::ErrorKind;
 use serde::Deserialize;
@@ -18,9 +23,10 @@ const SKEW: i64 = 60;
 /// The role that a token names.
 pub(crate) const ROLE: &str = "admin";
 
-/// Proof that a request is an administrator's.
+/// Proof that a request is an administrator's: a handler that takes one is reached by nobody else.
 pub(super) struct Administrator {
     name: String,
+    caller: Caller,
 }
 
 #[derive(Deserialize)]
@@ -32,15 +38,19 @@ struct Claims {
     sub: String,
 }
 
-impl Administrator {
+impl FromRequestParts<Arc<Broker>> for Administrator {
+    type Rejection = Refusal;
+
     /// Checks who asks. A refusal is in the audit log.
-    pub(super) async fn of(
-        broker: &Broker,
-        caller: &Caller,
-        headers: &HeaderMap,
+    async fn from_request_parts(
+        parts: &mut Parts,
+        broker: &Arc<Broker>,
     ) -> Result<Administrator, Refusal> {
-        let reason = match check(broker, headers, OffsetDateTime::now_utc()) {
-            Ok(administrator) => return Ok(administrator),
+        let Extension(caller) = Extension::<Caller>::from_request_parts(parts, broker)
+            .await
+            .map_err(|error| Refusal::new(ErrorKind::Internal, &error.to_string(), "-"))?;
+        let reason = match check(broker, &parts.headers, OffsetDateTime::now_utc()) {
+            Ok(name) => return Ok(Administrator { name, caller }),
             Err(reason) => reason,
         };
         let mut event = Event::new(Action::AdminAuthentication, Outcome::Refused);
@@ -53,23 +63,26 @@ impl Administrator {
         }
         Err(caller.refuse(ErrorKind::AdminAuthAccess, reason))
     }
+}
 
+impl Administrator {
     /// An event that tells of it.
-    pub(super) fn event(&self, caller: &Caller, action: Action, subject: Option<String>) -> Event {
+    pub(super) fn event(&self, action: Action, subject: Option<String>) -> Event {
         let mut event = Event::new(action, Outcome::Done);
-        event.request = Some(caller.request.to_string());
-        event.client = Some(caller.address.to_string());
+        event.request = Some(self.caller.request.to_string());
+        event.client = Some(self.caller.address.to_string());
         event.administrator = Some(self.name.clone());
         event.subject = subject;
         event
     }
 }
 
+/// The administrator's name.
 fn check(
     broker: &Broker,
     headers: &HeaderMap,
     now: OffsetDateTime,
-) -> Result<Administrator, &'static str> {
+) -> Result<String, &'static str> {
     let token =
         bearer(headers).ok_or("an administrator's token is needed: Authorization: Bearer ...")?;
     let payload = broker.administrators.iter().find_map(|key| jws::verify_eddsa(token, key).ok());
@@ -91,5 +104,5 @@ fn check(
         return Err("the token lives longer than 10 minutes");
     }
     let name: String = claims.sub.chars().filter(|c| !c.is_control()).take(64).collect();
-    Ok(Administrator { name: if name.is_empty() { ROLE.to_owned() } else { name } })
+    Ok(if name.is_empty() { ROLE.to_owned() } else { name })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use nacre_protocol::kbs::{ErrorKind, RESOURCE_LIMIT, ResourceUri};
 use serde::Deserialize;
@@ -57,13 +57,13 @@ pub(super) async fn record(broker: &Broker, caller: &Caller, event: Event) -> Re
 pub(super) async fn set(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    administrator: Administrator,
     Path(parts): Path<Parts>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let administrator = Administrator::of(&broker, &caller, request.headers()).await?;
     let uri = uri(&caller, &parts)?;
     let body = body(&broker, &caller, request, RESOURCE_LIMIT).await?;
-    let event = administrator.event(&caller, Action::SetResource, Some(uri.to_string()));
+    let event = administrator.event(Action::SetResource, Some(uri.to_string()));
     record(&broker, &caller, event).await?;
     on_disk(&broker, &caller, move |broker| {
         broker.store.put(Table::Resources, &uri.path(), &body).map_err(|error| error.to_string())
@@ -76,12 +76,11 @@ pub(super) async fn set(
 pub(super) async fn delete(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    administrator: Administrator,
     Path(parts): Path<Parts>,
-    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let administrator = Administrator::of(&broker, &caller, &headers).await?;
     let uri = uri(&caller, &parts)?;
-    let event = administrator.event(&caller, Action::DeleteResource, Some(uri.to_string()));
+    let event = administrator.event(Action::DeleteResource, Some(uri.to_string()));
     record(&broker, &caller, event).await?;
     let path = uri.path();
     let was = on_disk(&broker, &caller, move |broker| {
@@ -100,10 +99,9 @@ pub(super) async fn delete(
 pub(super) async fn list(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
-    headers: HeaderMap,
+    administrator: Administrator,
 ) -> Result<Response, Refusal> {
-    let administrator = Administrator::of(&broker, &caller, &headers).await?;
-    record(&broker, &caller, administrator.event(&caller, Action::ListResources, None)).await?;
+    record(&broker, &caller, administrator.event(Action::ListResources, None)).await?;
     let listed = on_disk(&broker, &caller, |broker| {
         broker.store.list(Table::Resources).map_err(|error| error.to_string())
     })
@@ -119,12 +117,11 @@ pub(super) async fn list(
 pub(super) async fn read(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    administrator: Administrator,
     Path(parts): Path<Parts>,
-    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let administrator = Administrator::of(&broker, &caller, &headers).await?;
     let uri = uri(&caller, &parts)?;
-    let mut event = administrator.event(&caller, Action::ReadResource, Some(uri.to_string()));
+    let mut event = administrator.event(Action::ReadResource, Some(uri.to_string()));
     let path = uri.path();
     let stored = on_disk(&broker, &caller, move |broker| {
         broker.store.get(Table::Resources, &path).map_err(|error| error.to_string())
@@ -156,10 +153,9 @@ pub(super) struct Range {
 pub(super) async fn audit(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    _: Administrator,
     Query(range): Query<Range>,
-    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    Administrator::of(&broker, &caller, &headers).await?;
     let limit = range.limit.unwrap_or(PAGE).min(PAGE);
     let entries = on_disk(&broker, &caller, move |broker| {
         audit::list(broker.audit.directory(), range.after, limit).map_err(|error| error.to_string())
@@ -172,10 +168,9 @@ pub(super) async fn audit(
 pub(super) async fn explain(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    _: Administrator,
     Path(request): Path<String>,
-    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    Administrator::of(&broker, &caller, &headers).await?;
     if request.is_empty()
         || request.len() > 64
         || !request.bytes().all(|b| b.is_ascii_alphanumeric())

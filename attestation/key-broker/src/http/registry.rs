@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -32,9 +32,8 @@ const GRANT_LIMIT: usize = 256 * 1024;
 pub(super) async fn policy(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
-    headers: HeaderMap,
+    _: Administrator,
 ) -> Result<Response, Refusal> {
-    Administrator::of(&broker, &caller, &headers).await?;
     match &broker.registered().policy {
         Some(policy) => Ok(json(&PolicyText { policy: URL_SAFE_NO_PAD.encode(policy.text()) })),
         None => Err(no_policy(&caller)),
@@ -50,9 +49,9 @@ fn no_policy(caller: &Caller) -> Refusal {
 pub(super) async fn set_policy(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    administrator: Administrator,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let administrator = Administrator::of(&broker, &caller, request.headers()).await?;
     let invalid = |detail: String| caller.refuse(ErrorKind::InvalidRequest, detail);
     let body = body(&broker, &caller, request, POLICY_LIMIT * 2).await?;
     let form = || invalid("a policy comes as {\"policy\": base64url of Rego}".to_owned());
@@ -64,7 +63,7 @@ pub(super) async fn set_policy(
         ResourcePolicy::compile(&text).map(|_| text).map_err(|error| error.to_string())
     });
     let text = text.await.unwrap_or_else(|error| Err(error.to_string())).map_err(invalid)?;
-    let event = administrator.event(&caller, Action::SetResourcePolicy, None);
+    let event = administrator.event(Action::SetResourcePolicy, None);
     record(&broker, &caller, event).await?;
     on_disk(&broker, &caller, move |broker| {
         let put =
@@ -79,11 +78,9 @@ pub(super) async fn set_policy(
 pub(super) async fn delete_policy(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
-    headers: HeaderMap,
+    administrator: Administrator,
 ) -> Result<Response, Refusal> {
-    let administrator = Administrator::of(&broker, &caller, &headers).await?;
-    record(&broker, &caller, administrator.event(&caller, Action::DeleteResourcePolicy, None))
-        .await?;
+    record(&broker, &caller, administrator.event(Action::DeleteResourcePolicy, None)).await?;
     let was = on_disk(&broker, &caller, |broker| {
         let delete = broker.change(|store, _| store.delete(Table::Policies, RESOURCE_POLICY));
         delete.map_err(|error| error.to_string())
@@ -94,11 +91,9 @@ pub(super) async fn delete_policy(
 
 /// `POST /kbs/v0/attestation-policy`.
 pub(super) async fn attestation_policy(
-    State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
-    headers: HeaderMap,
+    _: Administrator,
 ) -> Result<Response, Refusal> {
-    Administrator::of(&broker, &caller, &headers).await?;
     let detail = "this broker appraises by typed checks, not by an attestation policy: register reference values \
                   (`nacre kbs reference-value add`), and put what depends on claims into the resource policy";
     Err(caller.refuse(ErrorKind::InvalidRequest, detail).not_implemented())
@@ -107,10 +102,8 @@ pub(super) async fn attestation_policy(
 /// `GET /kbs/v0/reference-value`.
 pub(super) async fn references(
     State(broker): State<Arc<Broker>>,
-    Extension(caller): Extension<Caller>,
-    headers: HeaderMap,
+    _: Administrator,
 ) -> Result<Response, Refusal> {
-    Administrator::of(&broker, &caller, &headers).await?;
     let registered = broker.registered();
     let now = OffsetDateTime::now_utc();
     let info = |document: &nacre_verifier::ReferenceValues| ReferenceInfo {
@@ -127,10 +120,9 @@ pub(super) async fn references(
 pub(super) async fn reference(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    _: Administrator,
     Path(id): Path<String>,
-    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    Administrator::of(&broker, &caller, &headers).await?;
     let registered = broker.registered();
     let document = registered.references.documents().iter().find(|document| document.id == id);
     match (document, registered.trustee.get(&id)) {
@@ -154,9 +146,9 @@ fn no_reference(caller: &Caller, id: &str) -> Refusal {
 pub(super) async fn add_reference(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    administrator: Administrator,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let administrator = Administrator::of(&broker, &caller, request.headers()).await?;
     let body = body(&broker, &caller, request, REGISTRATION_LIMIT).await?;
     let registration = references::parse(&body)
         .map_err(|error| caller.refuse(ErrorKind::InvalidRequest, error.to_string()))?;
@@ -172,7 +164,7 @@ pub(super) async fn add_reference(
         }
         Registration::Trustee(_) => TRUSTEE_TDX.to_owned(),
     };
-    let event = administrator.event(&caller, Action::AddReferenceValue, Some(id.clone()));
+    let event = administrator.event(Action::AddReferenceValue, Some(id.clone()));
     record(&broker, &caller, event).await?;
     on_disk(&broker, &caller, move |broker| {
         if broker.store.count(Table::References).map_err(|error| error.to_string())? >= MOST {
@@ -204,12 +196,11 @@ pub(super) async fn add_reference(
 pub(super) async fn delete_reference(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    administrator: Administrator,
     Path(id): Path<String>,
-    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let administrator = Administrator::of(&broker, &caller, &headers).await?;
     let shown: String = id.chars().take(128).collect();
-    let event = administrator.event(&caller, Action::DeleteReferenceValue, Some(shown));
+    let event = administrator.event(Action::DeleteReferenceValue, Some(shown));
     record(&broker, &caller, event).await?;
     let wanted = id.clone();
     let was = on_disk(&broker, &caller, move |broker| {
@@ -230,10 +221,8 @@ pub(super) async fn delete_reference(
 /// `GET /kbs/v0/admin/grant`.
 pub(super) async fn grants(
     State(broker): State<Arc<Broker>>,
-    Extension(caller): Extension<Caller>,
-    headers: HeaderMap,
+    _: Administrator,
 ) -> Result<Response, Refusal> {
-    Administrator::of(&broker, &caller, &headers).await?;
     Ok(json(&broker.registered().grants))
 }
 
@@ -241,15 +230,15 @@ pub(super) async fn grants(
 pub(super) async fn add_grant(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    administrator: Administrator,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let administrator = Administrator::of(&broker, &caller, request.headers()).await?;
     let invalid = |detail: String| caller.refuse(ErrorKind::InvalidRequest, detail);
     let body = body(&broker, &caller, request, GRANT_LIMIT).await?;
     let grant: Grant = serde_json::from_slice(&body)
         .map_err(|error| invalid(format!("the grant is not understood: {error}")))?;
     grant.check().map_err(|error| invalid(error.to_string()))?;
-    let event = administrator.event(&caller, Action::AddGrant, Some(grant.id.clone()));
+    let event = administrator.event(Action::AddGrant, Some(grant.id.clone()));
     record(&broker, &caller, event).await?;
     on_disk(&broker, &caller, move |broker| {
         if broker.store.count(Table::Grants).map_err(|error| error.to_string())? >= MOST {
@@ -267,12 +256,11 @@ pub(super) async fn add_grant(
 pub(super) async fn delete_grant(
     State(broker): State<Arc<Broker>>,
     Extension(caller): Extension<Caller>,
+    administrator: Administrator,
     Path(id): Path<String>,
-    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let administrator = Administrator::of(&broker, &caller, &headers).await?;
     let shown: String = id.chars().take(128).collect();
-    let event = administrator.event(&caller, Action::DeleteGrant, Some(shown.clone()));
+    let event = administrator.event(Action::DeleteGrant, Some(shown.clone()));
     record(&broker, &caller, event).await?;
     let was = on_disk(&broker, &caller, move |broker| {
         let delete = broker.change(|store, _| store.delete(Table::Grants, &id));

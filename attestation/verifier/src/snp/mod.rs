@@ -106,27 +106,26 @@ fn find_vek(
         .iter()
         .filter(|certificate| matches!(certificate.cert_type, CertType::Vcek | CertType::Vlek))
         .map(|certificate| &certificate.data);
-    let mut readable = Vec::new();
-    let mut problem = None;
-    for der in given.chain(cached.iter().take(COLLATERAL_LIMIT)) {
-        match Vek::parse(der) {
-            Ok(vek) => readable.push(vek),
-            Err(error) => problem = Some(error),
-        }
-    }
     let fits = |vek: &Vek| {
         vek.kind() == fields.key_info.signing_key()
             && vek.tcb == fields.reported_tcb
             && (vek.kind() == SigningKey::Vlek || vek.is_of_chip(&fields.chip_id))
     };
-    let index = readable.iter().position(fits).unwrap_or(0);
-    if index < readable.len() {
-        return Ok(readable.swap_remove(index));
+    let mut readable = None;
+    let mut problem = None;
+    for der in given.chain(cached.iter().take(COLLATERAL_LIMIT)) {
+        match Vek::parse(der) {
+            Ok(vek) if fits(&vek) => return Ok(vek),
+            Ok(vek) => readable = readable.or(Some(vek)),
+            Err(error) => problem = Some(error),
+        }
     }
-    Err(problem.map_or_else(
-        || "no certificate, neither in the evidence nor in the cache".to_owned(),
-        |problem| format!("an unusable certificate: {problem}"),
-    ))
+    readable.ok_or_else(|| {
+        problem.map_or_else(
+            || "no certificate, neither in the evidence nor in the cache".to_owned(),
+            |problem| format!("an unusable certificate: {problem}"),
+        )
+    })
 }
 
 fn no_certificate(found: String) -> Check {
