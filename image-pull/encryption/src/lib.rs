@@ -1,0 +1,1 @@
+//! Encrypted layers of container images.
