@@ -1,1 +1,23 @@
 //! Decides whether an image may run.
+//!
+//! Runs in the guest, between resolving a reference and fetching its first layer.
+//! [`ImagePolicy::admit`] is the only maker of [`Admitted`], the proof that fetching layers demands.
+//!
+//! Distrusted: the registry and everything it answers (manifests, signatures, bundles, certificates),
+//! signature stores, mirrors and caches. Trusted: the policy (it is measured, or comes from the key
+//! broker after attestation) and the keys and trust roots it names.
+//!
+//! Never: a signature counts for another digest than those the reference resolved to, a payload is
+//! interpreted before its signature was verified, network access other than by [`Sources`], or a
+//! policy that is present and says nothing about an image admits it.
+
+#![forbid(unsafe_code)]
+
+mod policy;
+mod printable;
+mod sources;
+mod subject;
+
+pub use policy::{ImagePolicy, PolicyError};
+pub use sources::Sources;
+pub use subject::{Admitted, Refused, Subject};
