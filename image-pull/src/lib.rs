@@ -44,6 +44,7 @@ mod reference;
 mod registry;
 mod removal;
 mod resolve;
+mod settings;
 mod store;
 
 pub use error::PullError;
@@ -51,3 +52,4 @@ pub use inspect::{InspectConfig, Inspected, Inspector};
 pub use limits::Limits;
 pub use process::{UserSource, merge_process};
 pub use puller::{Image, Progress, PullConfig, Puller};
+pub use settings::{IMAGE_POLICIES, IMAGE_TOML, NodeCache, Settings, SettingsError, Source};

@@ -47,6 +47,7 @@ pub mod initdata;
 pub mod jcs;
 pub mod kbs;
 pub mod processor;
+pub mod pull_progress;
 pub mod sealed;
 pub mod start_report;
 
