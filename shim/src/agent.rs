@@ -12,7 +12,7 @@ use nacre_protocol::agent_ttrpc::AgentServiceClient;
 use nacre_protocol::channel::{RECORDED_REQUESTS, STREAM_CHUNK};
 use nacre_protocol::health_ttrpc::HealthClient;
 use nacre_protocol::types::Interface;
-use nacre_protocol::{health, start_report};
+use nacre_protocol::{health, pull_progress, start_report};
 use protobuf::well_known_types::empty::Empty;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -278,6 +278,17 @@ impl Agent {
             ..Default::default()
         };
         Ok(start_report::parse(&self.get_diagnostic_data(request).await?.data))
+    }
+
+    /// How far the pulls have come that run in the guest.
+    pub(crate) async fn pull_progress(
+        &self,
+    ) -> Result<Vec<pull_progress::PullProgress>, AgentError> {
+        let request = api::GetDiagnosticDataRequest {
+            log_type: pull_progress::LOG_TYPE.to_owned(),
+            ..Default::default()
+        };
+        Ok(pull_progress::parse(&self.get_diagnostic_data(request).await?.data))
     }
 
     /// The next lines that a development image has recorded; nothing when there are no more.

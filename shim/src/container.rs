@@ -16,7 +16,7 @@ use crate::io::{Pumps, Streams};
 use crate::process::{Process, ProcessId, State};
 use crate::sandbox::Sandbox;
 use crate::spec::Converted;
-use crate::{spec, start_report, volumes};
+use crate::{pull_progress, spec, start_report, volumes};
 
 /// A container that exists in the guest.
 pub(crate) struct Container {
@@ -138,7 +138,8 @@ impl Draft {
             ..Default::default()
         };
         let began = Instant::now();
-        let created = sandbox.agent.create_container(request).await;
+        let creation = sandbox.agent.create_container(request);
+        let created = pull_progress::logged(sandbox, &id, creation).await;
         start_report::line(&sandbox.id, &id, "create", began.elapsed());
         created.map(|_| ()).map_err(|error| sandbox.explain(&creating, &error))
     }

@@ -25,6 +25,7 @@ pub mod network;
 mod pod;
 mod process;
 mod processor;
+mod pull_progress;
 mod record;
 mod recording;
 mod sandbox;
