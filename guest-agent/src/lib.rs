@@ -70,6 +70,7 @@ mod rpc;
 mod sandbox;
 mod secrets;
 mod start_report;
+mod storage;
 mod streams;
 mod tee;
 mod transport;
@@ -143,6 +144,9 @@ async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
     let secrets = Arc::new(Secrets::new(initdata, bound.tee.clone(), gate)?);
     let sandbox = Sandbox::new(reaper, Arc::clone(&modules), secrets, boot.parameters)?;
     let sandbox = Arc::new(sandbox);
+    let storage = sandbox.storage.clone();
+    // Of a failure, the first container's creation tells.
+    tokio::spawn(async move { drop(storage.ready().await) });
     let watching = Arc::clone(&sandbox);
     tokio::spawn(async move {
         if let Err(error) = watching.oom.run().await {

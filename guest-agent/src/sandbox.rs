@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nacre_image_pull::{Limits as PullLimits, PullConfig, Puller};
+use nacre_image_pull::{PullConfig, Puller, Registries};
 use nacre_policy::{Event, Gate};
 use nacre_protocol::agent::{CreateSandboxRequest, Storage};
 use nacre_protocol::channel::{CONTAINERS_ROOT, COPY_ROOT, DRIVER_EPHEMERAL};
@@ -26,13 +26,12 @@ use crate::raw;
 use crate::reaper::Reaper;
 use crate::secrets::Secrets;
 use crate::start_report::StartReport;
+use crate::storage::{GuestStorage, ImageStore};
 
 /// Most containers of a pod, the pause container included.
 const MOST_CONTAINERS: usize = 128;
 /// Where the pod's namespaces are kept.
 const NAMESPACES: &str = "/run/nacre/ns";
-/// Where image layers are kept.
-const IMAGE_STORE: &str = "/run/nacre/image";
 /// Directory beneath which ephemeral storages are mounted.
 const EPHEMERAL_ROOT: &str = "/run/kata-containers/sandbox";
 /// Certificates in the guest image, for registries.
@@ -52,6 +51,8 @@ pub struct Sandbox {
     pub(crate) report: StartReport,
     /// Secrets of the pod.
     pub(crate) secrets: Arc<Secrets>,
+    /// Where images and writable layers live.
+    pub(crate) storage: GuestStorage,
     parameters: Parameters,
     copies: Mutex<Option<CopyRoot>>,
     puller: Mutex<Option<Arc<Puller>>>,
@@ -86,6 +87,7 @@ impl Sandbox {
             modules,
             report: StartReport::default(),
             secrets,
+            storage: GuestStorage::default(),
             parameters,
             copies: Mutex::new(None),
             puller: Mutex::new(None),
@@ -223,14 +225,14 @@ impl Sandbox {
     }
 
     /// The image puller, made when the first image is wanted.
-    pub(crate) fn puller(&self) -> Result<Arc<Puller>, RpcError> {
+    pub(crate) fn puller(&self, store: &ImageStore) -> Result<Arc<Puller>, RpcError> {
         let mut puller = self.puller.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(puller) = puller.as_ref() {
             return Ok(Arc::clone(puller));
         }
         let certificates = PathBuf::from(CERTIFICATES);
         let config = PullConfig {
-            store: IMAGE_STORE.into(),
+            store: store.layers(),
             plain_http: self.parameters.plain_http.clone(),
             limits: PullLimits::default(),
             ca_file: certificates.exists().then_some(certificates),

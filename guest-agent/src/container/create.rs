@@ -31,6 +31,7 @@ use crate::launcher::{self, Kind};
 use crate::oci::{ParsedSpec, missing, refuse_if};
 use crate::sandbox::Sandbox;
 use crate::secrets::{self, UnsealedEnv};
+use crate::storage::ImageStore;
 
 /// The built-in root file system of the pod's own container.
 const PAUSE_ROOT: &str = "/pause_bundle/rootfs";
@@ -51,9 +52,11 @@ pub(crate) async fn create(
     let reservation = sandbox.reserve(&plan.id)?;
     let id = plan.id.clone();
     let context = format!("failed to create container {id:?}");
-    let footprint = Footprint::make(&id).map_err(|e| RpcError::internal(&context, e))?;
+    let store = sandbox.storage.ready().await?;
+    let footprint = Footprint::make(&id, store.scratch(&id));
+    let footprint = footprint.map_err(|e| RpcError::internal(&context, e))?;
     let built = tokio::select! {
-        built = build(sandbox, plan, &footprint, request) => built,
+        built = build(sandbox, &store, plan, &footprint, request) => built,
         _ = given_up => Err(RpcError::Internal(format!("{context}: the request was given up"))),
     };
     match built {
@@ -181,6 +184,7 @@ impl Parts {
 
 async fn build(
     sandbox: &Arc<Sandbox>,
+    store: &ImageStore,
     mut plan: Plan,
     footprint: &Footprint,
     request: &CreateContainerRequest,
@@ -191,9 +195,10 @@ async fn build(
     };
     sandbox.modules.ensure("overlay").map_err(|e| fail("prepare overlay mounts", &e))?;
     // Both wait for the network, so they wait together.
-    let (image, mut unsealed) = tokio::try_join!(pull(sandbox, &plan), unseal(sandbox, &plan))?;
+    let (image, mut unsealed) =
+        tokio::try_join!(pull(sandbox, store, &plan), unseal(sandbox, &plan))?;
     tracing::debug!(container = plan.id, "mounting");
-    mount_root(footprint, image.as_ref()).map_err(|e| RpcError::internal(&context, e))?;
+    mount_root(footprint, store, image.as_ref()).map_err(|e| RpcError::internal(&context, e))?;
     if let Some(image) = &image {
         let user = if plan.in_kubernetes { UserSource::Spec } else { UserSource::Image };
         let rootfs = footprint.directory().join("rootfs");
@@ -288,7 +293,11 @@ async fn add_credentials(
 }
 
 /// `None` for the built-in pause program.
-async fn pull(sandbox: &Sandbox, plan: &Plan) -> Result<Option<Image>, RpcError> {
+async fn pull(
+    sandbox: &Sandbox,
+    store: &ImageStore,
+    plan: &Plan,
+) -> Result<Option<Image>, RpcError> {
     if plan.image == PAUSE_IMAGE {
         return Ok(None);
     }
@@ -296,8 +305,9 @@ async fn pull(sandbox: &Sandbox, plan: &Plan) -> Result<Option<Image>, RpcError>
     let (id, reference) = (plan.id.clone(), plan.image.clone());
     tracing::info!(container = id, image = reference, "pulling");
     let progress = move |progress| tracing::debug!(container = id, "{progress:?}");
-    let image = sandbox.puller()?.pull(&reference, progress).await.map_err(|e| {
-        RpcError::internal(format!("failed to pull image {reference:?} in the guest"), e)
+    let image = sandbox.puller(store)?.pull(&reference, progress).await.map_err(|e| {
+        let pulling = format!("failed to pull image {reference:?} in the guest");
+        RpcError::internal(pulling, store.explain(&e))
     })?;
     sandbox.report.record(&plan.id, "pull", begun.elapsed());
     tracing::info!(container = plan.id, image = reference, digest = %image.manifest_digest, "pulled");
@@ -305,14 +315,19 @@ async fn pull(sandbox: &Sandbox, plan: &Plan) -> Result<Option<Image>, RpcError>
 }
 
 /// Writable at first: the runtime library makes mount points in it, and makes it read-only at last.
-fn mount_root(footprint: &Footprint, image: Option<&Image>) -> Result<(), String> {
-    let doing = |e: io::Error| format!("failed to mount the root file system: {e}");
-    let scratch = footprint.directory().join("scratch");
-    fs::create_dir(&scratch).map_err(doing)?;
+fn mount_root(
+    footprint: &Footprint,
+    store: &ImageStore,
+    image: Option<&Image>,
+) -> Result<(), String> {
+    let doing =
+        |e: io::Error| format!("failed to mount the root file system: {}", store.explain(&e));
+    let scratch = footprint.scratch();
+    fs::create_dir(scratch).map_err(doing)?;
     let rootfs = footprint.mount_point("rootfs").map_err(doing)?;
     match image {
-        Some(image) => image.mount(&scratch, &rootfs, false).map_err(|e| e.to_string()),
-        None => mount_pause(&scratch, &rootfs).map_err(doing),
+        Some(image) => image.mount(scratch, &rootfs, false).map_err(|e| store.explain(&e)),
+        None => mount_pause(scratch, &rootfs).map_err(doing),
     }
 }
 

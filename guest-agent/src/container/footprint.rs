@@ -11,24 +11,28 @@ use rustix::mount::UnmountFlags;
 use crate::cgroup::Cgroup;
 use crate::launcher::STATES;
 
-/// A directory, mounts beneath it, a control group, the runtime library's state.
+/// A directory, mounts beneath it, what was written to its root, a control group, the runtime library's
+/// state.
 #[derive(Debug)]
 pub(super) struct Footprint {
     id: String,
     directory: PathBuf,
+    scratch: PathBuf,
     cgroup: Cgroup,
     mounts: Mutex<Vec<PathBuf>>,
 }
 
 impl Footprint {
-    /// Makes directory and control group. `id` is a checked container name.
-    pub(super) fn make(id: &str) -> Result<Self, String> {
+    /// Makes directory and control group. `id` is a checked container name; what is written to the
+    /// container's root will be in `scratch`.
+    pub(super) fn make(id: &str, scratch: PathBuf) -> Result<Self, String> {
         let directory = Path::new(CONTAINERS_ROOT).join(id);
         fs::create_dir(&directory)
             .map_err(|e| format!("failed to make {}: {e}", directory.display()))?;
         match Cgroup::create(id) {
             Ok(cgroup) => {
-                Ok(Self { id: id.to_owned(), directory, cgroup, mounts: Mutex::default() })
+                let (id, mounts) = (id.to_owned(), Mutex::default());
+                Ok(Self { id, directory, scratch, cgroup, mounts })
             }
             Err(error) => {
                 let _ = fs::remove_dir(&directory);
@@ -39,6 +43,11 @@ impl Footprint {
 
     pub(super) fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Where what is written to the container's root goes; whoever mounts the root makes it.
+    pub(super) fn scratch(&self) -> &Path {
+        &self.scratch
     }
 
     pub(super) fn cgroup(&self) -> &Cgroup {
@@ -77,18 +86,26 @@ impl Footprint {
                 }
             }
         }
-        for directory in [Path::new(STATES).join(&self.id), self.directory.clone()] {
-            match fs::remove_dir_all(&directory) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    errors.push(format!("failed to remove {}: {error}", directory.display()));
-                }
-                _ => {}
-            }
-        }
+        let state = Path::new(STATES).join(&self.id);
+        errors.extend(removed(&state).err());
+        errors.extend(removed(&self.directory).err());
+        // It may be large, and on a disk.
+        let scratch = self.scratch.clone();
+        let removing = tokio::task::spawn_blocking(move || removed(&scratch));
+        errors.extend(removing.await.map_err(|e| e.to_string()).flatten().err());
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
     fn mounts(&self) -> MutexGuard<'_, Vec<PathBuf>> {
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn removed(directory: &Path) -> Result<(), String> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(format!("failed to remove {}: {error}", directory.display()))
+        }
+        _ => Ok(()),
     }
 }
