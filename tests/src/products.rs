@@ -47,6 +47,11 @@ impl Products {
         self.programs.join("nacre-snapshotter")
     }
 
+    /// The node's cache of blobs.
+    pub fn node_cache(&self) -> PathBuf {
+        self.programs.join("nacre-cache")
+    }
+
     /// The owner's tool.
     pub fn nacre(&self) -> PathBuf {
         self.programs.join("nacre")
@@ -103,8 +108,9 @@ impl Products {
 
     /// Says what is missing for a world with Nacre in it.
     pub fn check(&self) -> anyhow::Result<()> {
-        let programs = [self.shim(), self.snapshotter(), self.nacre(), self.qemu()];
-        let parts = programs.into_iter().chain([self.kernel(), self.initrd()]);
+        let host = [self.shim(), self.snapshotter(), self.node_cache()];
+        let programs = host.into_iter().chain([self.nacre(), self.qemu()]);
+        let parts = programs.chain([self.kernel(), self.initrd()]);
         let missing: Vec<_> =
             parts.filter(|p| !p.exists()).map(|p| p.display().to_string()).collect();
         ensure!(

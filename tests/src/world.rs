@@ -188,8 +188,9 @@ impl World {
         // By this annotation containerd 1.7 and 2.1 find the snapshotter.
         let annotations = [(RUNTIME_HANDLER.to_owned(), self.runtime_handler().to_owned())].into();
         let sandbox_config = Some(cri::PodSandboxConfig { annotations, ..Default::default() });
+        let auth = World::nodes_login(reference);
         let mut images = self.cri.images();
-        let request = cri::PullImageRequest { image: Some(spec), auth: None, sandbox_config };
+        let request = cri::PullImageRequest { image: Some(spec), auth, sandbox_config };
         call("PullImage", images.pull_image(request)).await?;
         Ok(())
     }
@@ -362,7 +363,8 @@ impl World {
     }
 
     fn leftovers_now(&self) -> anyhow::Result<Vec<String>> {
-        const DAEMONS: [&str; 4] = ["containerd", "docker-registry", "nacre-snapshott", "nacre"];
+        const DAEMONS: [&str; 5] =
+            ["containerd", "docker-registry", "nacre-snapshott", "nacre-cache", "nacre"];
         let mut found = Vec::new();
         for process in self.namespaces.processes()? {
             if !DAEMONS.contains(&process.name.as_str()) {
@@ -400,10 +402,20 @@ impl World {
     /// Prints the ends of all logs, and keeps them, for somebody has to find out what happened.
     pub fn show_logs(&self) {
         self.keeps_logs.store(true, Ordering::Relaxed);
-        for name in ["namespaces", "docker-registry", "nacre-snapshotter", "nacre", "containerd"] {
+        let daemons =
+            ["docker-registry", "nacre-snapshotter", "nacre-cache", "nacre", "containerd"];
+        for name in ["namespaces"].into_iter().chain(daemons) {
             eprintln!("--- {name}.log\n{}", tail(&self.log_file(name)));
         }
         eprintln!("--- all logs: {}", self.logs.display());
+    }
+
+    /// How often the registries were asked for the contents of a blob of `name`.
+    pub fn downloads(&self, name: &str) -> anyhow::Result<usize> {
+        let log = fs::read(self.log_file("docker-registry"))?;
+        let log = String::from_utf8_lossy(&log);
+        let wanted = format!("\"GET /v2/{name}/blobs/");
+        Ok(log.lines().filter(|line| line.contains(&wanted)).count())
     }
 
     /// Directory with the logs.

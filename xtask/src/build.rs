@@ -13,10 +13,11 @@ use crate::tree::Tree;
 /// The pause program's profile: no unwinding, no standard library.
 const FREESTANDING: &str = "freestanding";
 
-/// What runs on the host, and the owner's tool: runtime, snapshotter, `nacre`, and the harness with demo
+/// What runs on the host, and the owner's tool: runtime, snapshotter, cache, `nacre`, and the harness with demo
 /// and bench. Always named together: cargo compiles dependencies anew for each set of features, which
 /// depends on the packages that are named.
-pub(crate) const HOST: [&str; 4] = ["nacre-shim", "nacre-snapshotter", "nacre", "nacre-tests"];
+pub(crate) const HOST: [&str; 5] =
+    ["nacre-shim", "nacre-snapshotter", "nacre-cache", "nacre", "nacre-tests"];
 
 /// Compiles everything that runs in a demo or a test with VMs.
 pub(crate) fn programs(tree: &Tree) -> Result<()> {

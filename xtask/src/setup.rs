@@ -43,6 +43,8 @@ const NEEDS: &[Need] = &[
     need("containernetworking-plugins", "/usr/lib/cni/bridge", Purpose::Vms),
     need("docker-registry", "docker-registry", Purpose::Vms),
     need("busybox-static", "/usr/share/doc/busybox-static", Purpose::Vms),
+    need("skopeo", "skopeo", Purpose::Vms),
+    need("gnupg", "gpg", Purpose::Vms),
     need("iproute2", "tc", Purpose::Vms),
     need("iptables", "iptables", Purpose::Vms),
     need("nftables", "nft", Purpose::Vms),
