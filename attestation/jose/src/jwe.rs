@@ -215,13 +215,22 @@ fn wrapping_key(z: &[u8]) -> KekAes256 {
     KekAes256::from(*concat_kdf(z, ECDH_ES_A256KW, &[], &[], 256))
 }
 
-fn wrap(z: &[u8], content_key: &[u8; 32]) -> Result<Vec<u8>, JoseError> {
+/// Wraps a content key under what two sides agreed on: ECDH-ES+A256KW without apu and apv. `z` is the x
+/// coordinate of the shared point, whole.
+///
+/// # Errors
+/// Never, for keys of this length.
+pub fn wrap(z: &[u8], content_key: &[u8; 32]) -> Result<Vec<u8>, JoseError> {
     let mut wrapped = [0; 40];
     wrapping_key(z).wrap(content_key, &mut wrapped).map_err(|_| JoseError::Library)?;
     Ok(wrapped.to_vec())
 }
 
-fn unwrap(z: &[u8], wrapped: &[u8]) -> Result<Zeroizing<[u8; 32]>, JoseError> {
+/// The content key that [`wrap`] wrapped.
+///
+/// # Errors
+/// If it was wrapped under something else.
+pub fn unwrap(z: &[u8], wrapped: &[u8]) -> Result<Zeroizing<[u8; 32]>, JoseError> {
     if wrapped.len() != 40 {
         return Err(JoseError::Malformed("the encrypted key"));
     }
