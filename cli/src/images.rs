@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use nacre_image_pull::{InspectConfig, Inspected, Inspector, Limits};
+use nacre_image_pull::{InspectConfig, Inspected, Inspector, Limits, Registries};
 use nacre_policy_author::generate::{ImageFacts, Images};
 use nacre_policy_author::settings::Registry;
 
@@ -17,9 +17,12 @@ impl RegistryImages {
     /// Nothing is asked for yet.
     pub(crate) fn new(settings: &Registry) -> anyhow::Result<Self> {
         let inspector = Inspector::new(InspectConfig {
-            plain_http: settings.danger_plain_http.clone(),
+            registries: Registries {
+                danger_plain_http: settings.danger_plain_http.clone(),
+                ca_file: settings.ca_file.clone(),
+                ..Registries::default()
+            },
             limits: Limits::default(),
-            ca_file: settings.ca_file.clone(),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { inspector, runtime, known: BTreeMap::new() })

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use nacre_trust::Digest;
@@ -22,7 +21,7 @@ use crate::layer::{LayerCheck, PIECES, Piece};
 use crate::manifest::LayerBlob;
 use crate::reference::Reference;
 use crate::registry::Registry;
-use crate::{Limits, PullError};
+use crate::{Limits, NoResources, PullError, Registries};
 
 const PASSWD: &[u8] = b"etc/passwd";
 const GROUP: &[u8] = b"etc/group";
@@ -36,14 +35,10 @@ const MAX_NAMES: usize = 16;
 /// What an [`Inspector`] needs to know.
 #[derive(Clone, Debug, Default)]
 pub struct InspectConfig {
-    /// Registries, as `host[:port]` exactly as in references, that are asked over plain HTTP. Whoever
-    /// sits between can then choose what a tag means.
-    pub plain_http: Vec<String>,
+    /// Where images come from. There is no key broker here: credentials must be at hand.
+    pub registries: Registries,
     /// Bounds of one image.
     pub limits: Limits,
-    /// PEM file with the CA certificates for https; by default the system's
-    /// `/etc/ssl/certs/ca-certificates.crt`.
-    pub ca_file: Option<PathBuf>,
 }
 
 /// Asks registries what images are.
@@ -73,7 +68,11 @@ impl Inspector {
     /// Nothing is asked for yet.
     pub fn new(config: InspectConfig) -> Self {
         Self {
-            registry: Registry::new(config.limits.clone(), config.plain_http, config.ca_file),
+            registry: Registry::new(
+                config.limits.clone(),
+                config.registries,
+                Arc::new(NoResources),
+            ),
             limits: config.limits,
         }
     }

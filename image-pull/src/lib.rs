@@ -10,13 +10,8 @@
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), nacre_image_pull::PullError> {
-//! use nacre_image_pull::{Limits, PullConfig, Puller};
-//! let puller = Puller::new(PullConfig {
-//!     store: "/run/nacre/image".into(),
-//!     plain_http: vec![],
-//!     limits: Limits::default(),
-//!     ca_file: None,
-//! })?;
+//! use nacre_image_pull::{PullConfig, Puller};
+//! let puller = Puller::new(PullConfig::new("/run/nacre/image"))?;
 //! let image = puller.pull("busybox:1.36", |progress| println!("{progress:?}")).await?;
 //! image.mount("/run/scratch".as_ref(), "/run/rootfs".as_ref(), false)?;
 //! # Ok(())
@@ -29,6 +24,8 @@ mod archive;
 mod authentication;
 mod blob;
 mod budget;
+mod cache;
+mod credentials;
 mod error;
 mod extract;
 mod inspect;
@@ -41,15 +38,21 @@ mod pax;
 mod process;
 mod puller;
 mod reference;
+mod registries;
 mod registry;
 mod removal;
 mod resolve;
+mod resources;
 mod settings;
 mod store;
 
+pub use cache::{BlobCache, BlobSink, BlobStream};
+pub use credentials::Credentials;
 pub use error::PullError;
 pub use inspect::{InspectConfig, Inspected, Inspector};
 pub use limits::Limits;
 pub use process::{UserSource, merge_process};
 pub use puller::{Image, Progress, PullConfig, Puller};
+pub use registries::{Mirror, Proxy, Registries};
+pub use resources::{NoResources, Resources};
 pub use settings::{IMAGE_POLICIES, IMAGE_TOML, NodeCache, Settings, SettingsError, Source};

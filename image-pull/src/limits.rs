@@ -21,6 +21,10 @@ pub struct Limits {
     pub connect: Duration,
     /// Longest wait for the next byte of an answer.
     pub stall: Duration,
+    /// Longest wait for the next byte from the node's cache: the registry is the alternative.
+    pub cache_stall: Duration,
+    /// Longest time of a whole pull.
+    pub total: Duration,
 }
 
 impl Default for Limits {
@@ -34,6 +38,8 @@ impl Default for Limits {
             zstd_window_log: 27,
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
+            cache_stall: Duration::from_secs(5),
+            total: Duration::from_secs(20 * 60),
         }
     }
 }

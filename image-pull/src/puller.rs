@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use nacre_image_security::ImagePolicy;
 use nacre_trust::Digest;
 use oci_spec::image::ImageConfiguration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -17,25 +18,49 @@ use crate::manifest::LayerBlob;
 use crate::reference::Reference;
 use crate::registry::Registry;
 use crate::store::{Store, StoredLayer};
-use crate::{Limits, PullError, mount, parents};
+use crate::{BlobCache, Limits, NoResources, PullError, Registries, Resources, mount, parents};
 
 /// Least time between two [`Progress::Layer`] of one layer.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 
 /// What a [`Puller`] needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PullConfig {
     /// Directory of the unpacked layers, on a file system with extended attributes (tmpfs in the
     /// guest). Nobody else may write there.
     pub store: PathBuf,
-    /// Registries, as `host[:port]` exactly as in references, that are asked over plain HTTP. Whoever
-    /// sits between can then choose what a tag means.
-    pub plain_http: Vec<String>,
     /// Bounds of one pull.
     pub limits: Limits,
-    /// PEM file with the CA certificates for https; by default the system's
-    /// `/etc/ssl/certs/ca-certificates.crt`. Read at the first https request.
-    pub ca_file: Option<PathBuf>,
+    /// Where images come from.
+    pub registries: Registries,
+    /// Where credentials and keys come from.
+    pub resources: Arc<dyn Resources>,
+    /// Which images may run.
+    pub policy: Arc<ImagePolicy>,
+    /// `kbs:///` URIs of private keys for layers that were encrypted to public keys.
+    pub layer_keys: Vec<String>,
+    /// The node's cache of blobs.
+    pub cache: Option<Arc<dyn BlobCache>>,
+    /// Whether the cache is offered what comes from registries: blobs that came without credentials,
+    /// and encrypted layers. Without, it is only asked.
+    pub share: bool,
+}
+
+impl PullConfig {
+    /// Public images from public registries, whatever they are: no credentials, no policy, no keys, no
+    /// cache.
+    pub fn new(store: impl Into<PathBuf>) -> Self {
+        Self {
+            store: store.into(),
+            limits: Limits::default(),
+            registries: Registries::default(),
+            resources: Arc::new(NoResources),
+            policy: Arc::new(ImagePolicy::accept_any()),
+            layer_keys: Vec::new(),
+            cache: None,
+            share: true,
+        }
+    }
 }
 
 /// How far a pull has come. Layers report at most every 100 ms each.
@@ -88,7 +113,7 @@ impl Puller {
         Ok(Self {
             shared: Arc::new(Shared {
                 store: Arc::new(Store::open(config.store)?),
-                registry: Registry::new(config.limits.clone(), config.plain_http, config.ca_file),
+                registry: Registry::new(config.limits.clone(), config.registries, config.resources),
                 limits: config.limits,
                 slots: Semaphore::new(cpus),
             }),

@@ -69,11 +69,15 @@ impl From<PullError> for Failure {
 }
 
 impl Registry {
-    pub(crate) fn new(limits: Limits, plain_http: Vec<String>, ca_file: Option<PathBuf>) -> Self {
+    pub(crate) fn new(
+        limits: Limits,
+        registries: crate::Registries,
+        _resources: Arc<dyn crate::Resources>,
+    ) -> Self {
         Self {
             limits,
-            plain_http,
-            ca_file: ca_file.unwrap_or_else(|| DEFAULT_CA_FILE.into()),
+            plain_http: registries.danger_plain_http,
+            ca_file: registries.ca_file.unwrap_or_else(|| DEFAULT_CA_FILE.into()),
             plain: OnceLock::new(),
             tls: OnceLock::new(),
             tokens: Mutex::default(),

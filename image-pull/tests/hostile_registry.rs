@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use nacre_image_pull::{Limits, PullConfig, Puller};
+use nacre_image_pull::{Limits, PullConfig, Puller, Registries};
 use support::{Image, Layer, OCI_INDEX, OCI_MANIFEST, Server, World, digest, image, layer, reply};
 
 static LAYER: LazyLock<Layer> =
@@ -305,7 +305,8 @@ async fn https_needs_certificates_and_says_so() {
         let ca_file = ca.map(|name| directory.path().join(name));
         let store = directory.path().join("store");
         let limits = Limits { connect: Duration::from_secs(1), ..Limits::default() };
-        Puller::new(PullConfig { store, plain_http: vec![], limits, ca_file }).unwrap()
+        let registries = Registries { ca_file, ..Registries::default() };
+        Puller::new(PullConfig { limits, registries, ..PullConfig::new(store) }).unwrap()
     };
     std::fs::write(directory.path().join("empty.pem"), "").unwrap();
     for (ca, says) in [("absent.pem", "cannot be read"), ("empty.pem", "no usable certificate")] {

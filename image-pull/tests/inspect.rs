@@ -7,8 +7,8 @@ use nacre_image_pull::{InspectConfig, Inspected, Inspector};
 use support::{Image, Layer, Server, digest, image, layer};
 
 async fn inspect(server: &Server, name: &str) -> Result<Inspected, String> {
-    let plain_http = vec![server.host.clone()];
-    let inspector = Inspector::new(InspectConfig { plain_http, ..InspectConfig::default() });
+    let registries = support::plain(&server.host);
+    let inspector = Inspector::new(InspectConfig { registries, ..InspectConfig::default() });
     inspector.inspect(&format!("{}/{name}", server.host)).await.map_err(|e| e.to_string())
 }
 

@@ -6,7 +6,7 @@ mod support;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::{Arc, Mutex};
 
-use nacre_image_pull::{Limits, Progress};
+use nacre_image_pull::{Limits, Progress, PullConfig, Puller, Registries};
 use support::{
     OCI_INDEX, OCI_MANIFEST, Registry, World, descriptor, digest, image, layer, manifest,
 };
@@ -292,11 +292,9 @@ async fn an_image_that_does_not_fit_says_what_to_raise() {
     let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("tmpfs", &store, "tmpfs", flags, c"size=2m").unwrap();
     let small = support::Mounted(store.clone());
-    let puller = nacre_image_pull::Puller::new(nacre_image_pull::PullConfig {
-        store,
-        plain_http: vec![registry.host.clone()],
-        limits: Limits::default(),
-        ca_file: None,
+    let puller = Puller::new(PullConfig {
+        registries: support::plain(&registry.host),
+        ..PullConfig::new(store)
     })
     .unwrap();
     let error = puller.pull(&reference, |_| {}).await.unwrap_err().to_string();
@@ -370,13 +368,8 @@ async fn https_is_trusted_by_its_authority_only() {
     let path = |name: &str| directory.path().join(name);
     let tls = registry.with_tls(&path("tls.pem"), &path("tls.key")).unwrap();
     let puller = |ca: &str| {
-        nacre_image_pull::Puller::new(nacre_image_pull::PullConfig {
-            store: path("store"),
-            plain_http: vec![registry.host.clone()],
-            limits: Limits::default(),
-            ca_file: Some(path(ca)),
-        })
-        .unwrap()
+        let registries = Registries { ca_file: Some(path(ca)), ..support::plain(&registry.host) };
+        Puller::new(PullConfig { registries, ..PullConfig::new(path("store")) }).unwrap()
     };
     let reference = format!("{}/app", tls.host);
     let error = puller("other.pem").pull(&reference, |_| {}).await.unwrap_err().to_string();

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nacre_image_pull::{Limits, PullConfig, Puller};
+use nacre_image_pull::{Limits, PullConfig, Puller, Registries};
 use nacre_trust::{Algorithm, Digest};
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
@@ -33,8 +33,8 @@ impl World {
     pub fn with(registry: &str, limits: Limits) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = directory.path().join("store");
-        let plain_http = vec![registry.to_owned()];
-        let config = PullConfig { store, plain_http, limits, ca_file: None };
+        let registries = plain(registry);
+        let config = PullConfig { limits, registries, ..PullConfig::new(store) };
         Self { puller: Puller::new(config).unwrap(), directory }
     }
 
@@ -63,6 +63,11 @@ impl World {
         image.mount(&self.path(name).join("scratch"), &target, false).unwrap();
         Mounted(target)
     }
+}
+
+/// A registry without TLS.
+pub fn plain(host: &str) -> Registries {
+    Registries { danger_plain_http: vec![host.to_owned()], ..Registries::default() }
 }
 
 pub fn children(directory: &Path) -> Vec<String> {
