@@ -7,17 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nacre_image_pull::{PullConfig, Puller, Registries};
 use nacre_policy::{Event, Gate};
 use nacre_protocol::agent::{CreateSandboxRequest, Storage};
 use nacre_protocol::channel::{CONTAINERS_ROOT, COPY_ROOT, DRIVER_EPHEMERAL};
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::boot::Parameters;
 use crate::cgroup;
 use crate::container::Container;
 use crate::copy_file::CopyRoot;
 use crate::error::RpcError;
+use crate::images::Images;
 use crate::modules::Modules;
 use crate::network;
 use crate::oci::{PodNamespaces, check_path, refuse_if};
@@ -26,7 +25,7 @@ use crate::raw;
 use crate::reaper::Reaper;
 use crate::secrets::Secrets;
 use crate::start_report::StartReport;
-use crate::storage::{GuestStorage, ImageStore};
+use crate::storage::GuestStorage;
 
 /// Most containers of a pod, the pause container included.
 const MOST_CONTAINERS: usize = 128;
@@ -34,8 +33,6 @@ const MOST_CONTAINERS: usize = 128;
 const NAMESPACES: &str = "/run/nacre/ns";
 /// Directory beneath which ephemeral storages are mounted.
 const EPHEMERAL_ROOT: &str = "/run/kata-containers/sandbox";
-/// Certificates in the guest image, for registries.
-const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Longest name that Linux takes for a host.
 const LONGEST_HOSTNAME: usize = 64;
 
@@ -53,9 +50,9 @@ pub struct Sandbox {
     pub(crate) secrets: Arc<Secrets>,
     /// Where images and writable layers live.
     pub(crate) storage: GuestStorage,
-    parameters: Parameters,
+    /// Its images.
+    pub(crate) images: Arc<Images>,
     copies: Mutex<Option<CopyRoot>>,
-    puller: Mutex<Option<Arc<Puller>>>,
     state: Mutex<State>,
 }
 
@@ -87,10 +84,9 @@ impl Sandbox {
             modules,
             report: StartReport::default(),
             secrets,
-            storage: GuestStorage::default(),
-            parameters,
+            storage,
+            images,
             copies: Mutex::new(None),
-            puller: Mutex::new(None),
             state: Mutex::default(),
         })
     }
@@ -222,24 +218,6 @@ impl Sandbox {
             Some(root) => work(root),
             None => Err(RpcError::Internal("there is no directory of copied files".into())),
         }
-    }
-
-    /// The image puller, made when the first image is wanted.
-    pub(crate) fn puller(&self, store: &ImageStore) -> Result<Arc<Puller>, RpcError> {
-        let mut puller = self.puller.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(puller) = puller.as_ref() {
-            return Ok(Arc::clone(puller));
-        }
-        let certificates = PathBuf::from(CERTIFICATES);
-        let config = PullConfig {
-            store: store.layers(),
-            plain_http: self.parameters.plain_http.clone(),
-            limits: PullLimits::default(),
-            ca_file: certificates.exists().then_some(certificates),
-        };
-        let made = Puller::new(config)
-            .map_err(|e| RpcError::internal("failed to prepare image pulling", e))?;
-        Ok(Arc::clone(puller.insert(Arc::new(made))))
     }
 
     /// Kills and removes every container.
