@@ -7,6 +7,10 @@ pub const SERIAL_PORT_NAME: &str = "org.nacre.agent.0";
 /// travels on it is described in the crate `nacre-emulated`.
 pub const PROCESSOR_PORT_NAME: &str = "org.nacre.processor.0";
 
+/// Name of the virtio-serial port behind which the host keeps its node's cache of image blobs, if it has
+/// one. What travels on it is [`crate::blob_cache`].
+pub const CACHE_PORT_NAME: &str = "org.nacre.cache.0";
+
 /// vsock port of the agent API.
 pub const VSOCK_PORT: u32 = 1024;
 

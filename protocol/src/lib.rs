@@ -42,6 +42,7 @@ mod generated {
     module!(types);
 }
 
+pub mod blob_cache;
 pub mod channel;
 pub mod initdata;
 pub mod jcs;
