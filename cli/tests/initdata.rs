@@ -114,3 +114,41 @@ fn another_document_is_another_and_mistakes_are_told() {
     std::fs::write(at("noise"), [7_u8; 100]).unwrap();
     fails(&["verify", "a.toml", "--evidence", "noise"], "noise");
 }
+
+#[test]
+fn what_is_said_about_images_is_checked_as_the_guest_will() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let run = |arguments: &[&str]| nacre(directory.path(), arguments);
+    let policy = r#"{"default": [{"type": "reject"}]}"#;
+    std::fs::write(at("policy.json"), policy).unwrap();
+    std::fs::write(at("more.toml"), "[mirrors]\n\"docker.io\" = [\"mirror.example\"]\n").unwrap();
+    let mut words =
+        vec!["create", "--image-policy", "policy.json", "--image-settings", "more.toml"];
+    words.extend(["--registry-credentials", "kbs:///default/registry/login", "-o", "a.toml"]);
+    let (code, _, said) = run(&words);
+    assert!(code == 2 && said.contains("--kbs-url"), "{said}");
+    let broker = ["--kbs-url", "https://kbs.example"];
+    let (code, _, said) = run(&[&words[..], &broker].concat());
+    assert_eq!(code, 0, "{said}");
+    let document = Initdata::parse(&std::fs::read_to_string(at("a.toml")).unwrap()).unwrap();
+    assert_eq!(document.files()["image-policy.json"], policy);
+    let settings: toml::Table = document.files()["image.toml"].parse().unwrap();
+    assert_eq!(settings["credentials"].as_str(), Some("kbs:///default/registry/login"));
+    assert_eq!(settings["mirrors"]["docker.io"][0].as_str(), Some("mirror.example"));
+
+    // More is added to what is there.
+    let key = ["--from", "a.toml", "--layer-key", "kbs:///default/image/key", "-o", "b.toml"];
+    assert_eq!(run(&[&["create"], &key[..]].concat()).0, 0);
+    let document = Initdata::parse(&std::fs::read_to_string(at("b.toml")).unwrap()).unwrap();
+    let settings: toml::Table = document.files()["image.toml"].parse().unwrap();
+    assert_eq!(settings["layer_keys"][0].as_str(), Some("kbs:///default/image/key"));
+    assert_eq!(settings["credentials"].as_str(), Some("kbs:///default/registry/login"));
+
+    std::fs::write(at("policy.json"), r#"{"default": []}"#).unwrap();
+    let (code, _, said) = run(&["create", "--image-policy", "policy.json"]);
+    assert!(code == 2 && said.contains("image policy"), "{said}");
+    std::fs::write(at("more.toml"), "mirror = 1").unwrap();
+    let (code, _, said) = run(&["create", "--image-settings", "more.toml"]);
+    assert!(code == 2 && said.contains("unknown field"), "{said}");
+}

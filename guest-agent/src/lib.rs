@@ -55,6 +55,7 @@ mod container;
 mod copy_file;
 mod device_policy;
 mod error;
+mod images;
 mod initdata;
 mod launcher;
 mod modules;
@@ -85,11 +86,13 @@ use nacre_protocol::health_ttrpc::create_health;
 use tracing_subscriber::EnvFilter;
 
 use crate::boot::Boot;
+use crate::images::Images;
 use crate::modules::Modules;
 use crate::network::Network;
 use crate::reaper::Reaper;
 use crate::rpc::Agent;
 use crate::secrets::Secrets;
+use crate::storage::GuestStorage;
 
 /// Driver of the virtio random device.
 const RANDOM_DRIVER: &str = "virtio_rng";
@@ -142,9 +145,12 @@ async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
     let bound = tee::bind(&modules, &boot.parameters).await?;
     let (initdata, gate) = (bound.initdata.as_deref(), Arc::clone(&bound.gate));
     let secrets = Arc::new(Secrets::new(initdata, bound.tee.clone(), gate)?);
-    let sandbox = Sandbox::new(reaper, Arc::clone(&modules), secrets, boot.parameters)?;
+    let storage = GuestStorage::default();
+    let plain_http = boot.parameters.plain_http;
+    let images = Images::new(initdata, plain_http, Arc::clone(&secrets), storage.clone())?;
+    let images = Arc::new(images);
+    let sandbox = Sandbox::new(reaper, Arc::clone(&modules), secrets, storage.clone(), images)?;
     let sandbox = Arc::new(sandbox);
-    let storage = sandbox.storage.clone();
     // Of a failure, the first container's creation tells.
     tokio::spawn(async move { drop(storage.ready().await) });
     let watching = Arc::clone(&sandbox);

@@ -76,7 +76,8 @@ impl Sandbox {
         reaper: Arc<Reaper>,
         modules: Arc<Modules>,
         secrets: Arc<Secrets>,
-        parameters: Parameters,
+        storage: GuestStorage,
+        images: Arc<Images>,
     ) -> io::Result<Self> {
         Ok(Self {
             reaper,

@@ -1,5 +1,7 @@
 //! `nacre initdata create`.
 
+mod images;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,8 @@ const CREDENTIALS: &str = "/run/confidential-containers/";
   nacre initdata create --policy web.rego --kbs-url https://kbs.example:8080 --kbs-cert ca.pem -o web.toml
   nacre initdata create --from base.toml --policy web.rego --output annotation
   nacre initdata create --kbs-url https://kbs.example:8080 --kbs-cert ca.pem -o base.toml
+  nacre initdata create --from base.toml --image-policy image-policy.toml \\
+      --registry-credentials kbs:///default/registry/login -o base.toml
   nacre policy generate --initdata base.toml --output yaml web.yaml | kubectl apply -f -
 
 Exit status: 0 written; 2 something stands in the way.")]
@@ -45,6 +49,23 @@ pub(crate) struct Arguments {
     /// /run/confidential-containers/. May be given several times.
     #[arg(long, value_name = "PATH=URI", requires = "kbs_url")]
     secret_file: Vec<String>,
+    /// Which images may run: a file with an image policy (Nacre's TOML or containers' policy.json), or the
+    /// kbs:///repository/type/name of one.
+    #[arg(long, value_name = "FILE|URI")]
+    image_policy: Option<String>,
+    /// The kbs:///repository/type/name of credentials for registries, in the form of docker's config.json.
+    #[arg(long, value_name = "URI")]
+    registry_credentials: Option<ResourceUri>,
+    /// Certificates (PEM) of registries that no public CA has signed.
+    #[arg(long, value_name = "FILE")]
+    registry_ca: Option<PathBuf>,
+    /// The kbs:///repository/type/name of a private key for layers that were encrypted to its public half.
+    /// Keys that layers themselves name need not be listed. May be given several times.
+    #[arg(long, value_name = "URI")]
+    layer_key: Vec<ResourceUri>,
+    /// More about images, with mirrors, a proxy, the node's cache: a file image.toml.
+    #[arg(long, value_name = "FILE")]
+    image_settings: Option<PathBuf>,
     /// Another file, as NAME=PATH. May be given several times.
     #[arg(long, value_name = "NAME=PATH")]
     file: Vec<String>,
@@ -85,7 +106,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         files.insert("aa.toml".to_owned(), broker.attestation_agent()?);
         files.insert("cdh.toml".to_owned(), broker.data_hub()?);
     }
+    images::add(&mut files, arguments)?;
     add(&mut files, &arguments.file)?;
+    images::check(&files)?;
     ensure!(!files.is_empty(), "a document without files says nothing: give --policy or --kbs-url");
     if !files.contains_key(POLICY) {
         eprintln!(

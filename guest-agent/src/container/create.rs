@@ -157,6 +157,7 @@ struct Parts {
     seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
     devices: DevicePolicy,
     unsealed: UnsealedEnv,
+    image: Option<Image>,
     process: crate::process::Process,
     starter: launcher::Control,
 }
@@ -174,6 +175,7 @@ impl Parts {
             seccomp: self.seccomp,
             devices: self.devices,
             unsealed: self.unsealed,
+            _image: self.image,
             reaper: Arc::clone(&sandbox.reaper),
             execs: Mutex::new(Execs::default()),
             exec_number: AtomicU64::new(0),
@@ -195,8 +197,7 @@ async fn build(
     };
     sandbox.modules.ensure("overlay").map_err(|e| fail("prepare overlay mounts", &e))?;
     // Both wait for the network, so they wait together.
-    let (image, mut unsealed) =
-        tokio::try_join!(pull(sandbox, store, &plan), unseal(sandbox, &plan))?;
+    let (image, mut unsealed) = tokio::try_join!(pull(sandbox, &plan), unseal(sandbox, &plan))?;
     tracing::debug!(container = plan.id, "mounting");
     mount_root(footprint, store, image.as_ref()).map_err(|e| RpcError::internal(&context, e))?;
     if let Some(image) = &image {
@@ -257,6 +258,7 @@ async fn build(
         seccomp,
         devices: plan.devices,
         unsealed,
+        image,
         process,
         starter,
     })
@@ -293,24 +295,16 @@ async fn add_credentials(
 }
 
 /// `None` for the built-in pause program.
-async fn pull(
-    sandbox: &Sandbox,
-    store: &ImageStore,
-    plan: &Plan,
-) -> Result<Option<Image>, RpcError> {
+async fn pull(sandbox: &Sandbox, plan: &Plan) -> Result<Option<Image>, RpcError> {
     if plan.image == PAUSE_IMAGE {
         return Ok(None);
     }
     let begun = Instant::now();
-    let (id, reference) = (plan.id.clone(), plan.image.clone());
-    tracing::info!(container = id, image = reference, "pulling");
-    let progress = move |progress| tracing::debug!(container = id, "{progress:?}");
-    let image = sandbox.puller(store)?.pull(&reference, progress).await.map_err(|e| {
-        let pulling = format!("failed to pull image {reference:?} in the guest");
-        RpcError::internal(pulling, store.explain(&e))
-    })?;
+    tracing::info!(container = plan.id, image = plan.image, "pulling");
+    let image = sandbox.images.pull(&plan.id, &plan.image).await?;
     sandbox.report.record(&plan.id, "pull", begun.elapsed());
-    tracing::info!(container = plan.id, image = reference, digest = %image.manifest_digest, "pulled");
+    let digest = &image.manifest_digest;
+    tracing::info!(container = plan.id, image = plan.image, %digest, "pulled");
     Ok(Some(image))
 }
 

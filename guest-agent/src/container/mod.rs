@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use nacre_image_pull::Image;
 use nacre_protocol::agent::CgroupStats;
 use nacre_protocol::oci as proto;
 use oci_spec::runtime::LinuxSeccomp;
@@ -50,6 +51,8 @@ pub(crate) struct Container {
     devices: DevicePolicy,
     /// Commands that are executed come with the variables as the host knows them.
     unsealed: UnsealedEnv,
+    /// The layers of its root stay as long as it does.
+    _image: Option<Image>,
     reaper: Arc<Reaper>,
     execs: Mutex<Execs>,
     exec_number: AtomicU64,

@@ -7,14 +7,14 @@ use nacre_protocol::agent::{
     GetDiagnosticDataRequest, GetDiagnosticDataResponse, GetMetricsRequest, Metrics,
 };
 use nacre_protocol::channel::RECORDED_REQUESTS;
-use nacre_protocol::start_report;
+use nacre_protocol::{pull_progress, start_report};
 
 use super::Allowed;
 
 use crate::error::RpcError;
 use crate::sandbox::Sandbox;
 
-/// The start report, or recorded requests.
+/// The start report, the progress of pulls, or recorded requests.
 pub(crate) fn get(
     sandbox: &Sandbox,
     gate: &Gate,
@@ -22,10 +22,11 @@ pub(crate) fn get(
 ) -> Result<GetDiagnosticDataResponse, RpcError> {
     let data = match request.get().log_type.as_str() {
         start_report::LOG_TYPE => sandbox.report.to_text(),
+        pull_progress::LOG_TYPE => sandbox.images.progress_text(),
         RECORDED_REQUESTS => gate.take_records(),
         other => {
-            let known = start_report::LOG_TYPE;
-            let why = format!("{other:?} is not known: use {known:?} or {RECORDED_REQUESTS:?}");
+            let known = [start_report::LOG_TYPE, pull_progress::LOG_TYPE, RECORDED_REQUESTS];
+            let why = format!("{other:?} is not known: use one of {known:?}");
             return Err(RpcError::invalid("log_type", why));
         }
     };
