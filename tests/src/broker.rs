@@ -34,6 +34,14 @@ impl World {
         })
     }
 
+    /// Pods that start afterwards have the emulated secure processor, and a broker expects them.
+    pub async fn start_broker_for_guests(&self) -> anyhow::Result<Broker<'_>> {
+        self.danger_emulate_tee()?;
+        let broker = self.start_broker().await?;
+        broker.expect_these_guests("these-guests")?;
+        Ok(broker)
+    }
+
     /// Starts a broker that accepts this installation's emulated processors, over https.
     pub async fn start_broker(&self) -> anyhow::Result<Broker<'_>> {
         let root = self.products().emulated_root().display().to_string();
@@ -71,6 +79,12 @@ impl Broker<'_> {
     /// Pods declared from now on find this resource as a file at `path`.
     pub fn give_as_file(&self, path: &str, uri: &str) -> anyhow::Result<()> {
         self.write_initdata(&["--secret-file", &format!("{path}={uri}")])
+    }
+
+    /// Pods declared from now on begin with more: words for `nacre initdata create`.
+    pub fn add_to_initdata(&self, more: &[&str]) -> anyhow::Result<()> {
+        let words = ["initdata", "create", "--from", BASE, "-o", BASE];
+        self.world.nacre(&[&words[..], more].concat()).map(drop)
     }
 
     fn write_initdata(&self, more: &[&str]) -> anyhow::Result<()> {
@@ -116,8 +130,13 @@ impl Broker<'_> {
     pub fn set_secret(&self, uri: &str, content: &str) -> anyhow::Result<()> {
         const FILE: &str = "/run/world/secret";
         fs::write(self.world.path(FILE), content)?;
-        self.admin(&["secret", "set", uri, "--from", FILE])?;
+        self.set_secret_from(uri, FILE)?;
         Ok(fs::remove_file(self.world.path(FILE))?)
+    }
+
+    /// Stores what is in a file (a path inside).
+    pub fn set_secret_from(&self, uri: &str, file: &str) -> anyhow::Result<()> {
+        self.admin(&["secret", "set", uri, "--from", file]).map(drop)
     }
 
     /// Registers what a guest with the shim's present configuration measures.

@@ -59,6 +59,18 @@ impl<'w> Registry<'w> {
         fs::remove_file(self.blob(digest)?).context("failed to remove the blob")
     }
 
+    /// Takes a stored blob away; returns its content.
+    pub fn take(&self, digest: &str) -> anyhow::Result<Vec<u8>> {
+        let content = fs::read(self.blob(digest)?)?;
+        self.lose(digest)?;
+        Ok(content)
+    }
+
+    /// Puts back what [`Registry::take`] took.
+    pub fn give_back(&self, digest: &str, content: &[u8]) -> anyhow::Result<()> {
+        Ok(fs::write(self.blob(digest)?, content)?)
+    }
+
     /// Whether the registry answers.
     pub(crate) fn ready(&self) -> bool {
         self.request("GET", "/v2/", "", &[]).is_ok_and(|answer| answer.status == 200)

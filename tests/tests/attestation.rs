@@ -14,9 +14,7 @@ const ASK: &str = "wget -q -O- http://127.0.0.1:8006/cdh/resource/default/web/pa
 
 /// A world with emulated processors, and a broker that expects the guests of its shim and holds the secret.
 async fn prepared(world: &World) -> Broker<'_> {
-    world.danger_emulate_tee().unwrap();
-    let broker = world.start_broker().await.unwrap();
-    broker.expect_these_guests("this-image").unwrap();
+    let broker = world.start_broker_for_guests().await.unwrap();
     broker.set_secret(SECRET, CONTENT).unwrap();
     broker
 }
