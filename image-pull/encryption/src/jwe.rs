@@ -25,7 +25,7 @@ const COORDINATE_LIMIT: usize = 66;
 /// Longest wrapped key: RSA of 4096 bits.
 const WRAPPED_LIMIT: usize = 512;
 /// Longest name of a key, in bytes.
-const KEY_ID_LIMIT: usize = 1024;
+const KEY_ID_LIMIT: usize = 256;
 
 /// One message, read but not opened.
 pub(crate) struct Jwe {
