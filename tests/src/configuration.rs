@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::Context as _;
+use toml::{Table, Value};
 
 use crate::products::{ContainerdVersion, Products};
 use crate::registry;
@@ -29,7 +30,7 @@ pub(crate) fn write(world: &World) -> anyhow::Result<()> {
         ("/run/world/registry.yml", storage),
         (POD_NETWORK, pod_network()),
         (SHIM_CONFIG, shim_config(world.products())),
-        ("/run/world/containerd.toml", containerd_config(world)),
+        ("/run/world/containerd.toml", containerd_config(world)?),
     ] {
         let path = world.path(path);
         fs::create_dir_all(path.parent().context("a file is in a directory")?)?;
@@ -51,91 +52,69 @@ fn shim_config(products: &Products) -> String {
     )
 }
 
-fn containerd_config(world: &World) -> String {
-    let snapshotter = snapshotter(world.runtime);
-    let handler = world.runtime_handler();
-    let shim = world.products().shim();
+/// The configuration that is shipped for this release, and over it what only a world needs.
+fn containerd_config(world: &World) -> anyhow::Result<String> {
+    let shipped = match world.containerd {
+        ContainerdVersion::V1_6 => include_str!("../../deploy/containerd/1.6.toml"),
+        ContainerdVersion::V1_7 => include_str!("../../deploy/containerd/1.7.toml"),
+        ContainerdVersion::V2_1 => include_str!("../../deploy/containerd/2.1.toml"),
+    };
+    let shim = world.products().shim().display().to_string();
+    let shipped = shipped
+        .replace("/run/nacre/snapshotter.sock", "/run/world/snapshotter.sock")
+        .replace("/etc/nacre/config.toml", SHIM_CONFIG)
+        .replace("io.containerd.nacre.v2", &shim);
     let pause = format!("{}/pause:1", registry::ADDRESS);
-    let (version, own) = match world.containerd {
-        ContainerdVersion::V1_6 | ContainerdVersion::V1_7 => (
-            2,
-            format!(
-                r#"
+    let handler = world.runtime_handler();
+    let own = match world.containerd {
+        ContainerdVersion::V1_6 | ContainerdVersion::V1_7 => format!(
+            r#"
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause}"
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "{snapshotter}"
-    default_runtime_name = "{handler}"
-    disable_snapshot_annotations = false
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre]
-      runtime_type = {shim:?}
-      pod_annotations = ["io.katacontainers.*", "io.nacre.*"]
-      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre.options]
-        ConfigPath = "{SHIM_CONFIG}"
-    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
-    conf_dir = "/run/world/cni"
-  [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "/run/world/certs.d"
+sandbox_image = "{pause}"
+restrict_oom_score_adj = true
+containerd.default_runtime_name = "{handler}"
+containerd.runtimes.runc.runtime_type = "io.containerd.runc.v2"
+cni.bin_dir = "/usr/lib/cni"
+cni.conf_dir = "/run/world/cni"
+registry.config_path = "/run/world/certs.d"
 "#
-            ),
         ),
-        ContainerdVersion::V2_1 => (
-            3,
-            format!(
-                r#"
-[plugins.'io.containerd.cri.v1.images']
-  [plugins.'io.containerd.cri.v1.images'.pinned_images]
-    sandbox = "{pause}"
-  [plugins.'io.containerd.cri.v1.images'.registry]
-    config_path = "/run/world/certs.d"
-  [plugins.'io.containerd.cri.v1.images'.runtime_platforms.nacre]
-    platform = "linux/amd64"
-    snapshotter = "nacre"
-[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-  platform = "linux/amd64"
-  snapshotter = "nacre"
-[plugins.'io.containerd.cri.v1.runtime']
-  restrict_oom_score_adj = true
-  [plugins.'io.containerd.cri.v1.runtime'.containerd]
-    default_runtime_name = "{handler}"
-    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre]
-      runtime_type = {shim:?}
-      snapshotter = "nacre"
-      pod_annotations = ["io.katacontainers.*", "io.nacre.*"]
-      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre.options]
-        ConfigPath = "{SHIM_CONFIG}"
-    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-  [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dir = "/usr/lib/cni"
-    conf_dir = "/run/world/cni"
+        ContainerdVersion::V2_1 => format!(
+            r#"
+[plugins."io.containerd.cri.v1.images"]
+pinned_images.sandbox = "{pause}"
+registry.config_path = "/run/world/certs.d"
+[plugins."io.containerd.cri.v1.runtime"]
+restrict_oom_score_adj = true
+containerd.default_runtime_name = "{handler}"
+containerd.runtimes.runc.runtime_type = "io.containerd.runc.v2"
+cni.bin_dir = "/usr/lib/cni"
+cni.conf_dir = "/run/world/cni"
 "#
-            ),
         ),
     };
-    // containerd 2 leaves out a snapshotter that does not say what it is for.
-    let platform = if version == 3 { "  platform = \"linux/amd64\"\n" } else { "" };
-    format!(
-        r#"version = {version}
-root = "/run/world/containerd"
-state = "/run/containerd"
-[grpc]
-  address = "{SOCKET}"
-[proxy_plugins.nacre]
-  type = "snapshot"
-  address = "/run/world/snapshotter.sock"
-{platform}{own}"#
-    )
+    let mut config: Table = shipped.parse().context("the shipped configuration")?;
+    merge(&mut config, own.parse()?);
+    let files = format!(
+        "root = \"/run/world/containerd\"\nstate = \"/run/containerd\"\n[grpc]\naddress = {SOCKET:?}\n"
+    );
+    merge(&mut config, files.parse()?);
+    if world.runtime == Runtime::Runc {
+        // Nothing of Nacre's runs then, its snapshotter neither.
+        config.remove("proxy_plugins");
+        let general = r#"plugins."io.containerd.grpc.v1.cri".containerd.snapshotter = "overlayfs""#;
+        merge(&mut config, general.parse()?);
+    }
+    Ok(toml::to_string(&config)?)
 }
 
-fn snapshotter(runtime: Runtime) -> &'static str {
-    match runtime {
-        Runtime::Nacre => "nacre",
-        Runtime::Runc => "overlayfs",
+/// Adds what `over` has; of single values those of `over` count.
+fn merge(config: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (config.get_mut(&key), value) {
+            (Some(Value::Table(known)), Value::Table(more)) => merge(known, more),
+            (_, value) => drop(config.insert(key, value)),
+        }
     }
 }
 
