@@ -1,10 +1,15 @@
 //! Images as registries describe them, each asked for once.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
-use nacre_image_pull::{InspectConfig, Inspected, Inspector, Limits, Registries};
+use anyhow::Context as _;
+use nacre_image_pull::{Credentials, InspectConfig, Inspected, Inspector, Limits, Registries};
 use nacre_policy_author::generate::{ImageFacts, Images};
 use nacre_policy_author::settings::Registry;
+use zeroize::Zeroizing;
 
 /// Asks registries.
 pub(crate) struct RegistryImages {
@@ -18,6 +23,7 @@ impl RegistryImages {
     pub(crate) fn new(settings: &Registry) -> anyhow::Result<Self> {
         let inspector = Inspector::new(InspectConfig {
             registries: Registries {
+                credentials: credentials(settings.credentials_file.as_deref())?,
                 danger_plain_http: settings.danger_plain_http.clone(),
                 ca_file: settings.ca_file.clone(),
                 ..Registries::default()
@@ -27,6 +33,28 @@ impl RegistryImages {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { inspector, runtime, known: BTreeMap::new() })
     }
+}
+
+/// Largest file of credentials, in bytes.
+const CREDENTIALS_LIMIT: u64 = 1 << 20;
+
+/// Credentials in a file; if none is named, those of `docker login` (`$DOCKER_CONFIG`, else `~/.docker`),
+/// if there are any.
+pub(crate) fn credentials(named: Option<&Path>) -> anyhow::Result<Credentials> {
+    let usual = || {
+        let directory = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+        let directory = directory.or_else(|| Some(std::env::home_dir()?.join(".docker")))?;
+        Some(directory.join("config.json")).filter(|file| file.exists())
+    };
+    let Some(path) = named.map(Path::to_owned).or_else(usual) else {
+        return Ok(Credentials::default());
+    };
+    let shown = path.display().to_string();
+    let mut document = Zeroizing::new(Vec::new());
+    File::open(&path)
+        .and_then(|file| file.take(CREDENTIALS_LIMIT + 1).read_to_end(&mut document))
+        .with_context(|| format!("failed to read the credentials in {shown}"))?;
+    Credentials::parse_docker_config(&document).context(shown)
 }
 
 impl Images for RegistryImages {

@@ -72,6 +72,8 @@ pub struct Registry {
     pub danger_plain_http: Vec<String>,
     /// PEM file of the certificate authorities for https.
     pub ca_file: Option<PathBuf>,
+    /// Credentials for private images, as `docker login` keeps them.
+    pub credentials_file: Option<PathBuf>,
 }
 
 /// What the cluster does.
@@ -208,8 +210,12 @@ impl Settings {
         replace(&mut self.guest_api.aael, layer.guest_api.aael);
         replace(&mut self.logs, layer.logs);
         replace(&mut self.registry.danger_plain_http, layer.registry.danger_plain_http);
+        let some = |file: PathBuf| Some(file).filter(|file| !file.as_os_str().is_empty());
         if let Some(ca_file) = layer.registry.ca_file {
-            self.registry.ca_file = Some(ca_file).filter(|file| !file.as_os_str().is_empty());
+            self.registry.ca_file = some(ca_file);
+        }
+        if let Some(credentials_file) = layer.registry.credentials_file {
+            self.registry.credentials_file = some(credentials_file);
         }
         if let Some(service_env) = layer.kubernetes.service_env {
             self.kubernetes.service_env = match service_env {
@@ -380,6 +386,7 @@ struct GuestApiLayer {
 struct RegistryLayer {
     danger_plain_http: Option<Vec<String>>,
     ca_file: Option<PathBuf>,
+    credentials_file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]
