@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use nacre_image_pull::{
-    Image, Limits, Mirror, NodeCache, Progress, Proxy, PullConfig, Puller, Registries, Resources,
-    Settings, SettingsError, Source,
+    Credentials, Image, Limits, Login, Mirror, NodeCache, Progress, Proxy, PullConfig, Puller,
+    Registries, Resources, Settings, SettingsError, Source,
 };
 use nacre_image_security::ImagePolicy;
 use nacre_protocol::initdata::Initdata;
@@ -98,8 +98,10 @@ impl Images {
         let certificates = PathBuf::from(CERTIFICATES);
         let store = self.storage.ready().await?;
         let mut config = PullConfig::new(store.layers());
+        let (credentials, credential_uris) = self.login().await?;
         config.registries = Registries {
-            credential_uris: settings.credentials.iter().map(ToString::to_string).collect(),
+            credentials,
+            credential_uris,
             mirrors: mirrors(settings),
             danger_plain_http: [&self.plain_http[..], &settings.danger_plain_http].concat(),
             ca_file: certificates.exists().then_some(certificates),
@@ -117,6 +119,21 @@ impl Images {
         config.layer_keys = settings.layer_keys.iter().map(ToString::to_string).collect();
         config.share = settings.node_cache == NodeCache::Share;
         Ok(config)
+    }
+
+    /// Credentials, and the names of those that are fetched when a registry asks for some.
+    async fn login(&self) -> Result<(Credentials, Vec<String>), RpcError> {
+        match &self.settings.credentials {
+            None => Ok((Credentials::default(), Vec::new())),
+            Some(Login::Resource(uri)) => Ok((Credentials::default(), vec![uri.to_string()])),
+            Some(Login::Sealed(text)) => {
+                let doing = "failed to unseal the credentials of registries";
+                let opened = self.secrets.unseal(text).await;
+                let opened = opened.map_err(|error| RpcError::internal(doing, error))?;
+                let credentials = Credentials::parse_docker_config(&opened);
+                Ok((credentials.map_err(|error| RpcError::internal(doing, error))?, Vec::new()))
+            }
+        }
     }
 
     async fn policy(&self) -> Result<ImagePolicy, RpcError> {

@@ -5,7 +5,8 @@
 //! # Which images may run: another file of this initdata, or a resource of the key broker. Without this
 //! # key the file image-policy.toml or image-policy.json of the initdata is the policy, if there is one.
 //! policy = "kbs:///default/image/policy"
-//! # Credentials of registries, as `docker login` keeps them (config.json).
+//! # Credentials of registries, as `docker login` keeps them (config.json): a resource of the key broker, or
+//! # a sealed secret (`nacre seal`), which only the owner's guests can open.
 //! credentials = "kbs:///default/image/credentials"
 //! # Private keys of layers that were encrypted to public keys.
 //! layer_keys = ["kbs:///default/image/layer-key"]
@@ -41,6 +42,8 @@ pub const IMAGE_POLICIES: [&str; 2] = ["image-policy.toml", "image-policy.json"]
 /// Name of the file of other guests.
 const CDH_TOML: &str = "cdh.toml";
 
+/// How a sealed secret begins.
+const SEALED: &str = "sealed.";
 /// Most entries of a list.
 const MOST_ENTRIES: usize = 64;
 /// Longest text of an entry, in bytes; certificates may have more.
@@ -96,6 +99,15 @@ pub enum Source {
     Resource(ResourceUri),
 }
 
+/// Where credentials are. Never as they are: whoever runs the host reads the initdata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Login {
+    /// The key broker has them.
+    Resource(ResourceUri),
+    /// A sealed secret.
+    Sealed(String),
+}
+
 /// What may pass between the guest and the node's cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -115,7 +127,7 @@ pub struct Settings {
     /// The image security policy.
     pub policy: Option<Source>,
     /// Credentials of registries, in the form of docker's `config.json`.
-    pub credentials: Option<ResourceUri>,
+    pub credentials: Option<Login>,
     /// Private keys of encrypted layers.
     pub layer_keys: Vec<ResourceUri>,
     /// Use of the node's cache.
@@ -225,7 +237,7 @@ impl ImageToml {
         let layer_keys = self.layer_keys.iter().map(|key| uri("layer_keys", key));
         let settings = Settings {
             policy: policy.transpose()?,
-            credentials: self.credentials.map(|text| uri("credentials", &text)).transpose()?,
+            credentials: self.credentials.map(login).transpose()?,
             layer_keys: layer_keys.collect::<Result<_, _>>()?,
             node_cache: self.node_cache,
             timeout,
@@ -272,7 +284,10 @@ impl CdhImage {
         let no_proxy = no_proxy.split(',').map(str::trim).filter(|host| !host.is_empty());
         let settings = Settings {
             policy,
-            credentials: credentials.map(|uri| resource(key, &uri)).transpose()?,
+            credentials: credentials
+                .map(|uri| resource(key, &uri))
+                .transpose()?
+                .map(Login::Resource),
             no_proxy: no_proxy.map(str::to_owned).collect(),
             proxy: proxy.and_then(|proxy| proxy.https_proxy.or(proxy.http_proxy)),
             ca: self.extra_root_certificates,
@@ -328,6 +343,13 @@ fn parse<T: for<'de> Deserialize<'de>>(file: &'static str, text: &str) -> Result
     })
 }
 
+fn login(text: String) -> Result<Login, SettingsError> {
+    if text.starts_with(SEALED) {
+        return Ok(Login::Sealed(text));
+    }
+    uri("credentials", &text).map(Login::Resource)
+}
+
 fn uri(key: &str, text: &str) -> Result<ResourceUri, SettingsError> {
     text.parse().map_err(|error: nacre_protocol::kbs::UriError| value(key, error.to_string()))
 }
@@ -369,6 +391,8 @@ mod tests {
         assert_eq!(read(&[("image-policy.json", "J")]).unwrap().policy, text("J"));
         let files = [(IMAGE_TOML, "policy = \"mine\""), ("mine", "M"), ("image-policy.json", "J")];
         assert_eq!(read(&files).unwrap().policy, text("M"));
+        let sealed = read(&[(IMAGE_TOML, "credentials = \"sealed.a.b.c\"")]).unwrap().credentials;
+        assert_eq!(sealed, Some(Login::Sealed("sealed.a.b.c".into())));
         let two = [("image-policy.json", "J"), ("image-policy.toml", "T")];
         assert!(read(&two).unwrap_err().contains("which one counts"));
     }
@@ -387,7 +411,8 @@ mod tests {
         let settings = read(&[("cdh.toml", cdh)]).unwrap();
         let policy = "kbs:///default/security-policy/test".parse().unwrap();
         assert_eq!(settings.policy, Some(Source::Resource(policy)));
-        assert_eq!(settings.credentials, Some("kbs:///default/credential/test".parse().unwrap()));
+        let login = Login::Resource("kbs:///default/credential/test".parse().unwrap());
+        assert_eq!(settings.credentials, Some(login));
         assert_eq!(settings.proxy.as_deref(), Some("http://p:1"));
         assert_eq!(
             (settings.no_proxy, settings.ca),

@@ -53,9 +53,10 @@ pub(crate) struct Arguments {
     /// kbs:///repository/type/name of one.
     #[arg(long, value_name = "FILE|URI")]
     image_policy: Option<String>,
-    /// The kbs:///repository/type/name of credentials for registries, in the form of docker's config.json.
-    #[arg(long, value_name = "URI")]
-    registry_credentials: Option<ResourceUri>,
+    /// The kbs:///repository/type/name of credentials for registries, in the form of docker's config.json, or
+    /// a sealed secret with them (`nacre seal`).
+    #[arg(long, value_name = "URI|SEALED")]
+    registry_credentials: Option<String>,
     /// Certificates (PEM) of registries that no public CA has signed.
     #[arg(long, value_name = "FILE")]
     registry_ca: Option<PathBuf>,

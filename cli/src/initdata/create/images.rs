@@ -29,8 +29,8 @@ pub(super) fn add(
         settings.insert(key.to_owned(), value);
         said = true;
     };
-    if let Some(uri) = &arguments.registry_credentials {
-        say("credentials", uri.to_string().into());
+    if let Some(login) = &arguments.registry_credentials {
+        say("credentials", login.clone().into());
     }
     if let Some(path) = &arguments.registry_ca {
         say("ca", read_text(path)?.into());
