@@ -32,6 +32,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nacre_protocol::kbs::ResourceUri;
+use nacre_protocol::sealed;
 use serde::Deserialize;
 use toml::Value;
 
@@ -42,8 +43,6 @@ pub const IMAGE_POLICIES: [&str; 2] = ["image-policy.toml", "image-policy.json"]
 /// Name of the file of other guests.
 const CDH_TOML: &str = "cdh.toml";
 
-/// How a sealed secret begins.
-const SEALED: &str = "sealed.";
 /// Most entries of a list.
 const MOST_ENTRIES: usize = 64;
 /// Longest text of an entry, in bytes; certificates may have more.
@@ -344,7 +343,7 @@ fn parse<T: for<'de> Deserialize<'de>>(file: &'static str, text: &str) -> Result
 }
 
 fn login(text: String) -> Result<Login, SettingsError> {
-    if text.starts_with(SEALED) {
+    if text.starts_with(sealed::PREFIX) {
         return Ok(Login::Sealed(text));
     }
     uri("credentials", &text).map(Login::Resource)
