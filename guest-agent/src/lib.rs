@@ -54,6 +54,7 @@ mod cgroup;
 mod container;
 mod copy_file;
 mod device_policy;
+mod disk;
 mod error;
 mod images;
 mod initdata;
@@ -145,7 +146,7 @@ async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
     let bound = tee::bind(&modules, &boot.parameters).await?;
     let (initdata, gate) = (bound.initdata.as_deref(), Arc::clone(&bound.gate));
     let secrets = Arc::new(Secrets::new(initdata, bound.tee.clone(), gate)?);
-    let storage = GuestStorage::default();
+    let storage = GuestStorage::new(Arc::clone(&modules));
     let plain_http = boot.parameters.plain_http;
     let images = Images::new(initdata, plain_http, Arc::clone(&secrets), storage.clone())?;
     let images = Arc::new(images);

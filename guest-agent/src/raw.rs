@@ -13,6 +13,12 @@ const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 
+/// `struct dm_ioctl` (linux/dm-ioctl.h): its length, and where in it the length of the request is.
+const DM_HEADER: usize = 312;
+const DM_DATA_SIZE: usize = 12;
+/// `_IOWR(DM_IOCTL, 0, struct dm_ioctl)`; the command is in the lowest byte.
+const DM_IOCTL: u32 = 0xc138_fd00;
+
 /// One eBPF instruction (`struct bpf_insn`).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +131,24 @@ pub(crate) fn attach_device_program(
         )
     };
     check(result).map(|_| ())
+}
+
+/// One request to the device mapper: a `struct dm_ioctl` with what follows it. The answer replaces it.
+pub(crate) fn device_mapper(
+    control: BorrowedFd<'_>,
+    command: u8,
+    request: &mut [u8],
+) -> io::Result<()> {
+    let size = u32::try_from(request.len()).map_err(io::Error::other)?;
+    if request.len() < DM_HEADER {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    request[DM_DATA_SIZE..DM_DATA_SIZE + 4].copy_from_slice(&size.to_ne_bytes());
+    let number = libc::c_ulong::from(DM_IOCTL | u32::from(command));
+    // SAFETY: the kernel reads and writes at most the request's length, which was just written into its
+    // header, and that many bytes are there and ours. No pointers are in it.
+    let result = unsafe { libc::ioctl(control.as_raw_fd(), number, request.as_mut_ptr()) };
+    check(result.into()).map(|_| ())
 }
 
 /// The descriptor's number; it is the caller's to keep open.

@@ -11,6 +11,9 @@ pub const PROCESSOR_PORT_NAME: &str = "org.nacre.processor.0";
 /// one. What travels on it is [`crate::blob_cache`].
 pub const CACHE_PORT_NAME: &str = "org.nacre.cache.0";
 
+/// Serial number of the disk that the guest may use, encrypted, for images and writable layers.
+pub const SCRATCH_DISK_SERIAL: &str = "nacre-scratch";
+
 /// vsock port of the agent API.
 pub const VSOCK_PORT: u32 = 1024;
 

@@ -1,8 +1,13 @@
 //! Where image layers and the containers' writable layers live: a file system of their own, beside the
 //! agent's. A full one is an error of whoever writes to it, never the end of the agent.
 //!
-//! It lives in the VM's memory, which the TEE protects.
+//! It lives in the VM's memory, which the TEE protects; where the host gives a scratch disk, on that one,
+//! encrypted under a key of this guest's own. A disk that was given and cannot be used ends in an error:
+//! the pod was sized for it.
 
+mod device_mapper;
+mod encrypted;
+mod ext4;
 mod memory;
 
 use std::fmt;
@@ -10,8 +15,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
+use nacre_protocol::channel::SCRATCH_DISK_SERIAL;
+
+use crate::disk::{self, DiskError};
 use crate::error::RpcError;
+use crate::modules::{ModuleError, Modules};
 
 /// Where the file system is mounted.
 const ROOT: &str = "/run/nacre/image";
@@ -29,6 +39,8 @@ pub(crate) struct ImageStore {
 pub(crate) enum Kind {
     /// A tmpfs.
     Memory,
+    /// A disk of the host's, encrypted and checked.
+    EncryptedDisk,
 }
 
 /// Why there is no place for images.
@@ -42,6 +54,26 @@ pub(crate) enum StorageError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// It is not known which disk to use.
+    #[error("scratch disk: {0}")]
+    Disk(#[from] DiskError),
+    /// The guest image lacks a driver, or the kernel refuses it.
+    #[error("scratch disk: {0}")]
+    Module(#[from] ModuleError),
+    /// Nothing would fit.
+    #[error("the scratch disk has {size} bytes; give it at least {least}")]
+    TooSmall {
+        /// Its size, in bytes.
+        size: u64,
+        /// The bound, in bytes.
+        least: u64,
+    },
+    /// What dm-integrity says of the disk cannot be.
+    #[error("the scratch disk cannot hold what its state {status:?} tells")]
+    Layout {
+        /// The target's state.
+        status: String,
+    },
 }
 
 impl StorageError {
@@ -52,19 +84,28 @@ impl StorageError {
 }
 
 /// The guest's storage: mounted once, when something first needs it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct GuestStorage {
+    modules: Arc<Modules>,
     prepared: Arc<OnceLock<Result<ImageStore, StorageError>>>,
 }
 
 impl GuestStorage {
+    /// Nothing is done yet.
+    pub(crate) fn new(modules: Arc<Modules>) -> Self {
+        Self { modules, prepared: Arc::default() }
+    }
+
     /// The store; made by the first caller, while others wait. If that failed, it stays failed: there is no
     /// second choice of a place.
     pub(crate) async fn ready(&self) -> Result<ImageStore, RpcError> {
-        let prepared = Arc::clone(&self.prepared);
-        let make = move || match prepared.get_or_init(|| prepare(Path::new(ROOT))) {
-            Ok(store) => Ok(store.clone()),
-            Err(error) => Err(error.to_string()),
+        let this = self.clone();
+        let make = move || {
+            let prepared = this.prepared.get_or_init(|| {
+                prepare(&this.modules, Path::new(ROOT))
+                    .inspect_err(|error| tracing::error!("{error}"))
+            });
+            prepared.as_ref().cloned().map_err(ToString::to_string)
         };
         let made = tokio::task::spawn_blocking(make).await.map_err(|e| e.to_string());
         made.flatten().map_err(|error| {
@@ -74,16 +115,21 @@ impl GuestStorage {
 }
 
 /// Mounts what there is on `root`.
-fn prepare(root: &Path) -> Result<ImageStore, StorageError> {
+fn prepare(modules: &Modules, root: &Path) -> Result<ImageStore, StorageError> {
     fs::create_dir_all(root)
         .map_err(StorageError::step(format!("make the directory {}", root.display())))?;
-    let capacity_bytes = memory::mount(root)?;
-    let store = ImageStore { root: root.to_owned(), capacity_bytes, kind: Kind::Memory };
+    let begun = Instant::now();
+    let (kind, capacity_bytes) = match disk::find(modules, SCRATCH_DISK_SERIAL)? {
+        Some(disk) => (Kind::EncryptedDisk, encrypted::mount(modules, &disk, root)?),
+        None => (Kind::Memory, memory::mount(root)?),
+    };
+    let store = ImageStore { root: root.to_owned(), capacity_bytes, kind };
     for directory in [store.layers(), store.scratches()] {
         fs::create_dir(&directory)
             .map_err(StorageError::step(format!("make the directory {}", directory.display())))?;
     }
-    tracing::info!("images and writable layers: {store}");
+    let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    tracing::info!(milliseconds, kind = ?store.kind, mebibytes = capacity_bytes >> 20, "storage");
     Ok(store)
 }
 
@@ -128,6 +174,10 @@ impl fmt::Display for ImageStore {
                 "{mebibytes} MiB in the VM's memory, half of it; give the pod more memory \
                  (annotation io.nacre.vm.memory_mib) or a scratch disk \
                  (io.nacre.vm.scratch_disk_mib)"
+            ),
+            Kind::EncryptedDisk => write!(
+                f,
+                "{mebibytes} MiB on the pod's scratch disk; give the pod a larger one                  (annotation io.nacre.vm.scratch_disk_mib)"
             ),
         }
     }

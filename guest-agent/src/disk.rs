@@ -1,0 +1,111 @@
+//! Finds the disks that the host gives to this guest, by their serial numbers.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::modules::{ModuleError, Modules};
+
+/// PCI identifiers of a virtio disk: transitional and modern (virtio 1.2, 4.1.2 and 5.2).
+const DISK_PCI_IDS: [&str; 2] = ["0x1001", "0x1042"];
+const VIRTIO_PCI_VENDOR: &str = "0x1af4";
+
+/// Why it is not known whether there is such a disk, or which.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiskError {
+    /// The driver could not be loaded.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    /// The kernel's list of disks cannot be read.
+    #[error("failed to read {path}: {source}")]
+    Read {
+        /// The directory.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Two disks say that they are it.
+    #[error("more than one disk has the serial number {serial}")]
+    Ambiguous {
+        /// The number.
+        serial: &'static str,
+    },
+}
+
+/// The device of the only disk with that serial number. A VM without disks does not even load the driver.
+pub(crate) fn find(modules: &Modules, serial: &'static str) -> Result<Option<PathBuf>, DiskError> {
+    if !has_disk(Path::new("/sys/bus/pci/devices")) {
+        return Ok(None);
+    }
+    modules.ensure("virtio_blk")?;
+    let name = by_serial(Path::new("/sys/block"), serial)?;
+    Ok(name.map(|name| Path::new("/dev").join(name)))
+}
+
+fn has_disk(pci: &Path) -> bool {
+    let Ok(devices) = fs::read_dir(pci) else { return false };
+    devices.flatten().any(|device| {
+        let is = |file: &str, values: &[&str]| {
+            let text = fs::read_to_string(device.path().join(file)).unwrap_or_default();
+            values.contains(&text.trim())
+        };
+        is("vendor", &[VIRTIO_PCI_VENDOR]) && is("device", &DISK_PCI_IDS)
+    })
+}
+
+/// Name of the only disk with that serial number.
+fn by_serial(block: &Path, wanted: &'static str) -> Result<Option<PathBuf>, DiskError> {
+    let failed = |source| DiskError::Read { path: block.to_owned(), source };
+    let mut found = None;
+    for entry in fs::read_dir(block).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        // Other kinds of disks have no such file.
+        let serial = fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
+        if serial.trim_end_matches('\n') == wanted
+            && found.replace(PathBuf::from(entry.file_name())).is_some()
+        {
+            return Err(DiskError::Ambiguous { serial: wanted });
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERIAL: &str = "nacre-initdata";
+
+    fn write(root: &Path, files: &[(&str, &str)]) {
+        for (path, text) in files {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_disk_is_known_by_its_pci_identifiers() {
+        let pci = tempfile::tempdir().unwrap();
+        assert!(!has_disk(&pci.path().join("absent")));
+        let (net, other) = ([("0/vendor", "0x1af4\n"), ("0/device", "0x1041\n")], "0x8086\n");
+        write(pci.path(), &net);
+        write(pci.path(), &[("1/vendor", other), ("1/device", "0x1042\n")]);
+        assert!(!has_disk(pci.path()));
+        write(pci.path(), &[("2/vendor", "0x1af4\n"), ("2/device", "0x1042\n")]);
+        assert!(has_disk(pci.path()));
+    }
+
+    #[test]
+    fn the_disk_is_the_only_one_with_its_serial() {
+        let block = tempfile::tempdir().unwrap();
+        write(block.path(), &[("vda/serial", "data"), ("vdb/serial", "nacre-initdata-2")]);
+        write(block.path(), &[("loop0/size", "0")]);
+        assert_eq!(by_serial(block.path(), SERIAL).unwrap(), None);
+        write(block.path(), &[("vdc/serial", SERIAL)]);
+        assert_eq!(by_serial(block.path(), SERIAL).unwrap(), Some("vdc".into()));
+        write(block.path(), &[("vdd/serial", SERIAL)]);
+        let error = by_serial(block.path(), SERIAL).unwrap_err().to_string();
+        assert_eq!(error, "more than one disk has the serial number nacre-initdata");
+    }
+}
