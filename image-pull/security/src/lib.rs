@@ -13,10 +13,24 @@
 
 #![forbid(unsafe_code)]
 
+mod bundle;
+mod cosign;
+mod decision;
+mod envelope;
+mod glob;
+mod identity;
+mod json;
+mod key;
+mod miss;
 mod policy;
 mod printable;
+mod reference;
+mod search;
+pub mod sign;
 mod sources;
 mod subject;
+mod transparency;
+mod verifier;
 
 pub use policy::{ImagePolicy, PolicyError};
 pub use sources::Sources;

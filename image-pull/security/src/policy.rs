@@ -1,13 +1,22 @@
 //! Image policies: which images must meet what.
 
-use nacre_trust::Digest;
-use serde::Deserialize;
-use std::collections::BTreeMap;
+mod containers;
+mod material;
+mod native;
+mod requirement;
 
-use crate::{Admitted, Refused, Sources, Subject};
+use crate::decision::decide;
+use crate::{Admitted, Refused, Sources, Subject, json};
+
+pub(crate) use material::Material;
+pub(crate) use requirement::{Requirement, Rule, Signer};
 
 /// Largest policy, in bytes.
 const POLICY_LIMIT: usize = 1024 * 1024;
+/// Rules of one policy.
+const SCOPES_LIMIT: usize = 1000;
+/// Requirements of one rule, and keys of one requirement.
+const REQUIREMENTS_LIMIT: usize = 32;
 
 /// Why a policy cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,35 +27,40 @@ pub enum PolicyError {
     /// Neither a containers `policy.json` nor the native form.
     #[error("image policy: {0}")]
     Form(String),
+    /// More than is looked at.
+    #[error("image policy: more than {1} {0}")]
+    TooMany(&'static str, usize),
+    /// One rule is not understood, and so the whole policy is not.
+    #[error("image policy: {rule}: {problem}")]
+    Rule {
+        /// Which.
+        rule: String,
+        /// What is wrong with it.
+        problem: String,
+    },
 }
 
-/// Which images may run.
+/// Which images may run: what [`ImagePolicy::parse`] read.
 #[derive(Debug)]
 pub struct ImagePolicy(Rules);
 
 #[derive(Debug)]
 enum Rules {
     Absent,
-    Containers(Document),
+    Containers(containers::Containers),
+    Native(native::Native),
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Document {
-    default: Vec<Requirement>,
-    #[serde(default)]
-    transports: BTreeMap<String, BTreeMap<String, Vec<Requirement>>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", deny_unknown_fields, rename_all = "camelCase")]
-enum Requirement {
-    InsecureAcceptAnything {},
-    Reject {},
+/// The rule for an image, and where the policy says its simple signatures are.
+#[derive(Clone, Copy)]
+pub(crate) struct Selected<'a> {
+    pub(crate) rule: &'a Rule,
+    pub(crate) lookaside: Option<&'a str>,
 }
 
 impl ImagePolicy {
-    /// Reads a policy: JSON is a containers `policy.json`, anything else the native form.
+    /// Reads a policy: JSON (it begins with `{`) is a containers `policy.json`, anything else the
+    /// native form.
     ///
     /// # Errors
     /// [`PolicyError`] for everything that is not understood: a policy is used whole or not at all.
@@ -54,9 +68,11 @@ impl ImagePolicy {
         if document.len() > POLICY_LIMIT {
             return Err(PolicyError::TooLarge(POLICY_LIMIT));
         }
-        let document = serde_json::from_slice(document)
-            .map_err(|error| PolicyError::Form(error.to_string()))?;
-        Ok(Self(Rules::Containers(document)))
+        if document.trim_ascii_start().first() == Some(&b'{') {
+            let value = json::value(document, POLICY_LIMIT).map_err(PolicyError::Form)?;
+            return containers::Containers::parse(value).map(Rules::Containers).map(Self);
+        }
+        native::Native::parse(document).map(Rules::Native).map(Self)
     }
 
     /// No policy is configured: every image is admitted, and the log says so.
@@ -65,48 +81,38 @@ impl ImagePolicy {
         Self(Rules::Absent)
     }
 
-    /// Decides about one image.
+    /// Decides about one image. Makes requests only if the image's rule demands signatures.
     ///
     /// # Errors
     /// [`Refused`], with what would have to change.
     pub async fn admit(
         &self,
         subject: &Subject,
-        _sources: &dyn Sources,
+        sources: &dyn Sources,
     ) -> Result<Admitted, Refused> {
-        let Some(manifest) = subject.manifests.last() else {
-            return Err(Refused::new(
-                subject,
-                "every policy",
-                "it has no manifest",
-                "pull it again",
-            ));
-        };
-        let document = match &self.0 {
+        if subject.digest.is_some_and(|digest| !subject.manifests.contains(&digest)) {
+            let advice = "pull it again";
+            return Err(Refused::new(subject, "every policy", "it resolved to another", advice));
+        }
+        let selected = match &self.0 {
             Rules::Absent => {
                 tracing::warn!(image = %subject, "admitted unchecked: no image policy");
-                return Ok(admitted(subject, manifest, "no image policy is configured"));
+                return Admitted::new(subject, "no image policy is configured");
             }
-            Rules::Containers(document) => document,
+            Rules::Containers(policy) => policy.select(subject),
+            Rules::Native(policy) => policy.select(subject),
         };
-        let scopes = document.transports.get("docker");
-        let requirements = scopes
-            .and_then(|scopes| scopes.get(&subject.repository()).or_else(|| scopes.get("")))
-            .unwrap_or(&document.default);
-        if requirements.is_empty()
-            || requirements.iter().any(|one| matches!(one, Requirement::Reject {}))
-        {
-            return Err(Refused::new(
-                subject,
-                "the default rule",
-                "it rejects",
-                "give the image a rule in the image policy",
-            ));
-        }
-        Ok(admitted(subject, manifest, "the policy accepts anything here"))
+        let reason = decide(selected, subject, sources).await?;
+        Admitted::new(subject, &format!("{}: {reason}", selected.rule.name))
     }
 }
 
-fn admitted(subject: &Subject, manifest: &Digest, reason: &str) -> Admitted {
-    Admitted::new(subject.manifests.clone(), *manifest, reason.to_owned())
+/// A signature store.
+fn check_url(url: &str) -> Result<(), String> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let printable = url.bytes().all(|b| b.is_ascii_graphic());
+    if printable && url.len() <= 1024 && rest.is_some_and(|rest| !rest.is_empty()) {
+        return Ok(());
+    }
+    Err(format!("lookaside: {url:?} is not an http:// or https:// URL"))
 }

@@ -46,8 +46,17 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    pub(crate) fn new(manifests: Vec<Digest>, manifest: Digest, reason: String) -> Self {
-        Self { manifests, manifest, reason }
+    /// For what the subject resolved to; nothing resolved admits nothing.
+    pub(crate) fn new(subject: &Subject, reason: &str) -> Result<Self, Refused> {
+        let Some(manifest) = subject.manifests.last() else {
+            let advice = "pull it again";
+            return Err(Refused::new(subject, "every policy", "it has no manifest", advice));
+        };
+        Ok(Self {
+            manifests: subject.manifests.clone(),
+            manifest: *manifest,
+            reason: reason.to_owned(),
+        })
     }
 
     /// The manifest that may be run: the last of [`Subject::manifests`].

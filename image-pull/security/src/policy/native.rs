@@ -1,0 +1,353 @@
+//! The native form, to be read in one minute:
+//!
+//! ```toml
+//! default = "reject"                    # or "accept"; for images that no rule matches
+//!
+//! [[image]]                             # the first rule that matches decides
+//! match = "registry.example/team/**"    # host/path[:tag]; * stops at '/', ** does not
+//! require = [                           # all of these
+//!   { cosign-key = "kbs:///default/keys/team" },
+//!   { any = [                           # one of these
+//!     { cosign-key = "kbs:///default/keys/reviewer" },
+//!     { digests = ["sha256:..."] },     # the image is one of these
+//!   ] },
+//! ]
+//! identity = "repository"               # or "exact" or "any", see below
+//!
+//! [[image]]
+//! match = "docker.io/library/*"
+//! accept = "pinned"                     # no signature, but a reference with @sha256:...
+//!
+//! [[image]]
+//! match = "registry.example/scratch/**"
+//! accept = "any"
+//!
+//! [[image]]
+//! match = "**"
+//! reject = true
+//! ```
+//!
+//! A key is a `kbs:///repository/type/tag` or a PEM text. Names are complete: `docker.io/library/busybox`.
+//! A `match` without a tag is for every tag and digest; one with a tag is for references by that tag.
+//!
+//! `identity`: what a signature must name. `repository` (the default): this repository, with any tag.
+//! `exact`: this very `repository:tag` (for references by digest: this repository). `any`: names are
+//! not looked at, so whoever can change the registry may put any image that these keys ever signed in
+//! the place of any other. Signatures of cosign 3 name no image; only `any` admits them.
+//! `signed-as = "vendor.example/app"` (or with a tag) instead: this name, as for mirrors.
+
+use nacre_trust::Digest;
+use serde::Deserialize;
+
+use super::material::Material;
+use super::requirement::{Requirement, Rule, Signer};
+use super::{PolicyError, REQUIREMENTS_LIMIT, SCOPES_LIMIT, Selected};
+use crate::Subject;
+use crate::glob;
+use crate::identity::Identity;
+use crate::reference::{Reference, Version};
+
+/// A policy in the native form.
+#[derive(Debug)]
+pub(crate) struct Native {
+    default: Rule,
+    images: Vec<(Pattern, Rule)>,
+}
+
+#[derive(Debug)]
+struct Pattern {
+    repository: String,
+    tag: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    #[serde(default)]
+    default: Default,
+    #[serde(default)]
+    image: Vec<ImageTable>,
+}
+
+#[derive(Clone, Copy, std::default::Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Default {
+    #[default]
+    Reject,
+    Accept,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ImageTable {
+    #[serde(rename = "match")]
+    pattern: String,
+    require: Option<Vec<Demand>>,
+    accept: Option<Accept>,
+    reject: Option<bool>,
+    identity: Option<IdentityWord>,
+    signed_as: Option<String>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Accept {
+    Any,
+    Pinned,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum IdentityWord {
+    Repository,
+    Exact,
+    Any,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Demand {
+    cosign_key: Option<String>,
+    rekor_key: Option<String>,
+    digests: Option<Vec<String>>,
+    any: Option<Vec<Demand>>,
+}
+
+impl Native {
+    pub(super) fn parse(document: &[u8]) -> Result<Self, PolicyError> {
+        let form = |problem: String| PolicyError::Form(problem);
+        let text = std::str::from_utf8(document)
+            .map_err(|_| form("neither JSON nor TOML: not UTF-8".into()))?;
+        let document: Document = toml::from_str(text).map_err(|error| form(error.to_string()))?;
+        if document.image.len() > SCOPES_LIMIT {
+            return Err(PolicyError::TooMany("rules", SCOPES_LIMIT));
+        }
+        let default = match document.default {
+            Default::Reject => Requirement::Nothing,
+            Default::Accept => Requirement::Anything,
+        };
+        let mut images = Vec::new();
+        for table in document.image {
+            let name = format!("the rule for {}", table.pattern);
+            let parsed = image(table, &name);
+            images.push(parsed.map_err(|problem| PolicyError::Rule { rule: name, problem })?);
+        }
+        Ok(Self { default: Rule::only("the policy's default", default), images })
+    }
+
+    /// The first rule that matches.
+    pub(super) fn select(&self, subject: &Subject) -> Selected<'_> {
+        let reference = Reference::of(subject);
+        let rule = self.images.iter().find(|(pattern, _)| pattern.matches(&reference));
+        let rule = rule.map_or(&self.default, |(_, rule)| rule);
+        Selected { rule, lookaside: rule.lookaside.as_deref() }
+    }
+}
+
+impl Pattern {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.len() > glob::PATTERN_LIMIT {
+            return Err(format!("match: a pattern has 1 to {} bytes", glob::PATTERN_LIMIT));
+        }
+        if text.contains('@') || text.contains("://") || !text.bytes().all(|b| b.is_ascii_graphic())
+        {
+            return Err(
+                "match: a pattern is host/path[:tag]; for digests use digests = [..]".into()
+            );
+        }
+        let (repository, tag) = match text.rsplit_once(':') {
+            Some((repository, tag)) if !tag.contains('/') && repository.contains('/') => {
+                (repository, Some(tag.to_owned()))
+            }
+            _ => (text, None),
+        };
+        if !repository.contains('/') && !repository.contains("**") {
+            return Err(format!(
+                "match: {repository:?} matches nothing; write host/path in full, such as \
+                 docker.io/library/busybox, or {repository}/**"
+            ));
+        }
+        Ok(Self { repository: repository.to_owned(), tag })
+    }
+
+    fn matches(&self, reference: &Reference) -> bool {
+        let tag = match (&self.tag, &reference.version) {
+            (None, _) => true,
+            (Some(pattern), Version::Tag(tag)) => glob::matches(pattern, tag),
+            (Some(_), _) => false,
+        };
+        tag && glob::matches(&self.repository, &reference.repository)
+    }
+}
+
+fn image(table: ImageTable, name: &str) -> Result<(Pattern, Rule), String> {
+    let pattern = Pattern::parse(&table.pattern)?;
+    let identity = identity(table.identity, table.signed_as.as_deref())?;
+    let one = |requirement| vec![vec![requirement]];
+    let clauses = match (table.require, table.accept, table.reject) {
+        (Some(demands), None, None) => clauses(demands, &identity)?,
+        (None, Some(Accept::Any), None) => one(Requirement::Anything),
+        (None, Some(Accept::Pinned), None) => one(Requirement::Pinned),
+        (None, None, Some(true)) => one(Requirement::Nothing),
+        _ => {
+            return Err(
+                "say one of require = [..], accept = \"any\" or \"pinned\", reject = true".into()
+            );
+        }
+    };
+    Ok((pattern, Rule { name: name.to_owned(), clauses, lookaside: None }))
+}
+
+fn identity(word: Option<IdentityWord>, signed_as: Option<&str>) -> Result<Identity, String> {
+    match (word, signed_as) {
+        (Some(_), Some(_)) => Err("say one of identity and signed-as".into()),
+        (None, Some(name)) => {
+            let reference = Reference::parse(name).map_err(|e| format!("signed-as: {e}"))?;
+            Ok(match reference.version {
+                Version::Unnamed => Identity::ExactRepository(reference.repository),
+                Version::Tag(_) | Version::Digest(_) => Identity::ExactReference(reference),
+            })
+        }
+        (None | Some(IdentityWord::Repository), None) => Ok(Identity::Repository),
+        (Some(IdentityWord::Exact), None) => Ok(Identity::RepositoryDigestOrExact),
+        (Some(IdentityWord::Any), None) => Ok(Identity::Any),
+    }
+}
+
+fn clauses(demands: Vec<Demand>, identity: &Identity) -> Result<Vec<Vec<Requirement>>, String> {
+    check_count("require", demands.len())?;
+    let mut clauses = Vec::new();
+    for mut demand in demands {
+        let clause = match demand.any.take() {
+            None => vec![requirement(demand, identity)?],
+            Some(_) if !demand.is_empty() => return Err("any stands by itself".into()),
+            Some(alternatives) => {
+                check_count("any", alternatives.len())?;
+                let alternatives = alternatives.into_iter();
+                alternatives.map(|one| requirement(one, identity)).collect::<Result<_, _>>()?
+            }
+        };
+        clauses.push(clause);
+    }
+    Ok(clauses)
+}
+
+impl Demand {
+    fn is_empty(&self) -> bool {
+        let Self { cosign_key, rekor_key, digests, any } = self;
+        cosign_key.is_none() && rekor_key.is_none() && digests.is_none() && any.is_none()
+    }
+}
+
+fn requirement(demand: Demand, identity: &Identity) -> Result<Requirement, String> {
+    let identity = identity.clone();
+    let signed = |by: Signer| {
+        by.check()?;
+        Ok(Requirement::Signed { by, identity })
+    };
+    match demand {
+        Demand { cosign_key: Some(key), rekor_key, digests: None, any: None } => {
+            let logs = rekor_key.iter().map(|key| Material::text(key)).collect::<Result<_, _>>()?;
+            signed(Signer::Keys { keys: vec![Material::text(&key)?], logs })
+        }
+        Demand { cosign_key: None, rekor_key: None, digests: Some(digests), any: None } => {
+            check_count("digests", digests.len())?;
+            let digests = digests.iter().map(|digest| digest.parse::<Digest>());
+            let digests = digests.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+            Ok(Requirement::Digests(digests))
+        }
+        _ => Err("a requirement is one of { cosign-key = .. } (with rekor-key = .. if it must be \
+                  in that log), { digests = [..] }, { any = [..] }"
+            .into()),
+    }
+}
+
+fn check_count(what: &str, count: usize) -> Result<(), String> {
+    if (1..=REQUIREMENTS_LIMIT).contains(&count) {
+        return Ok(());
+    }
+    Err(format!("{what}: a list has 1 to {REQUIREMENTS_LIMIT} elements"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(policy: &str, image: &str) -> String {
+        let reference = Reference::parse(image).unwrap();
+        let (host, path) = reference.repository.split_once('/').unwrap();
+        let (tag, digest) = match reference.version {
+            Version::Unnamed => (None, None),
+            Version::Tag(tag) => (Some(tag), None),
+            Version::Digest(digest) => (None, Some(digest)),
+        };
+        let (host, path) = (host.to_owned(), path.to_owned());
+        let subject = Subject { host, path, tag, digest, manifests: Vec::new() };
+        Native::parse(policy.as_bytes()).unwrap().select(&subject).rule.name.clone()
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_decides() {
+        let policy = r#"
+            [[image]]
+            match = "r.example:5000/a/*:v*"
+            accept = "any"
+            [[image]]
+            match = "r.example:5000/a/**"
+            accept = "pinned"
+            [[image]]
+            match = "docker.io/library/busybox"
+            reject = true
+        "#;
+        let digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        for (image, expected) in [
+            ("r.example:5000/a/b:v1", "the rule for r.example:5000/a/*:v*"),
+            ("r.example:5000/a/b:w1", "the rule for r.example:5000/a/**"),
+            ("r.example:5000/a/b/c:v1", "the rule for r.example:5000/a/**"),
+            (&format!("r.example:5000/a/b:v1@sha256:{digest}"), "the rule for r.example:5000/a/**"),
+            ("busybox", "the rule for docker.io/library/busybox"),
+            ("busybox2", "the policy's default"),
+        ] {
+            assert_eq!(rule(policy, image), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error() {
+        for (policy, problem) in [
+            ("defautl = \"reject\"", "unknown field"),
+            ("default = \"maybe\"", "unknown variant"),
+            ("[[image]]\nmatch = \"a.example/b\"", "say one of"),
+            ("[[image]]\nmatch = \"a.example/b\"\nreject = false", "say one of"),
+            ("[[image]]\nmatch = \"a.example/b\"\nreject = true\naccept = \"any\"", "say one of"),
+            ("[[image]]\nmatch = \"busybox\"\nreject = true", "matches nothing"),
+            ("[[image]]\nmatch = \"a.example/b@sha256:00\"\nreject = true", "digests"),
+            ("[[image]]\nmatch = \"a.example/b\"\nrequire = []", "1 to"),
+            ("[[image]]\nmatch = \"a.example/b\"\nrequire = [{}]", "a requirement is one of"),
+            ("[[image]]\nmatch = \"a.example/b\"\nrequire = [{any=[{any=[]}]}]", "is one of"),
+            (
+                "[[image]]\nmatch = \"a.example/b\"\nrequire = [{cosign-key=\"/k.pub\"}]",
+                "not in the guest",
+            ),
+            (
+                "[[image]]\nmatch = \"a.example/b\"\nrequire = [{cosign-key=\"a\"}]",
+                "not a public key",
+            ),
+            (
+                "[[image]]\nmatch = \"a.example/b\"\nrequire = [{cosign-key=\"kbs:///a/b/c\", digests=[]}]",
+                "is one of",
+            ),
+            ("[[image]]\nmatch = \"a.example/b\"\nrequire = [{digests=[\"md5:0\"]}]", "digest"),
+            ("\u{0}", "image policy"),
+        ] {
+            let error = Native::parse(policy.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(problem), "{policy}: {error}");
+        }
+        assert!(Native::parse(b"\xff").is_err());
+    }
+
+    #[test]
+    fn an_empty_policy_rejects() {
+        assert_eq!(Native::parse(b"").unwrap().default.clauses, [[Requirement::Nothing]]);
+    }
+}
