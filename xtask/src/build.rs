@@ -59,7 +59,7 @@ pub(crate) fn image(tree: &Tree) -> Result<()> {
         pins: &pins,
         kernel: &kernel,
         certificates: &certificates,
-        agent: &tree.programs().join("nacre-agent"),
+        agent: &tree.programs_of("release").join("nacre-agent"),
         pause: &tree.programs_of(FREESTANDING).join("nacre-pause"),
     };
     let manifest = nacre_guest_image::build(inputs, &tree.prefix().join("image"), &progress)?;

@@ -124,13 +124,18 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Test { filter, no_vm: true } => {
             setup::prepare(&tree, Purpose::Building)?;
-            tests::crates(&tree, filter.as_deref())
+            let tree = tree.with_test_programs();
+            tests::crates(&tree, &tests::compile(&tree)?, filter.as_deref())
         }
         Command::Test { filter, no_vm: false } => {
-            everything(&tree)?;
+            setup::prepare(&tree, Purpose::Vms)?;
+            build::guest_programs(&tree)?;
+            build::image(&tree)?;
             let missing = setup::further_containerds(&tree)?;
-            tests::crates(&tree, filter.as_deref())?;
-            tests::with_vms(&tree, filter.as_deref(), &missing)
+            let tree = tree.with_test_programs();
+            let compiled = tests::compile(&tree)?;
+            tests::crates(&tree, &compiled, filter.as_deref())?;
+            tests::with_vms(&tree, &compiled, filter.as_deref(), &missing)
         }
         Command::InteropKbs { server, rest } => interop::kbs(&tree, server, rest),
         Command::Lint => {

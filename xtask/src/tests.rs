@@ -1,65 +1,111 @@
 //! The tests, in two parts: what needs only a compiler, and what starts VMs.
+//!
+//! All test programs come from one compilation, which makes the host's programs as well: two selections of
+//! packages would have two sets of features, and cargo would compile nearly everything twice.
 
-use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
-use crate::build::HOST;
 use crate::step::{Step, run};
-use crate::tree::{TARGET, Tree};
+use crate::tree::Tree;
 
-/// Unit and integration tests of the crates.
-pub(crate) fn crates(tree: &Tree, filter: Option<&str>) -> Result<()> {
-    let step = Step::new("tests of the crates");
+/// Every package but the pause program, which has no standard library.
+const SELECTION: [&str; 4] = ["--locked", "--workspace", "--exclude", "nacre-pause"];
+
+/// A compiled test program.
+struct TestProgram {
+    package: PathBuf,
+    target: String,
+    path: PathBuf,
+    /// It starts VMs under a real containerd: an integration test of `nacre-tests`.
+    is_story: bool,
+}
+
+/// All test programs.
+pub(crate) struct Compiled(Vec<TestProgram>);
+
+/// Compiles tests, and the programs that they start.
+pub(crate) fn compile(tree: &Tree) -> Result<Compiled> {
+    let step = Step::new("tests and host programs");
     let mut cargo = tree.cargo("test");
-    cargo.args(["--locked", "--workspace", "--exclude", "nacre-tests", "--exclude", "nacre-pause"]);
-    run(cargo.args(filter))?;
+    cargo.args(SELECTION).args(["--no-run", "--message-format=json-render-diagnostics"]);
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("failed to start cargo")?;
+    let messages = child.stdout.take().context("cargo has no output")?;
+    let mut programs = Vec::new();
+    for line in BufReader::new(messages).lines() {
+        let message: Value = serde_json::from_str(&line?).context("a message of cargo's")?;
+        programs.extend(TestProgram::of(tree, &message));
+    }
+    ensure!(child.wait()?.success(), "the tests do not compile; the reasons are above");
+    programs.sort_by(|a, b| (&a.package, &a.target).cmp(&(&b.package, &b.target)));
+    step.done();
+    Ok(Compiled(programs))
+}
+
+impl TestProgram {
+    /// The program that one of cargo's messages tells of (cargo's book, "JSON messages").
+    fn of(tree: &Tree, message: &Value) -> Option<Self> {
+        let is_test =
+            message["reason"] == "compiler-artifact" && message["profile"]["test"] == true;
+        let path = message["executable"].as_str().filter(|_| is_test)?.into();
+        let package = PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_owned();
+        let target = message["target"]["name"].as_str()?.to_owned();
+        let is_integration = message["target"]["kind"][0] == "test";
+        let is_story = is_integration && package == tree.root().join("tests");
+        Some(Self { package, target, path, is_story })
+    }
+
+    /// As `cargo test` announces and starts it.
+    fn run(&self, command: &mut Command, filter: Option<&str>) -> Result<()> {
+        let package = self.package.file_name().unwrap_or_default().to_string_lossy();
+        println!("     Running {} of {package}", self.target);
+        let status = command.args(filter).current_dir(&self.package).status();
+        let status = status.with_context(|| format!("failed to start {}", self.path.display()))?;
+        if !status.success() {
+            bail!("tests of {package} failed ({status}): {}; see above", self.target);
+        }
+        Ok(())
+    }
+}
+
+/// Unit and integration tests of the crates, and the examples in their documentation.
+pub(crate) fn crates(tree: &Tree, compiled: &Compiled, filter: Option<&str>) -> Result<()> {
+    let step = Step::new("tests of the crates");
+    for program in compiled.0.iter().filter(|program| !program.is_story) {
+        program.run(&mut tree.command(&program.path), filter)?;
+    }
+    let mut cargo = tree.cargo("test");
+    run(cargo.args(SELECTION).arg("--doc").args(filter))?;
     step.done();
     Ok(())
 }
 
 /// End-to-end tests: containerd, registry and VMs, one test at a time, as root; without those of
 /// containerd releases that are not there.
-pub(crate) fn with_vms(tree: &Tree, filter: Option<&str>, missing: &[String]) -> Result<()> {
+pub(crate) fn with_vms(
+    tree: &Tree,
+    compiled: &Compiled,
+    filter: Option<&str>,
+    missing: &[String],
+) -> Result<()> {
     let step = Step::new("tests with VMs");
-    let mut cargo = tree.cargo("test");
-    cargo.args(["--locked", "--release"]);
-    cargo.args(HOST.iter().flat_map(|package| ["--package", package]));
-    for story in stories(tree)? {
-        cargo.args(["--test", &story]);
-    }
-    cargo.args(filter).args(["--", "--test-threads=1"]);
-    for release in missing {
-        // Their names: containerd_2_1_...
-        let name = format!("containerd_{}", release.replace('.', "_"));
+    // Their names: containerd_2_1_...
+    let left_out =
+        missing.iter().map(|release| format!("containerd_{}", release.replace('.', "_")));
+    let left_out: Vec<String> = left_out.collect();
+    for name in &left_out {
         step.say(format!("SKIPPED: tests named {name}..."));
-        cargo.args(["--skip", &name]);
     }
-    // Cargo compiles as the caller and starts only the tests through this.
-    let words = tree.root_words()?;
-    if !words.is_empty() {
-        let runner = format!("{} --preserve-env=NACRE_PREFIX,NACRE_BIN", words.join(" "));
-        let variable = TARGET.to_uppercase().replace('-', "_");
-        cargo.env(format!("CARGO_TARGET_{variable}_RUNNER"), runner);
+    for program in compiled.0.iter().filter(|program| program.is_story) {
+        let mut command = tree.root_command(&program.path)?;
+        command.arg("--test-threads=1");
+        command.args(left_out.iter().flat_map(|name| ["--skip", name]));
+        program.run(&mut command, filter)?;
     }
-    run(&mut cargo)?;
     step.done();
     Ok(())
-}
-
-/// Names of the end-to-end tests: the files in `tests/tests`.
-fn stories(tree: &Tree) -> Result<Vec<String>> {
-    let folder = tree.root().join("tests/tests");
-    let entries = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
-    let mut names = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "rs")
-            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
-        {
-            names.push(name.to_owned());
-        }
-    }
-    names.sort();
-    Ok(names)
 }

@@ -13,6 +13,8 @@ pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The source tree and its places.
 pub(crate) struct Tree {
     root: PathBuf,
+    /// Profile of the host's programs, as cargo names its directory.
+    profile: &'static str,
     /// The words that make a command run as root: none, or `sudo` with its options.
     as_root: Option<Vec<&'static str>>,
 }
@@ -21,7 +23,7 @@ impl Tree {
     pub(crate) fn new() -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
         let root = root.context("xtask is not in a workspace")?.to_owned();
-        Ok(Self { root, as_root: as_root() })
+        Ok(Self { root, profile: "release", as_root: as_root() })
     }
 
     /// The top of the tree.
@@ -40,9 +42,14 @@ impl Tree {
         self.target().join("nacre")
     }
 
-    /// The release programs: `NACRE_BIN`.
+    /// The same tree, whose host programs are those that were compiled along with the tests.
+    pub(crate) fn with_test_programs(self) -> Self {
+        Self { profile: "debug", ..self }
+    }
+
+    /// The host's programs: `NACRE_BIN`.
     pub(crate) fn programs(&self) -> PathBuf {
-        self.programs_of("release")
+        self.programs_of(self.profile)
     }
 
     /// The programs of a profile.
@@ -52,18 +59,22 @@ impl Tree {
 
     /// A cargo command of this workspace.
     pub(crate) fn cargo(&self, subcommand: &str) -> Command {
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut cargo = self.command(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo.arg(subcommand).current_dir(&self.root).env("CARGO_TARGET_DIR", self.target());
-        cargo.env("NACRE_PREFIX", self.prefix()).env("NACRE_BIN", self.programs());
         cargo
+    }
+
+    /// A command with our two variables in its environment.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env("NACRE_PREFIX", self.prefix()).env("NACRE_BIN", self.programs());
+        command
     }
 
     /// A command that runs as root, with our two variables in its environment.
     pub(crate) fn root_command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
         let Some((sudo, options)) = self.root_words()?.split_first() else {
-            let mut command = Command::new(program);
-            command.env("NACRE_PREFIX", self.prefix()).env("NACRE_BIN", self.programs());
-            return Ok(command);
+            return Ok(self.command(program));
         };
         // `env` behind sudo: sudo's own rules for variables do not matter then.
         let mut command = Command::new(sudo);
