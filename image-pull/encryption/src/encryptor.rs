@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, Write};
 
 use aes::Aes256;
 use ctr::Ctr128BE;
@@ -16,76 +16,92 @@ use crate::jwe::Jwe;
 use crate::keys::PublicKey;
 use crate::options::{KEY, NONCE, Private, Public};
 use crate::provider::{Packet, ProviderKey};
-use crate::{EncryptionError, RECIPIENT_LIMIT};
+use crate::{EncryptionError, PROVIDER_KEY_LENGTH, RECIPIENT_LIMIT};
 
-/// Encrypts a layer as it is read: yields the ciphertext of what the inner reader yields, under a new key.
-/// No `Debug`.
-pub struct LayerEncryptor<R> {
-    plaintext: R,
+/// Encrypts a layer under a new key: what is written to it goes on, encrypted, to the inner writer. No `Debug`.
+pub struct LayerEncryptor<W> {
+    ciphertext: W,
     private: Private,
     stream: Ctr128BE<Aes256>,
     mac: hmac::Context,
     before: Hasher,
     after: Hasher,
     size: u64,
-    ended: bool,
+    piece: Vec<u8>,
 }
 
-impl<R: Read> LayerEncryptor<R> {
-    /// `plaintext` is the layer's blob as it was, compressed or not. `algorithm` is that of its digest.
+/// Most bytes that are encrypted at once.
+const PIECE: usize = 64 * 1024;
+
+impl<W: Write> LayerEncryptor<W> {
+    /// Takes the layer's blob as it was, compressed or not. `algorithm` is that of its digest.
     ///
     /// # Errors
     /// If the system gives no random bytes.
-    pub fn new(plaintext: R, algorithm: Algorithm) -> Result<LayerEncryptor<R>, EncryptionError> {
+    pub fn new(ciphertext: W, algorithm: Algorithm) -> Result<LayerEncryptor<W>, EncryptionError> {
         let mut private = Private { key: Zeroizing::new([0; KEY]), nonce: [0; NONCE] };
         let random = SystemRandom::new();
         random.fill(private.key.as_mut_slice()).map_err(|_| EncryptionError::Library)?;
         random.fill(&mut private.nonce).map_err(|_| EncryptionError::Library)?;
         let (stream, mac) = ciphers(&private);
         Ok(LayerEncryptor {
-            plaintext,
+            ciphertext,
             private,
             stream,
             mac,
             before: Hasher::new(algorithm),
             after: Hasher::new(Algorithm::Sha256),
             size: 0,
-            ended: false,
+            piece: Vec::with_capacity(PIECE),
         })
     }
 
-    /// What wraps the key, when all has been read.
+    /// To be called when all of the blob was written: what wraps the key, and the inner writer.
     ///
     /// # Errors
-    /// If the inner reader has not ended yet.
-    pub fn finish(self) -> Result<Sealed, EncryptionError> {
-        if !self.ended {
-            return Err(EncryptionError::Malformed("the layer (it was not read to its end)"));
-        }
+    /// If a computation fails that cannot.
+    pub fn finish(self) -> Result<(Sealed, W), EncryptionError> {
         let hmac = self.mac.sign();
         let hmac = hmac.as_ref().try_into().map_err(|_| EncryptionError::Library)?;
-        Ok(Sealed {
+        let sealed = Sealed {
             private: self.private,
             public: Public { hmac },
             before: self.before.finish(),
             after: self.after.finish(),
             size: self.size,
-        })
+        };
+        Ok((sealed, self.ciphertext))
     }
 }
 
-impl<R: Read> Read for LayerEncryptor<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.plaintext.read(buffer)?;
-        self.ended |= length == 0 && !buffer.is_empty();
-        let piece = &mut buffer[..length];
-        self.before.update(piece);
-        self.stream.apply_keystream(piece);
-        self.mac.update(piece);
-        self.after.update(piece);
+impl<W: Write> Write for LayerEncryptor<W> {
+    /// All or an error: what was encrypted cannot be taken back.
+    fn write(&mut self, plaintext: &[u8]) -> io::Result<usize> {
+        let length = plaintext.len().min(PIECE);
+        self.piece.clear();
+        self.piece.extend_from_slice(&plaintext[..length]);
+        self.before.update(&self.piece);
+        self.stream.apply_keystream(&mut self.piece);
+        self.mac.update(&self.piece);
+        self.after.update(&self.piece);
         self.size += length as u64;
+        self.ciphertext.write_all(&self.piece)?;
         Ok(length)
     }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.ciphertext.flush()
+    }
+}
+
+/// A new symmetric key for the key-provider form.
+///
+/// # Errors
+/// If the system gives no random bytes.
+pub fn new_provider_key() -> Result<Zeroizing<[u8; PROVIDER_KEY_LENGTH]>, EncryptionError> {
+    let mut key = Zeroizing::new([0; PROVIDER_KEY_LENGTH]);
+    SystemRandom::new().fill(key.as_mut_slice()).map_err(|_| EncryptionError::Library)?;
+    Ok(key)
 }
 
 /// A layer that has been encrypted, with its key. No `Debug`.
@@ -106,7 +122,7 @@ pub enum Recipient {
         /// Where it keeps it.
         key_id: ResourceUri,
         /// The key itself.
-        key: Zeroizing<[u8; crate::PROVIDER_KEY_LENGTH]>,
+        key: Zeroizing<[u8; PROVIDER_KEY_LENGTH]>,
     },
 }
 

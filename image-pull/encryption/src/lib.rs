@@ -22,7 +22,7 @@
 //! somebody gave the guest an RSA key for images.
 //!
 //! This crate distrusts the registry and whatever wrote the annotations: their sizes, the number of
-//! recipients and all algorithms are bounded before anything is computed. It does no I/O beyond the reader
+//! recipients and all algorithms are bounded before anything is computed. It does no I/O beyond the writer
 //! that it is given, asks for no keys, and never shows one: secrets are wiped when dropped and have no
 //! `Debug`.
 
@@ -41,7 +41,7 @@ mod provider;
 
 pub use annotations::{EncryptedLayer, MEDIA_TYPE_SUFFIX, is_encrypted};
 pub use cipher::{Authentic, LayerCipher};
-pub use encryptor::{LayerEncryptor, Recipient, Sealed};
+pub use encryptor::{LayerEncryptor, Recipient, Sealed, new_provider_key};
 pub use error::EncryptionError;
 pub use key_ring::KeyRing;
 pub use keys::PublicKey;

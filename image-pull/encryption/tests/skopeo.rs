@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -223,10 +223,9 @@ fn skopeo_decrypts_what_was_encrypted() {
         let mut descriptors = Vec::new();
         let mut encrypted = Vec::new();
         for blob in blobs() {
-            let mut encryptor = LayerEncryptor::new(blob.as_slice(), Algorithm::Sha256).unwrap();
-            let mut ciphertext = Vec::new();
-            encryptor.read_to_end(&mut ciphertext).unwrap();
-            let sealed = encryptor.finish().unwrap();
+            let mut encryptor = LayerEncryptor::new(Vec::new(), Algorithm::Sha256).unwrap();
+            encryptor.write_all(&blob).unwrap();
+            let (sealed, ciphertext) = encryptor.finish().unwrap();
             assert_eq!(*sealed.plaintext_digest(), Digest::of(Algorithm::Sha256, &blob));
             let mut new = descriptor(&format!("{LAYER}{MEDIA_TYPE_SUFFIX}"), &ciphertext);
             assert_eq!(new["digest"], sealed.digest().to_string());
