@@ -18,6 +18,11 @@ use serde::Deserialize;
 /// Where the configuration is unless the runtime option `ConfigPath` names another file.
 pub const DEFAULT_PATH: &str = "/etc/nacre/config.toml";
 
+/// The smallest scratch disk, in MiB: what fits into less fits into memory.
+pub const LEAST_SCRATCH_DISK_MIB: u32 = 64;
+/// The largest: 4 TiB, half of what the guest's file system is made for.
+const MOST_SCRATCH_DISK_MIB: u32 = 4 * 1024 * 1024;
+
 /// A configuration beyond this size is a mistake.
 const MOST_BYTES: u64 = 256 * 1024;
 
@@ -66,6 +71,8 @@ pub struct Config {
     pub registry: RegistrySection,
     /// `[agent]`: the agent in the guest.
     pub agent: AgentSection,
+    /// `[storage]`: disks for pods.
+    pub storage: StorageSection,
     /// `[shim]`: the shim itself.
     pub shim: ShimSection,
 }
@@ -170,6 +177,18 @@ pub struct AgentSection {
     pub danger_record: PathBuf,
 }
 
+/// `[storage]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StorageSection {
+    /// Where the files behind scratch disks are; they have no names there.
+    pub directory: PathBuf,
+    /// Size of a pod's scratch disk, in MiB; 0: none.
+    pub scratch_disk_mib: u32,
+    /// What an annotation may raise it to, in MiB.
+    pub max_scratch_disk_mib: u32,
+}
+
 /// `[shim]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -240,6 +259,16 @@ impl Default for AgentSection {
     }
 }
 
+impl Default for StorageSection {
+    fn default() -> Self {
+        StorageSection {
+            directory: "/var/lib/nacre/scratch".into(),
+            scratch_disk_mib: 0,
+            max_scratch_disk_mib: 16384,
+        }
+    }
+}
+
 impl Default for ShimSection {
     fn default() -> Self {
         ShimSection { log: LogLevel::Info }
@@ -286,6 +315,7 @@ impl Config {
             ("vm.kernel", &vm.kernel),
             ("vm.initrd", &vm.initrd),
             ("emulated.directory", &self.emulated.directory),
+            ("storage.directory", &self.storage.directory),
         ]
         .into_iter()
         .chain(vm.firmware_dirs.iter().map(|dir| ("vm.firmware_dirs", dir)))
@@ -312,6 +342,19 @@ impl Config {
         ] {
             if !(least..=most).contains(&value) {
                 return wrong(key, format!("is {value}: give a number from {least} to {most}"));
+            }
+        }
+        let storage = &self.storage;
+        for (key, value, most) in [
+            ("storage.max_scratch_disk_mib", storage.max_scratch_disk_mib, MOST_SCRATCH_DISK_MIB),
+            ("storage.scratch_disk_mib", storage.scratch_disk_mib, storage.max_scratch_disk_mib),
+        ] {
+            if value != 0 && !(LEAST_SCRATCH_DISK_MIB..=most).contains(&value) {
+                let range = format!("{LEAST_SCRATCH_DISK_MIB} to {most}");
+                return wrong(
+                    key,
+                    format!("is {value}: give a number from {range}, or 0 for none"),
+                );
             }
         }
         if vm.kernel_parameters.chars().any(|c| c.is_control() || !c.is_ascii()) {
@@ -389,7 +432,7 @@ mod tests {
         // Every key is written out: without any one of its lines the file would still equal the
         // defaults, so count them.
         let keys = text.lines().filter(|l| !l.starts_with('#') && l.contains(" = ")).count();
-        assert_eq!(keys, 20);
+        assert_eq!(keys, 23);
         Config::default().check("defaults").unwrap();
     }
 
@@ -417,6 +460,17 @@ mod tests {
             ("[pod]\ndefault_initdata = \"x\"", "pod.default_initdata is \"x\""),
             ("[pod]\ndanger_set_policy = \"x\"", "pod.danger_set_policy is \"x\""),
             ("[pod]\nset_policy = \"/x\"", "set_policy"),
+            ("[storage]\ndirectory = \"x\"", "storage.directory is \"x\""),
+            ("[storage]\nscratch_disk_mib = 63", "give a number from 64 to 16384, or 0 for none"),
+            (
+                "[storage]\nmax_scratch_disk_mib = 9999999",
+                "storage.max_scratch_disk_mib is 9999999",
+            ),
+            (
+                "[storage]\nscratch_disk_mib = 64\nmax_scratch_disk_mib = 0",
+                "storage.scratch_disk_mib is 64",
+            ),
+            ("[storage]\nscratch_mib = 64", "scratch_mib"),
             ("[shim]\nlog = \"loud\"", "loud"),
             ("vm = 3", "vm"),
             ("[vm", "line 1"),

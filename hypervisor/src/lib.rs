@@ -98,14 +98,24 @@ pub struct VmConfig {
     pub netns: Option<PathBuf>,
 }
 
-/// A disk that the guest may read, not write.
+/// A disk of the guest's.
 #[derive(Debug)]
 pub struct Disk {
     /// Serial number by which the guest finds it: 1 to 20 characters of `A-Z a-z 0-9 . _ -`, each
     /// disk's own.
     pub serial: String,
-    /// Its contents as they are: a file that this process may read, of a multiple of 512 bytes.
-    pub image: PathBuf,
+    /// Its contents as they are: a file of a multiple of 512 bytes.
+    pub image: DiskImage,
+}
+
+/// The file behind a disk.
+#[derive(Debug)]
+pub enum DiskImage {
+    /// A file that this process may read; the guest may not write it.
+    ReadOnly(PathBuf),
+    /// An open file, which may have no name any more, that the guest may read and write. Nothing of it is
+    /// to be kept: what the guest asks to be on stable storage may be lost with the host.
+    Scratch(OwnedFd),
 }
 
 /// A virtio-serial port: one byte stream between guest and host.

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nacre_hypervisor::Disk;
+use nacre_hypervisor::{Disk, DiskImage};
 use nacre_protocol::initdata::{self, Initdata};
 
 use crate::error::{Code, Coded};
@@ -86,7 +86,7 @@ pub(crate) fn disk(initdata: &Initdata, run_dir: &Path) -> Result<Disk, Initdata
         .open(&image)
         .and_then(|mut file| file.write_all(&bytes))
         .map_err(failed)?;
-    Ok(Disk { serial: initdata::DISK_SERIAL.to_owned(), image })
+    Ok(Disk { serial: initdata::DISK_SERIAL.to_owned(), image: DiskImage::ReadOnly(image) })
 }
 
 fn read(key: &'static str, path: &Path, most: u64) -> Result<String, InitdataError> {
@@ -156,9 +156,10 @@ mod tests {
         let initdata = made(&[(initdata::POLICY, "package agent_policy\n")]);
         let made = disk(&initdata, dir.path()).unwrap();
         assert_eq!(made.serial, "nacre-initdata");
-        let mode = std::fs::metadata(&made.image).unwrap().permissions().mode();
+        let DiskImage::ReadOnly(image) = made.image else { panic!("the guest could write it") };
+        let mode = std::fs::metadata(&image).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600);
-        let file = std::fs::File::open(&made.image).unwrap();
+        let file = std::fs::File::open(&image).unwrap();
         assert_eq!(Initdata::from_disk(file).unwrap(), initdata);
         assert!(disk(&initdata, dir.path()).is_err());
     }

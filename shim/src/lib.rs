@@ -29,6 +29,7 @@ mod pull_progress;
 mod record;
 mod recording;
 mod sandbox;
+mod scratch_disk;
 mod service;
 mod spec;
 mod start_report;

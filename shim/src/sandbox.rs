@@ -18,7 +18,7 @@ use crate::network::{Namespace, Network, NetworkError};
 use crate::processor::Emulation;
 use crate::record::{ProcessRef, RUN_ROOT, Record, RunDir};
 use crate::spec::NetworkWanted;
-use crate::{guest_network, initdata, recording, spec, start_report};
+use crate::{guest_network, initdata, recording, scratch_disk, spec, start_report};
 use nacre_configuration::Config;
 
 /// What the pod's shared memory may hold, in bytes; Docker's and containerd's own default.
@@ -82,7 +82,7 @@ impl Sandbox {
     ) -> Result<(Agent, Ending, Arc<dyn Vm>), TaskError> {
         let starting = format!("start sandbox {id}");
         let annotations = spec::annotations(spec);
-        let size = VmSize::of(&annotations, &config.vm).doing(&starting)?;
+        let size = VmSize::of(&annotations, config).doing(&starting)?;
         let initdata = initdata::of_pod(&annotations, &config.pod).doing(&starting)?;
         let policy = initdata::late_policy(initdata.as_ref(), &config.pod).doing(&starting)?;
         let wanted = spec::network(spec).doing(&starting)?;
@@ -104,6 +104,8 @@ impl Sandbox {
         let (emulation, port) =
             Emulation::of(config, size.vcpus, initdata.as_ref()).doing(&starting)?.unzip();
         let disks = initdata.iter().map(|initdata| initdata::disk(initdata, run_dir.path()));
+        let mut disks: Vec<_> = disks.collect::<Result<_, _>>().doing(&starting)?;
+        disks.extend(scratch_disk::make(&config.storage, size.scratch_disk_mib).doing(&starting)?);
         let machine = VmConfig {
             id: id.to_owned(),
             run_dir: run_dir.path().to_owned(),
@@ -112,7 +114,7 @@ impl Sandbox {
             kernel_parameters: config.kernel_parameters(),
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
-            disks: disks.collect::<Result<_, _>>().doing(&starting)?,
+            disks,
             nics: nics(network).doing(&starting)?,
             serial_ports: port.into_iter().collect(),
             netns: Some(network.namespace_path()),

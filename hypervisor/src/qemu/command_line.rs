@@ -130,9 +130,21 @@ pub(super) struct RawFile {
     pub(super) path: PathBuf,
 }
 
+/// `-add-fd`: gives an inherited file a set of its own, as which it can be opened.
+pub(super) struct FdSet {
+    pub(super) set: usize,
+    pub(super) fd: RawFd,
+}
+
+/// `-blockdev`: the file of an [`FdSet`], whose contents need not outlive the guest.
+pub(super) struct ScratchFile {
+    pub(super) node: String,
+    pub(super) set: usize,
+}
+
 /// `-device virtio-blk-pci`.
 pub(super) struct VirtioBlk {
-    /// [`RawFile::node`].
+    /// [`RawFile::node`] or [`ScratchFile::node`].
     pub(super) node: String,
     pub(super) serial: String,
 }
@@ -336,6 +348,26 @@ impl Argument for RawFile {
     }
 }
 
+impl Argument for FdSet {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let set = Options::named("set", self.set.to_string()).value("fd", self.fd.to_string());
+        ("-add-fd", set.done())
+    }
+}
+
+impl Argument for ScratchFile {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let blockdev = Options::named("driver", "raw")
+            .value("node-name", &self.node)
+            .switch("read-only", false)
+            // The guest's flushes are answered at once.
+            .switch("cache.no-flush", true)
+            .value("file.driver", "file")
+            .value("file.filename", format!("/dev/fdset/{}", self.set));
+        ("-blockdev", blockdev.done())
+    }
+}
+
 impl Argument for VirtioBlk {
     fn render(&self) -> (&'static str, Option<OsString>) {
         let device = Options::of("virtio-blk-pci")
@@ -343,6 +375,10 @@ impl Argument for VirtioBlk {
             .value("serial", &self.serial)
             // By default one for each processor.
             .value("num-queues", "1")
+            // The guest is told of a failure, such as a host's disk that is full, and may go on. By default
+            // QEMU would stop it.
+            .value("rerror", "report")
+            .value("werror", "report")
             .switch("disable-legacy", true);
         ("-device", device.done())
     }
@@ -471,7 +507,16 @@ mod tests {
         let device = VirtioBlk { node: "disk0".into(), serial: "nacre-initdata".into() };
         assert_eq!(
             rendered(&device),
-            "-device virtio-blk-pci,drive=disk0,serial=nacre-initdata,num-queues=1,disable-legacy=on"
+            "-device virtio-blk-pci,drive=disk0,serial=nacre-initdata,num-queues=1,rerror=report,werror=report,disable-legacy=on"
+        );
+    }
+
+    #[test]
+    fn a_scratch_disk_is_an_inherited_file() {
+        assert_eq!(rendered(&FdSet { set: 1, fd: 9 }), "-add-fd set=1,fd=9");
+        assert_eq!(
+            rendered(&ScratchFile { node: "disk1".into(), set: 1 }),
+            "-blockdev driver=raw,node-name=disk1,read-only=off,cache.no-flush=on,file.driver=file,file.filename=/dev/fdset/1"
         );
     }
 

@@ -6,14 +6,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
+
 use super::command_line::{
-    Accel, Chardev, CommandLine, ConsolePort, Cpu, Firmware, FirmwareDir, Initrd, Kernel,
+    Accel, Chardev, CommandLine, ConsolePort, Cpu, FdSet, Firmware, FirmwareDir, Initrd, Kernel,
     KernelCommandLine, Machine, MemoryBackend, MemorySize, Name, NoDisplay, Processors, QmpMonitor,
-    RawFile, Sandbox, SerialPort, TapNetdev, VhostVsock, VirtioBlk, VirtioNet, VirtioSerial,
-    Without,
+    RawFile, Sandbox, ScratchFile, SerialPort, TapNetdev, VhostVsock, VirtioBlk, VirtioNet,
+    VirtioSerial, Without,
 };
 use crate::{AGENT_SERIAL_PORT, AGENT_VSOCK_PORT, AcceleratorChoice, AgentChannel};
-use crate::{LaunchError, VmConfig};
+use crate::{DiskImage, LaunchError, VmConfig};
 
 /// Kernel parameters of every VM, before those of the configuration. They are part of what is
 /// measured of a guest, so the same for every pod.
@@ -182,8 +184,15 @@ impl PodMachine {
         }
         for (index, disk) in config.disks.into_iter().enumerate() {
             let node = format!("disk{index}");
-            line.add(&RawFile { node: node.clone(), path: disk.image })
-                .add(&VirtioBlk { node, serial: disk.serial });
+            match disk.image {
+                DiskImage::ReadOnly(path) => line.add(&RawFile { node: node.clone(), path }),
+                DiskImage::Scratch(file) => {
+                    let fd = line.inherit(file);
+                    line.add(&FdSet { set: index, fd })
+                        .add(&ScratchFile { node: node.clone(), set: index })
+                }
+            };
+            line.add(&VirtioBlk { node, serial: disk.serial });
         }
         for (index, nic) in config.nics.into_iter().enumerate() {
             let id = format!("net{index}");
@@ -312,7 +321,18 @@ fn check_disks(config: &VmConfig) -> Result<(), LaunchError> {
         if config.disks[..index].iter().any(|other| other.serial == disk.serial) {
             return refuse(FIELD, format!("[{index}].serial is another disk's: give each its own"));
         }
-        let size = check_file(FIELD, &disk.image)?;
+        let size = match &disk.image {
+            DiskImage::ReadOnly(path) => check_file(FIELD, path)?,
+            DiskImage::Scratch(file) => match rustix::fs::fstat(file) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_file() => {
+                    u64::try_from(stat.st_size).unwrap_or(0)
+                }
+                _ => return refuse(FIELD, format!("[{index}].image is not a file")),
+            },
+        };
+        if size == 0 {
+            return refuse(FIELD, format!("[{index}].image is empty"));
+        }
         if !size.is_multiple_of(SECTOR) {
             let problem = format!("[{index}].image has {size} bytes, no multiple of {SECTOR}");
             return refuse(FIELD, problem);
@@ -336,7 +356,7 @@ fn check_nics(config: &VmConfig) -> Result<(), LaunchError> {
             return refuse("nics", problem);
         }
         let character_device = rustix::fs::fstat(&nic.tap)
-            .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device());
+            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_char_device());
         if !character_device {
             let problem = format!("[{index}].tap (fd {}) is no tap device", nic.tap.as_raw_fd());
             return refuse("nics", problem);
@@ -387,6 +407,7 @@ mod tests {
         }
         fs::write(dir.join("data.disk"), [0; 512]).unwrap();
         let tap = File::open("/dev/null").unwrap().into();
+        let scratch = File::open(dir.join("data.disk")).unwrap();
         VmConfig {
             id: "pod-1".into(),
             run_dir: dir.to_owned(),
@@ -395,7 +416,10 @@ mod tests {
             kernel_parameters: vec!["nacre.log=info".into()],
             vcpus: 2,
             memory_mib: 512,
-            disks: vec![Disk { serial: "data".into(), image: dir.join("data.disk") }],
+            disks: vec![
+                Disk { serial: "data".into(), image: DiskImage::ReadOnly(dir.join("data.disk")) },
+                Disk { serial: "scratch".into(), image: DiskImage::Scratch(scratch.into()) },
+            ],
             nics: vec![Nic { tap, mac: [2, 0, 0, 0, 0, 7], mtu: 1500 }],
             serial_ports: vec![],
             netns: None,
@@ -414,6 +438,9 @@ mod tests {
         ];
         let machine = PodMachine::check(config(dir.path())).unwrap();
         replaced.push((format!("fd={}", machine.config.nics[0].tap.as_raw_fd()), "fd=TAP"));
+        if let DiskImage::Scratch(file) = &machine.config.disks[1].image {
+            replaced.push((format!("fd={}", file.as_raw_fd()), "fd=SCRATCH"));
+        }
         if let AgentTransport::Vsock { vhost, .. } = &transport {
             replaced.push((format!("fd={}", vhost.as_raw_fd()), "fd=VHOST"));
         }
@@ -463,7 +490,10 @@ mod tests {
 -chardev socket,id=agent,path=DIR/agent.sock,server=on,wait=off
 -device virtserialport,bus=serial.0,chardev=agent,name=org.nacre.agent.0
 -blockdev driver=raw,node-name=disk0,read-only=on,file.driver=file,file.filename=DIR/data.disk
--device virtio-blk-pci,drive=disk0,serial=data,num-queues=1,disable-legacy=on
+-device virtio-blk-pci,drive=disk0,serial=data,num-queues=1,rerror=report,werror=report,disable-legacy=on
+-add-fd set=1,fd=SCRATCH
+-blockdev driver=raw,node-name=disk1,read-only=off,cache.no-flush=on,file.driver=file,file.filename=/dev/fdset/1
+-device virtio-blk-pci,drive=disk1,serial=scratch,num-queues=1,rerror=report,werror=report,disable-legacy=on
 -netdev tap,id=net0,fd=TAP,vhost=off
 -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:07,host_mtu=1500,romfile=,disable-legacy=on
 -kernel DIR/vmlinux
@@ -535,7 +565,7 @@ mod tests {
         let refusal = |disks: &[(&str, &str)]| {
             let disk = |(serial, image): &(&str, &str)| Disk {
                 serial: (*serial).into(),
-                image: dir.path().join(image),
+                image: DiskImage::ReadOnly(dir.path().join(image)),
             };
             let disks = disks.iter().map(disk).collect();
             let config = VmConfig { disks, ..config(dir.path()) };
@@ -550,5 +580,12 @@ mod tests {
         assert!(refusal(&[("a", "vmlinux")]).contains("[0].image has 1 bytes"));
         assert!(refusal(&[("a", "absent")]).contains("absent cannot be read"));
         assert!(refusal(&[("a", "data.disk"); 9]).contains("has 9 disks"));
+        let scratch = |file: File| {
+            let disk = Disk { serial: "a".into(), image: DiskImage::Scratch(file.into()) };
+            let config = VmConfig { disks: vec![disk], ..config(dir.path()) };
+            PodMachine::check(config).map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(scratch(tempfile::tempfile().unwrap()).contains("[0].image is empty"));
+        assert!(scratch(File::open("/dev/null").unwrap()).contains("[0].image is not a file"));
     }
 }
