@@ -64,6 +64,7 @@ mod network;
 mod oci;
 mod oom;
 mod policy;
+mod port;
 mod process;
 #[allow(unsafe_code)]
 mod raw;
