@@ -69,6 +69,8 @@ pub struct Config {
     pub emulated: EmulatedSection,
     /// `[registry]`: registries, as guests ask them.
     pub registry: RegistrySection,
+    /// `[cache]`: the node's cache of image blobs.
+    pub cache: CacheSection,
     /// `[agent]`: the agent in the guest.
     pub agent: AgentSection,
     /// `[storage]`: disks for pods.
@@ -167,6 +169,14 @@ pub struct RegistrySection {
     pub danger_plain_http: Vec<String>,
 }
 
+/// `[cache]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CacheSection {
+    /// Socket of the daemon; empty: pods do without it.
+    pub socket: PathBuf,
+}
+
 /// `[agent]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -253,6 +263,12 @@ impl Default for EmulatedSection {
     }
 }
 
+impl Default for CacheSection {
+    fn default() -> Self {
+        CacheSection { socket: "/run/nacre/cache.sock".into() }
+    }
+}
+
 impl Default for AgentSection {
     fn default() -> Self {
         AgentSection { log: "info".to_owned(), danger_record: PathBuf::new() }
@@ -328,6 +344,7 @@ impl Config {
             ("pod.default_initdata", &self.pod.default_initdata),
             ("pod.danger_set_policy", &self.pod.danger_set_policy),
             ("agent.danger_record", &self.agent.danger_record),
+            ("cache.socket", &self.cache.socket),
         ] {
             if !path.as_os_str().is_empty() && !path.is_absolute() {
                 return wrong(key, format!("is {path:?}: give an absolute path, or \"\" for none"));
@@ -432,7 +449,7 @@ mod tests {
         // Every key is written out: without any one of its lines the file would still equal the
         // defaults, so count them.
         let keys = text.lines().filter(|l| !l.starts_with('#') && l.contains(" = ")).count();
-        assert_eq!(keys, 23);
+        assert_eq!(keys, 24);
         Config::default().check("defaults").unwrap();
     }
 
@@ -455,6 +472,7 @@ mod tests {
             ("[emulated]\ndebug = true", "debug"),
             ("[registry]\ndanger_plain_http = [\"a,b\"]", "registry.danger_plain_http"),
             ("[registry]\ndanger_plain_http = [\"http://a\"]", "host:port"),
+            ("[cache]\nsocket = \"cache.sock\"", "cache.socket is \"cache.sock\""),
             ("[agent]\nlog = \"a b\"", "agent.log"),
             ("[agent]\ndanger_record = \"here\"", "agent.danger_record is \"here\""),
             ("[pod]\ndefault_initdata = \"x\"", "pod.default_initdata is \"x\""),

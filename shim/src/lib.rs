@@ -22,6 +22,7 @@ mod guest_network;
 mod initdata;
 mod io;
 pub mod network;
+mod node_cache;
 mod pod;
 mod process;
 mod processor;

@@ -171,7 +171,7 @@ impl Pod {
             let cause = format!("this shim has the sandbox {} already", sandbox.id);
             return Err(TaskError::new(Code::ALREADY_EXISTS, format!("start sandbox {id}"), cause));
         }
-        let sandbox = Sandbox::start(id, source, config).await?;
+        let sandbox = Sandbox::start(id, self.events.namespace(), source, config).await?;
         *self.sandbox() = Some(sandbox.clone());
         tokio::spawn(self.clone().bury_the_dead(sandbox.clone()));
         tokio::spawn(self.clone().report_memory_exhaustion(sandbox.clone()));

@@ -18,7 +18,7 @@ use crate::network::{Namespace, Network, NetworkError};
 use crate::processor::Emulation;
 use crate::record::{ProcessRef, RUN_ROOT, Record, RunDir};
 use crate::spec::NetworkWanted;
-use crate::{guest_network, initdata, recording, scratch_disk, spec, start_report};
+use crate::{guest_network, initdata, node_cache, recording, scratch_disk, spec, start_report};
 use nacre_configuration::Config;
 
 /// What the pod's shared memory may hold, in bytes; Docker's and containerd's own default.
@@ -53,11 +53,12 @@ impl Sandbox {
     /// Boots the machine of a pod and configures it. If that fails, nothing is left.
     pub(crate) async fn start(
         id: &str,
+        namespace: &str,
         spec: &Spec,
         config: &Config,
     ) -> Result<Arc<Sandbox>, TaskError> {
         let mut parts = Parts::default();
-        match Sandbox::build(id, spec, config, &mut parts).await {
+        match Sandbox::build(id, namespace, spec, config, &mut parts).await {
             Ok((agent, ending, vm)) => Ok(Arc::new(Sandbox {
                 id: id.to_owned(),
                 agent,
@@ -76,6 +77,7 @@ impl Sandbox {
 
     async fn build(
         id: &str,
+        namespace: &str,
         spec: &Spec,
         config: &Config,
         parts: &mut Parts,
@@ -106,6 +108,7 @@ impl Sandbox {
         let disks = initdata.iter().map(|initdata| initdata::disk(initdata, run_dir.path()));
         let mut disks: Vec<_> = disks.collect::<Result<_, _>>().doing(&starting)?;
         disks.extend(scratch_disk::make(&config.storage, size.scratch_disk_mib).doing(&starting)?);
+        let cache = node_cache::port(config, namespace, id).await;
         let machine = VmConfig {
             id: id.to_owned(),
             run_dir: run_dir.path().to_owned(),
@@ -116,7 +119,7 @@ impl Sandbox {
             memory_mib: size.memory_mib,
             disks,
             nics: nics(network).doing(&starting)?,
-            serial_ports: port.into_iter().collect(),
+            serial_ports: port.into_iter().chain(cache).collect(),
             netns: Some(network.namespace_path()),
         };
         // The guest needs its processor only once its kernel is up: measuring costs no time of its own.
