@@ -12,7 +12,7 @@ use crate::{Refused, Sources, Subject};
 /// Demands of which one has to be met, and by what it was.
 struct Clause<'a> {
     met: Option<String>,
-    open: Vec<(Verifier, &'a Identity)>,
+    open: Vec<(Verifier<'a>, &'a Identity)>,
 }
 
 /// Why the rule admits the image.

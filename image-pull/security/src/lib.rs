@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod bundle;
+mod certificate;
 mod cosign;
 mod decision;
 mod envelope;
@@ -25,11 +26,15 @@ mod miss;
 mod policy;
 mod printable;
 mod reference;
+mod sct;
 mod search;
 pub mod sign;
 mod sources;
 mod subject;
+mod time;
+mod timestamp;
 mod transparency;
+mod trust_root;
 mod verifier;
 
 pub use policy::{ImagePolicy, PolicyError};

@@ -9,7 +9,7 @@ use crate::decision::decide;
 use crate::{Admitted, Refused, Sources, Subject, json};
 
 pub(crate) use material::Material;
-pub(crate) use requirement::{Requirement, Rule, Signer};
+pub(crate) use requirement::{NamePattern, Requirement, RootMaterial, Rule, Signer};
 
 /// Largest policy, in bytes.
 const POLICY_LIMIT: usize = 1024 * 1024;

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::material::Material;
-use super::requirement::{Requirement, Rule, Signer};
+use super::requirement::{NamePattern, Requirement, RootMaterial, Rule, Signer};
 use super::{PolicyError, REQUIREMENTS_LIMIT, SCOPES_LIMIT, Selected};
 use crate::Subject;
 use crate::identity::Identity;
@@ -172,9 +172,26 @@ struct SigstoreSigned {
     rekor_public_key_paths: Option<Vec<String>>,
     rekor_public_key_data: Option<String>,
     rekor_public_key_datas: Option<Vec<String>>,
+    fulcio: Option<Fulcio>,
+    pki: Option<Value>,
     signed_identity: Option<Value>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fulcio {
+    #[serde(rename = "caPath")]
+    ca_path: Option<String>,
+    #[serde(rename = "caData")]
+    ca_data: Option<String>,
+    #[serde(rename = "oidcIssuer")]
+    issuer: String,
+    #[serde(rename = "subjectEmail")]
+    email: String,
+}
+
+/// `pki` (certificates of one's own authority, checked at the present time) needs a clock that the
+/// host cannot set; a guest has none. The log of `fulcio` brings its own time.
 fn sigstore_signed(fields: SigstoreSigned) -> Result<Requirement, String> {
     let identity = signed_identity(fields.signed_identity)?;
     let logs = Files {
@@ -190,10 +207,36 @@ fn sigstore_signed(fields: SigstoreSigned) -> Result<Requirement, String> {
         datas: fields.key_datas,
     };
     let logs = logs.one_of("rekorPublicKey")?.unwrap_or_default();
-    let keys = keys.one_of("key")?.ok_or("give one of keyPath, keyPaths, keyData, keyDatas")?;
-    let by = Signer::Keys { keys, logs };
+    let by = match (keys.one_of("key")?, fields.fulcio, fields.pki) {
+        (Some(keys), None, None) => Signer::Keys { keys, logs },
+        (None, Some(fulcio), None) => certified(fulcio, logs)?,
+        (None, None, Some(_)) => {
+            return Err("pki is not supported: it needs a clock that the host cannot set; use \
+                        keys, or fulcio"
+                .into());
+        }
+        _ => return Err("give one of keyPath, keyPaths, keyData, keyDatas, fulcio".into()),
+    };
     by.check()?;
     Ok(Requirement::Signed { by, identity })
+}
+
+fn certified(fulcio: Fulcio, logs: Vec<Material>) -> Result<Signer, String> {
+    if logs.is_empty() {
+        return Err(
+            "fulcio needs a rekorPublicKey: the log tells when the signature was made".into()
+        );
+    }
+    if fulcio.issuer.is_empty() || fulcio.email.is_empty() {
+        return Err("fulcio: oidcIssuer and subjectEmail must not be empty".into());
+    }
+    let certificates = match (fulcio.ca_path, fulcio.ca_data) {
+        (Some(path), None) => Material::path(&path)?,
+        (None, Some(data)) => Material::base64(&data)?,
+        _ => return Err("fulcio: give one of caPath and caData".into()),
+    };
+    let root = RootMaterial::Authority { certificates, logs };
+    Ok(Signer::Certified { root, issuer: fulcio.issuer, name: NamePattern::Email(fulcio.email) })
 }
 
 /// The four ways to name key files, of which one may be used.

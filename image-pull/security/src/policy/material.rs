@@ -42,6 +42,14 @@ impl Material {
         Ok(Self::Inline(text.as_bytes().to_vec()))
     }
 
+    /// The content, if the policy has it.
+    pub(crate) fn inline(&self) -> Option<&[u8]> {
+        match self {
+            Self::Inline(bytes) => Some(bytes),
+            Self::Broker(_) => None,
+        }
+    }
+
     /// The content. The error says where it should have come from.
     pub(crate) async fn fetch(&self, sources: &dyn Sources) -> Result<Zeroizing<Vec<u8>>, String> {
         match self {

@@ -10,6 +10,8 @@
 //!   { any = [                           # one of these
 //!     { cosign-key = "kbs:///default/keys/reviewer" },
 //!     { digests = ["sha256:..."] },     # the image is one of these
+//!     { keyless = { trust-root = "kbs:///default/keys/sigstore", issuer = "https://issuer.example",
+//!                   identity = "https://git.example/team/*/release.yml@refs/tags/**" } },
 //!   ] },
 //! ]
 //! identity = "repository"               # or "exact" or "any", see below
@@ -30,6 +32,9 @@
 //! A key is a `kbs:///repository/type/tag` or a PEM text. Names are complete: `docker.io/library/busybox`.
 //! A `match` without a tag is for every tag and digest; one with a tag is for references by that tag.
 //!
+//! `keyless`: a `trusted_root.json`, the OpenID issuer, and the name in the certificate, whole or as a
+//! pattern as in `match`. `rekor-key` beside `cosign-key`: entered in the log of that key.
+//!
 //! `identity`: what a signature must name. `repository` (the default): this repository, with any tag.
 //! `exact`: this very `repository:tag` (for references by digest: this repository). `any`: names are
 //! not looked at, so whoever can change the registry may put any image that these keys ever signed in
@@ -40,7 +45,7 @@ use nacre_trust::Digest;
 use serde::Deserialize;
 
 use super::material::Material;
-use super::requirement::{Requirement, Rule, Signer};
+use super::requirement::{NamePattern, Requirement, RootMaterial, Rule, Signer};
 use super::{PolicyError, REQUIREMENTS_LIMIT, SCOPES_LIMIT, Selected};
 use crate::Subject;
 use crate::glob;
@@ -109,8 +114,17 @@ enum IdentityWord {
 struct Demand {
     cosign_key: Option<String>,
     rekor_key: Option<String>,
+    keyless: Option<Keyless>,
     digests: Option<Vec<String>>,
     any: Option<Vec<Demand>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Keyless {
+    trust_root: String,
+    issuer: String,
+    identity: String,
 }
 
 impl Native {
@@ -234,32 +248,51 @@ fn clauses(demands: Vec<Demand>, identity: &Identity) -> Result<Vec<Vec<Requirem
 
 impl Demand {
     fn is_empty(&self) -> bool {
-        let Self { cosign_key, rekor_key, digests, any } = self;
-        cosign_key.is_none() && rekor_key.is_none() && digests.is_none() && any.is_none()
+        let Self { cosign_key, rekor_key, keyless, digests, any } = self;
+        cosign_key.is_none()
+            && rekor_key.is_none()
+            && keyless.is_none()
+            && digests.is_none()
+            && any.is_none()
     }
 }
 
-fn requirement(demand: Demand, identity: &Identity) -> Result<Requirement, String> {
-    let identity = identity.clone();
-    let signed = |by: Signer| {
-        by.check()?;
-        Ok(Requirement::Signed { by, identity })
+fn requirement(mut demand: Demand, identity: &Identity) -> Result<Requirement, String> {
+    let requirement = if let Some(key) = demand.cosign_key.take() {
+        let rekor_key = demand.rekor_key.take();
+        let logs = rekor_key.iter().map(|key| Material::text(key)).collect::<Result<_, _>>()?;
+        signed(Signer::Keys { keys: vec![Material::text(&key)?], logs }, identity)?
+    } else if let Some(keyless) = demand.keyless.take() {
+        signed(certified(keyless)?, identity)?
+    } else if let Some(digests) = demand.digests.take() {
+        check_count("digests", digests.len())?;
+        let digests = digests.iter().map(|digest| digest.parse::<Digest>());
+        Requirement::Digests(digests.collect::<Result<_, _>>().map_err(|e| e.to_string())?)
+    } else {
+        return Err(ONE_OF.into());
     };
-    match demand {
-        Demand { cosign_key: Some(key), rekor_key, digests: None, any: None } => {
-            let logs = rekor_key.iter().map(|key| Material::text(key)).collect::<Result<_, _>>()?;
-            signed(Signer::Keys { keys: vec![Material::text(&key)?], logs })
-        }
-        Demand { cosign_key: None, rekor_key: None, digests: Some(digests), any: None } => {
-            check_count("digests", digests.len())?;
-            let digests = digests.iter().map(|digest| digest.parse::<Digest>());
-            let digests = digests.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
-            Ok(Requirement::Digests(digests))
-        }
-        _ => Err("a requirement is one of { cosign-key = .. } (with rekor-key = .. if it must be \
-                  in that log), { digests = [..] }, { any = [..] }"
-            .into()),
+    if demand.is_empty() { Ok(requirement) } else { Err(ONE_OF.into()) }
+}
+
+const ONE_OF: &str = "a requirement is one of { cosign-key = .. } (with rekor-key = .. if it must \
+    be in that log), { keyless = { trust-root = .., issuer = .., identity = .. } }, \
+    { digests = [..] }, { any = [..] }";
+
+fn signed(by: Signer, identity: &Identity) -> Result<Requirement, String> {
+    by.check()?;
+    Ok(Requirement::Signed { by, identity: identity.clone() })
+}
+
+fn certified(keyless: Keyless) -> Result<Signer, String> {
+    let Keyless { trust_root, issuer, identity } = keyless;
+    if issuer.is_empty() || identity.is_empty() || identity.len() > glob::PATTERN_LIMIT {
+        return Err(format!(
+            "keyless: give the issuer, and an identity of 1 to {} bytes",
+            glob::PATTERN_LIMIT
+        ));
     }
+    let root = RootMaterial::Document(Material::text(&trust_root)?);
+    Ok(Signer::Certified { root, issuer, name: NamePattern::Pattern(identity) })
 }
 
 fn check_count(what: &str, count: usize) -> Result<(), String> {
