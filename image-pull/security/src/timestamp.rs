@@ -1,4 +1,5 @@
-//! Timestamps of RFC 3161: a signed statement (RFC 5652) that some bytes existed at some time.
+//! Timestamps of RFC 3161: a signed statement (RFC 5652) that some bytes existed at some time. Signers
+//! keep the whole answer of the authority, a `TimeStampResp`.
 
 use ring::digest::{Algorithm, SHA256, SHA384, SHA512, digest};
 use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
@@ -100,7 +101,7 @@ impl<'a> Element<'a> {
     }
 }
 
-/// What of a `SignedData` is looked at.
+/// What of the answer and the `SignedData` in it is looked at.
 struct Token<'a> {
     content: &'a [u8],
     certificates: Vec<&'a [u8]>,
@@ -111,7 +112,13 @@ struct Token<'a> {
 
 impl<'a> Token<'a> {
     fn parse(token: &'a [u8]) -> Option<Self> {
-        let [token] = elements(token)?.try_into().ok()?;
+        let [response] = elements(token)?.try_into().ok()?;
+        let [status, token] = response.within(Tag::Sequence)?.try_into().ok()?;
+        // 0: granted, 1: granted with modifications. The signature is what counts.
+        let status = *status.within(Tag::Sequence)?.first()?;
+        if status.tag != Tag::Integer || !matches!(status.value, [0 | 1]) {
+            return None;
+        }
         let [kind, content] = token.within(Tag::Sequence)?.try_into().ok()?;
         if kind.oid()? != SIGNED_DATA || !content.is_context(TagNumber::N0) {
             return None;
