@@ -120,6 +120,15 @@ impl Credentials {
         self.entries.is_empty()
     }
 
+    /// User and password for a repository, for tools that push to it.
+    #[must_use]
+    pub fn password(&self, host: &str, path: &str) -> Option<(&str, &str)> {
+        match self.find(host, path)? {
+            Credential::Password { user, password } => Some((user, password)),
+            Credential::Identity(_) => None,
+        }
+    }
+
     /// Those for a repository: the entry with the longest path counts.
     pub(crate) fn find(&self, host: &str, path: &str) -> Option<&Credential> {
         let host = canonical_host(host);

@@ -3,7 +3,42 @@
 use std::io;
 use std::path::PathBuf;
 
+use nacre_image_security::Refused;
 use nacre_trust::{Digest, DigestMismatch};
+
+/// What to do if an image does not fit.
+const MORE_ROOM: &str = "raise memory_mib of the pod (annotation io.nacre.vm.memory_mib), give it a \
+    scratch disk (io.nacre.vm.scratch_disk_mib) or use a smaller image";
+
+/// Who asked a registry that refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presented {
+    /// An anonymous client: there are no credentials for this registry.
+    Nothing,
+    /// The holder of the credentials that are configured.
+    Credentials,
+    /// Credentials are configured, but the connection is not encrypted.
+    Withheld,
+}
+
+impl Presented {
+    fn told(self, status: u16) -> String {
+        match self {
+            Self::Nothing => format!(
+                "anonymous clients (status {status}); the image is private or does not exist: check its \
+                 name, or give the pod credentials for this registry"
+            ),
+            Self::Credentials => format!(
+                "the credentials that are configured for it (status {status}); check that they are \
+                 right and may pull this image, and that it exists"
+            ),
+            Self::Withheld => format!(
+                "anonymous clients (status {status}); there are credentials for it, but they are not \
+                 sent over plain HTTP: let the registry serve https"
+            ),
+        }
+    }
+}
 
 /// Why an image could not be pulled, mounted or merged into a process.
 #[derive(Debug, thiserror::Error)]
@@ -62,10 +97,7 @@ pub enum PullError {
         what: String,
     },
     /// The registry wants credentials, or better ones.
-    #[error(
-        "registry {registry} refuses {what} to anonymous clients (status {status}); the image is \
-         private or does not exist"
-    )]
+    #[error("registry {registry} refuses {what} to {presented}", presented = .presented.told(*.status))]
     Unauthorized {
         /// `host[:port]`.
         registry: String,
@@ -73,6 +105,27 @@ pub enum PullError {
         what: String,
         /// HTTP status.
         status: u16,
+        /// Who asked.
+        presented: Presented,
+    },
+    /// The key broker did not give what the pull needs.
+    #[error("{purpose}: {problem}")]
+    Resource {
+        /// What it is for.
+        purpose: &'static str,
+        /// Why it cannot be had.
+        problem: String,
+    },
+    /// The image policy does not admit the image.
+    #[error("{0}")]
+    Policy(Box<Refused>),
+    /// A layer cannot be decrypted.
+    #[error("layer {digest}: {problem}")]
+    Encrypted {
+        /// Digest in the manifest.
+        digest: Digest,
+        /// Why.
+        problem: String,
     },
     /// The registry answered in a way that ends the pull.
     #[error("registry {registry}: {what}: {problem}")]
@@ -131,14 +184,40 @@ pub enum PullError {
         /// What is wrong, and with which entry.
         problem: String,
     },
-    /// No room for the image.
+    /// No room for the image, as its manifest already tells.
     #[error(
-        "the image does not fit in the pod's memory ({what}: no space left); raise memory_mib of the \
-         pod (annotation io.nacre.vm.memory_mib) or use a smaller image"
+        "image {image} does not fit: its layers have at least {needed} MiB and the pod's image storage \
+         has {available} of {quota} MiB left; {MORE_ROOM}"
+    )]
+    TooLarge {
+        /// The reference.
+        image: String,
+        /// MiB of the layers that are to be fetched, as they travel: unpacked they are more.
+        needed: u64,
+        /// MiB that are free.
+        available: u64,
+        /// MiB of the whole storage.
+        quota: u64,
+    },
+    /// No room for the image, as it turned out while it was unpacked.
+    #[error(
+        "the image does not fit in the pod's image storage ({what}: no space left); {MORE_ROOM}"
     )]
     NoSpace {
         /// What was being written.
         what: String,
+    },
+    /// The pull took too long.
+    #[error(
+        "the pull was given up after {seconds} s, with {done} of {total} MiB of the layers here"
+    )]
+    Deadline {
+        /// The bound, in seconds.
+        seconds: u64,
+        /// MiB that had come.
+        done: u64,
+        /// MiB of all layers; 0 if the manifest had not come.
+        total: u64,
     },
     /// The guest's own file system failed.
     #[error("{what}: {source}")]

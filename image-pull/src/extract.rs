@@ -12,7 +12,6 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
@@ -23,7 +22,7 @@ use rustix::io::Errno;
 
 use crate::PullError;
 use crate::archive::{Archive, ArchiveError, Entry, Kind, printable};
-use crate::budget::Budget;
+use crate::budget::Share;
 use crate::removal::remove;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
@@ -66,7 +65,7 @@ pub(crate) struct Extracted {
 pub(crate) fn extract<R: io::Read>(
     archive: &mut Archive<R>,
     root: OwnedFd,
-    budget: &Arc<Budget>,
+    budget: &Share,
 ) -> Result<Extracted, ExtractError> {
     let mut tree = Tree {
         root: Rc::new(root),

@@ -15,10 +15,11 @@ use tokio::sync::mpsc;
 
 use crate::archive::{Archive, Entry, Kind, printable};
 use crate::blob::Blob;
-use crate::budget::Budget;
+use crate::budget::{Budget, Share};
 use crate::extract::{ExtractError, OPAQUE_WHITEOUT, WHITEOUT, normalise, split};
 use crate::layer::{LayerCheck, PIECES, Piece};
 use crate::manifest::LayerBlob;
+use crate::platform::Level;
 use crate::reference::Reference;
 use crate::registry::Registry;
 use crate::{Limits, NoResources, PullError, Registries};
@@ -84,7 +85,9 @@ impl Inspector {
     /// [`PullError`], as of a pull.
     pub async fn inspect(&self, reference: &str) -> Result<Inspected, PullError> {
         let reference: Reference = reference.parse()?;
-        let image = self.registry.resolve(&reference).await?;
+        let resolved = self.registry.resolve(&reference).await?;
+        // The image is for the guest's processor, not for this one.
+        let image = self.registry.describe(&reference, resolved, Level::V4, None).await?;
         let mut names: BTreeSet<Vec<u8>> = [PASSWD.to_vec(), GROUP.to_vec()].into();
         let (passwd, group) = loop {
             match self.look(&reference, &image.layers, &names).await? {
@@ -113,7 +116,7 @@ impl Inspector {
         layers: &[(LayerBlob, Digest)],
         names: &BTreeSet<Vec<u8>>,
     ) -> Result<Looked, PullError> {
-        let budget = Arc::new(Budget::new(&self.limits));
+        let budget = Budget::new(&self.limits);
         let mut seen = Seen { layers: Vec::new(), unseen: layers.len() };
         loop {
             match (seen.find(PASSWD)?, seen.find(GROUP)?) {
@@ -129,7 +132,8 @@ impl Inspector {
             let check = LayerCheck {
                 blob: blob.clone(),
                 diff_id: *diff_id,
-                budget: budget.clone(),
+                opened: None,
+                budget: budget.share(),
                 zstd_window_log: self.limits.zstd_window_log,
             };
             seen.layers.push(self.layer(reference, check, names.clone()).await?);
@@ -146,8 +150,7 @@ impl Inspector {
         let (digest, size) = (check.blob.digest, check.blob.size);
         let (sender, pieces) = mpsc::channel(PIECES);
         let reading = tokio::task::spawn_blocking(move || {
-            let budget = check.budget.clone();
-            check.read(pieces, |archive| Layer::read(archive, names, &budget))
+            check.read(pieces, |archive| Layer::read(archive, names, &check.budget))
         });
         let what = format!("layer {digest}");
         let mut blob = Blob::new(&self.registry, reference, digest, size, &what);
@@ -163,7 +166,7 @@ impl Inspector {
         .await;
         drop(sender);
         match (fetched, reading.await.unwrap_or(Err(PullError::Abandoned))) {
-            (_, Ok((layer, ..))) => Ok(layer),
+            (_, Ok((layer, _proofs))) => Ok(layer),
             (Err(error), Err(PullError::Abandoned)) | (_, Err(error)) => Err(error),
         }
     }
@@ -213,7 +216,7 @@ impl Layer {
     fn read<R: Read>(
         archive: &mut Archive<R>,
         names: BTreeSet<Vec<u8>>,
-        budget: &Budget,
+        budget: &Share,
     ) -> Result<Self, ExtractError> {
         let mut layer = Self { names, nodes: BTreeMap::new() };
         while let Some(entry) = archive.next()? {

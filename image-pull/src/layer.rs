@@ -1,21 +1,24 @@
-//! One layer in one pass, on a thread of its own: bytes from the network are hashed, decompressed,
-//! hashed again and unpacked as they come. Nothing is buffered beyond a few pieces, nothing is read
-//! twice, and what was written counts only when both digests have matched.
+//! One layer in one pass, on a thread of its own: bytes from the network are hashed, decrypted,
+//! decompressed, hashed again and unpacked as they come. Nothing is buffered beyond a few pieces, nothing
+//! is read twice, and what was written counts only with [`Proofs`]: both digests have matched, and for an
+//! encrypted layer its HMAC. Until then the stream is hostile.
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
+use nacre_image_encryption::{Authentic, LayerCipher};
 use nacre_trust::{Digest, DigestMatch, Hasher};
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::sync::mpsc;
 
 use crate::PullError;
 use crate::archive::{Archive, ArchiveError};
-use crate::budget::Budget;
+use crate::budget::Share;
+use crate::decryption::{Opened, refused};
 use crate::extract::{ExtractError, extract};
 use crate::manifest::{Compression, LayerBlob};
-use crate::store::{Staging, Store, StoredLayer};
+use crate::store::{Lease, Staging, Store};
 
 /// Pieces that may wait for the unpacking thread. The network stops when they are that many.
 pub(crate) const PIECES: usize = 8;
@@ -26,33 +29,54 @@ pub(crate) enum Piece {
     End,
 }
 
+/// That a layer is the right one. Only [`LayerCheck::read`] makes it.
+pub(crate) struct Proofs {
+    diff_id: DigestMatch,
+    _blob: DigestMatch,
+    _authenticity: Authenticity,
+}
+
+/// That nobody without the key has made an encrypted layer.
+enum Authenticity {
+    NotEncrypted,
+    Encrypted { _proof: Authentic },
+}
+
+impl Proofs {
+    /// That the tar stream was what the configuration names.
+    pub(crate) fn diff_id(&self) -> &DigestMatch {
+        &self.diff_id
+    }
+}
+
 /// What one layer's thread needs.
 pub(crate) struct LayerJob {
     pub(crate) layer: LayerCheck,
     pub(crate) store: Arc<Store>,
-    /// Held until the thread is done, even if nobody waits for it any more.
-    pub(crate) lock: OwnedMutexGuard<()>,
 }
 
 impl LayerJob {
     /// Unpacks the blob that comes through `pieces` and takes it into the store. Blocks.
-    pub(crate) fn run(self, pieces: mpsc::Receiver<Piece>) -> Result<StoredLayer, PullError> {
+    pub(crate) fn run(self, pieces: mpsc::Receiver<Piece>) -> Result<Lease, PullError> {
         let staging = self.store.stage()?;
-        let stored = self.unpack(staging, pieces);
-        drop(self.lock);
-        stored
+        self.unpack(staging, pieces)
     }
 
-    fn unpack(
-        &self,
-        staging: Staging,
-        pieces: mpsc::Receiver<Piece>,
-    ) -> Result<StoredLayer, PullError> {
+    fn unpack(self, staging: Staging, pieces: mpsc::Receiver<Piece>) -> Result<Lease, PullError> {
         let root = staging.open()?;
         let budget = &self.layer.budget;
-        let (extracted, blob, diff_id) =
-            self.layer.read(pieces, |archive| extract(archive, root, budget))?;
-        self.store.keep(staging, extracted, &blob, &diff_id)
+        let unpacked = self.layer.read(pieces, |archive| extract(archive, root, budget));
+        match unpacked {
+            Ok((extracted, proofs)) => {
+                let seal = self.layer.opened.as_ref().map(|opened| opened.seal);
+                self.store.keep_layer(staging, extracted, &proofs, seal)
+            }
+            Err(error) => {
+                // The layer may be fetched again from elsewhere.
+                budget.give_back();
+                Err(error)
+            }
+        }
     }
 }
 
@@ -60,29 +84,35 @@ impl LayerJob {
 pub(crate) struct LayerCheck {
     pub(crate) blob: LayerBlob,
     pub(crate) diff_id: Digest,
-    pub(crate) budget: Arc<Budget>,
+    /// For an encrypted layer.
+    pub(crate) opened: Option<Arc<Opened>>,
+    pub(crate) budget: Share,
     pub(crate) zstd_window_log: u32,
 }
 
 impl LayerCheck {
     /// Gives `work` the archive that comes through `pieces`, which has to read it to its end. What it
-    /// made of it comes with the proofs that blob and archive were the right ones. Blocks.
+    /// made of it comes with the proofs that it was the right one. Blocks.
     pub(crate) fn read<T>(
         &self,
         pieces: mpsc::Receiver<Piece>,
-        work: impl FnOnce(&mut Archive<TarReader>) -> Result<T, ExtractError>,
-    ) -> Result<(T, DigestMatch, DigestMatch), PullError> {
+        work: impl FnOnce(&mut Archive<TarReader<'_>>) -> Result<T, ExtractError>,
+    ) -> Result<(T, Proofs), PullError> {
+        if self.blob.encryption.is_some() != self.opened.is_some() {
+            return Err(self.problem("is encrypted, and its key is not at hand"));
+        }
         let blob = BlobReader {
             pieces,
             current: Bytes::new(),
             hasher: Hasher::new(self.blob.digest.algorithm()),
+            cipher: self.opened.as_deref().map(Opened::cipher).transpose()?,
             ended: false,
         };
         let tar = TarReader {
             inner: Decompressor::new(self.blob.compression, self.zstd_window_log, blob)
                 .map_err(|e| self.read_error(e))?,
             hasher: Hasher::new(self.diff_id.algorithm()),
-            budget: self.budget.clone(),
+            budget: &self.budget,
         };
         let mut archive = Archive::new(tar);
         let result = work(&mut archive).map_err(|e| self.extract_error(e));
@@ -99,7 +129,7 @@ impl LayerCheck {
         };
         // A gzip or zstd stream can end before the blob does.
         let trailing = blob.drain().map_err(|e| self.read_error(e))?;
-        let blob = self.verify_blob(blob)?;
+        let (blob, authenticity) = self.verify_blob(blob)?;
         if trailing {
             return Err(self.problem("there is data after the compressed stream"));
         }
@@ -107,13 +137,19 @@ impl LayerCheck {
             let what = format!("layer {} unpacked (diff_id)", self.blob.digest);
             PullError::digest(what, mismatch)
         })?;
-        Ok((result, blob, diff_id))
+        Ok((result, Proofs { diff_id, _blob: blob, _authenticity: authenticity }))
     }
 
-    fn verify_blob(&self, blob: BlobReader) -> Result<DigestMatch, PullError> {
-        blob.hasher
-            .verify(&self.blob.digest)
-            .map_err(|mismatch| PullError::digest(format!("layer {}", self.blob.digest), mismatch))
+    fn verify_blob(&self, blob: BlobReader) -> Result<(DigestMatch, Authenticity), PullError> {
+        let matched = blob.hasher.verify(&self.blob.digest).map_err(|mismatch| {
+            PullError::digest(format!("layer {}", self.blob.digest), mismatch)
+        })?;
+        let authenticity = match blob.cipher.map(LayerCipher::finish) {
+            None => Authenticity::NotEncrypted,
+            Some(Ok(proof)) => Authenticity::Encrypted { _proof: proof },
+            Some(Err(error)) => return Err(refused(&self.blob.digest, &error)),
+        };
+        Ok((matched, authenticity))
     }
 
     fn problem(&self, problem: impl Into<String>) -> PullError {
@@ -148,11 +184,12 @@ impl LayerCheck {
     }
 }
 
-/// The blob as it comes, hashed. Hands out the network's own buffers.
+/// The blob as it comes, hashed and decrypted. Hands out the network's own buffers.
 struct BlobReader {
     pieces: mpsc::Receiver<Piece>,
     current: Bytes,
     hasher: Hasher,
+    cipher: Option<LayerCipher>,
     ended: bool,
 }
 
@@ -174,7 +211,16 @@ impl BufRead for BlobReader {
             match self.pieces.blocking_recv() {
                 Some(Piece::Data(piece)) => {
                     self.hasher.update(&piece);
-                    self.current = piece;
+                    self.current = match &mut self.cipher {
+                        None => piece,
+                        Some(cipher) => {
+                            let mut piece = piece
+                                .try_into_mut()
+                                .unwrap_or_else(|shared| BytesMut::from(&*shared));
+                            cipher.decrypt(&mut piece);
+                            piece.freeze()
+                        }
+                    };
                 }
                 Some(Piece::End) => self.ended = true,
                 None => return Err(io::Error::other(PullError::Abandoned)),
@@ -228,13 +274,13 @@ impl Decompressor {
 }
 
 /// The tar stream, hashed and counted.
-pub(crate) struct TarReader {
+pub(crate) struct TarReader<'a> {
     inner: Decompressor,
     hasher: Hasher,
-    budget: Arc<Budget>,
+    budget: &'a Share,
 }
 
-impl Read for TarReader {
+impl Read for TarReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = match &mut self.inner {
             Decompressor::None(reader) => reader.read(buffer),

@@ -21,11 +21,11 @@
 #![forbid(unsafe_code)]
 
 mod archive;
-mod authentication;
 mod blob;
 mod budget;
 mod cache;
 mod credentials;
+mod decryption;
 mod error;
 mod extract;
 mod inspect;
@@ -35,24 +35,30 @@ mod manifest;
 mod mount;
 mod parents;
 mod pax;
+mod platform;
 mod process;
+mod progress;
 mod puller;
 mod reference;
 mod registries;
 mod registry;
+mod remote;
 mod removal;
 mod resolve;
 mod resources;
 mod settings;
+mod signatures;
 mod store;
 
 pub use cache::{BlobCache, BlobSink, BlobStream};
 pub use credentials::Credentials;
-pub use error::PullError;
+pub use error::{Presented, PullError};
 pub use inspect::{InspectConfig, Inspected, Inspector};
 pub use limits::Limits;
 pub use process::{UserSource, merge_process};
-pub use puller::{Image, Progress, PullConfig, Puller};
+pub use progress::Progress;
+pub use puller::{Image, PullConfig, Puller};
 pub use registries::{Mirror, Proxy, Registries};
+pub use remote::{RemoteDocument, RemoteImage};
 pub use resources::{NoResources, Resources};
-pub use settings::{IMAGE_POLICIES, IMAGE_TOML, NodeCache, Settings, SettingsError, Source};
+pub use settings::{IMAGE_POLICIES, IMAGE_TOML, Login, NodeCache, Settings, SettingsError, Source};

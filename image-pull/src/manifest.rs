@@ -3,11 +3,16 @@
 //! A document that two readers could take for two things is refused (CVE-2021-41190: one with both
 //! `manifests` and `layers`, read by its media type here and by its fields there).
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use nacre_image_encryption::MEDIA_TYPE_SUFFIX;
 use nacre_trust::{Digest, DigestMatch, Verified};
 use oci_spec::image::{Arch, ImageConfiguration, Os};
 use serde::Deserialize;
 
 use crate::PullError;
+use crate::platform::Level;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
@@ -40,7 +45,11 @@ pub(crate) struct LayerBlob {
     /// Bytes as they travel.
     pub(crate) size: u64,
     pub(crate) compression: Compression,
+    /// For an encrypted layer, what its descriptor says about that.
+    pub(crate) encryption: Option<Arc<Annotations>>,
 }
+
+pub(crate) type Annotations = BTreeMap<String, String>;
 
 /// One of the two documents that a reference can name.
 #[derive(Debug)]
@@ -77,6 +86,7 @@ struct RawDescriptor {
     digest: String,
     size: u64,
     platform: Option<RawPlatform>,
+    annotations: Option<Annotations>,
     // `urls` and inline `data` are deliberately not read: content comes from the registry, by digest.
 }
 
@@ -168,10 +178,16 @@ fn read_image(raw: RawDocument) -> Result<Manifest, PullError> {
             format!("this is an artifact of type {kind:?}, not a container image"),
         ));
     }
-    let layers = layers.into_iter().map(|raw| {
+    let layers = layers.into_iter().map(|mut raw| {
+        let annotations = raw.annotations.take().unwrap_or_default();
         let layer = descriptor(raw, "manifest", "layers")?;
-        let compression = compression(&layer.media_type)?;
-        Ok(LayerBlob { digest: layer.digest, size: layer.size, compression })
+        let packed = layer.media_type.strip_suffix(MEDIA_TYPE_SUFFIX);
+        Ok(LayerBlob {
+            digest: layer.digest,
+            size: layer.size,
+            compression: compression(packed.unwrap_or(&layer.media_type))?,
+            encryption: packed.is_some().then(|| Arc::new(annotations)),
+        })
     });
     Ok(Manifest::Image { config, layers: layers.collect::<Result<_, PullError>>()? })
 }
@@ -187,9 +203,7 @@ fn compression(media_type: &str) -> Result<Compression, PullError> {
         other => Err(bad(
             "manifest",
             "layers",
-            if other.ends_with("+encrypted") {
-                "a layer is encrypted; this version cannot decrypt layers".into()
-            } else if other.contains("nondistributable") || other.contains("foreign") {
+            if other.contains("nondistributable") || other.contains("foreign") {
                 format!(
                     "a layer of type {other:?} is kept outside the registry; such layers are not \
                      fetched"
@@ -210,23 +224,29 @@ fn descriptor(
     Ok(Descriptor { media_type: raw.media_type, digest, size: raw.size })
 }
 
-/// The one manifest of an index for linux/amd64.
-pub(crate) fn for_this_guest(entries: &[Platform]) -> Result<&Descriptor, PullError> {
-    let fitting = ["linux/amd64", "linux/amd64/v1"];
+/// The one manifest of an index for linux/amd64: of several, the one that asks least of the processor,
+/// so that guest and owner agree whatever machine they are on. Which levels this processor has is for
+/// [`crate::platform`] to say.
+pub(crate) fn for_this_guest(entries: &[Platform]) -> Result<(&Descriptor, Level), PullError> {
     let is_image = |entry: &&Platform| {
         [OCI_MANIFEST, DOCKER_MANIFEST].contains(&entry.manifest.media_type.as_str())
     };
-    let named =
-        |entry: &&Platform| entry.name.as_deref().is_some_and(|name| fitting.contains(&name));
-    if let Some(entry) = entries.iter().filter(is_image).find(named) {
-        return Ok(&entry.manifest);
+    let images = entries.iter().filter(is_image);
+    let level = |entry: &Platform| {
+        let rest = entry.name.as_deref()?.strip_prefix("linux/amd64")?;
+        Level::of_variant(rest.strip_prefix('/').or_else(|| rest.is_empty().then_some(""))?)
+    };
+    let fitting = images.filter_map(|entry| Some((entry, level(entry)?)));
+    // The first of equal ones, as others read it.
+    if let Some((entry, level)) = fitting.min_by_key(|(_, level)| *level) {
+        return Ok((&entry.manifest, level));
     }
     // An index that names no platform but has one image: the configuration will tell.
     if let [only] = entries
         && is_image(&only)
         && only.name.is_none()
     {
-        return Ok(&only.manifest);
+        return Ok((&only.manifest, Level::V1));
     }
     let mut offered: Vec<&str> = entries.iter().filter_map(|entry| entry.name.as_deref()).collect();
     offered.sort_unstable();
@@ -249,6 +269,10 @@ pub(crate) fn read_config(
             "os and architecture",
             format!("are {}/{}; this guest runs linux/amd64", config.os(), config.architecture()),
         ));
+    }
+    let variant = config.variant().as_deref().unwrap_or_default();
+    if Level::of_variant(variant).is_none() {
+        return Err(bad("variant", format!("{variant:?} of amd64 is not known: v1 to v4 are")));
     }
     if config.rootfs().typ() != "layers" {
         return Err(bad("rootfs.type", "is not \"layers\"".into()));
@@ -343,7 +367,8 @@ mod tests {
     #[test]
     fn what_is_not_an_image_is_named() {
         for (kind, says) in [
-            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "encrypted"),
+            ("application/vnd.oci.image.layer.v1.tar+lzma+encrypted", "not a layer type"),
+            ("application/vnd.oci.image.layer.v1.tar+encrypted+encrypted", "not a layer type"),
             ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "outside the registry"),
             ("application/vnd.oci.image.layer.nondistributable.v1.tar", "outside the registry"),
             ("application/vnd.wasm.content.layer.v1+wasm", "not a layer type"),
@@ -387,6 +412,38 @@ mod tests {
     }
 
     #[test]
+    fn encrypted_layers_keep_their_annotations() {
+        let kind = "application/vnd.oci.image.layer.v1.tar+zstd+encrypted";
+        let text = image(kind).replace(
+            "\"size\":3}]",
+            r#""size":3,"annotations":{"org.opencontainers.image.enc.pubopts":"x"}}]"#,
+        );
+        let parsed = Manifest::parse(&verified(&text), None, None).unwrap();
+        let Manifest::Image { layers, .. } = parsed else { panic!("{parsed:?}") };
+        assert_eq!(layers[0].compression, Compression::Zstd);
+        let annotations = layers[0].encryption.as_ref().unwrap();
+        assert_eq!(annotations["org.opencontainers.image.enc.pubopts"], "x");
+    }
+
+    #[test]
+    fn the_variant_that_asks_least_is_picked() {
+        let entry = |variant: &str, size: u64| {
+            let name = format!("linux/amd64{variant}");
+            let manifest =
+                Descriptor { media_type: OCI_MANIFEST.into(), digest: D.parse().unwrap(), size };
+            Platform { manifest, name: Some(name) }
+        };
+        let pick = |entries: &[Platform]| {
+            for_this_guest(entries).map(|(picked, level)| (picked.size, level)).ok()
+        };
+        let v3 = || entry("/v3", 3);
+        assert_eq!(pick(&[v3(), entry("/v2", 2), entry("", 1)]), Some((1, Level::V1)));
+        assert_eq!(pick(&[v3(), entry("/v1", 1), entry("", 7)]), Some((1, Level::V1)));
+        assert_eq!(pick(&[v3(), entry("/v4", 4)]), Some((3, Level::V3)));
+        assert_eq!(pick(&[entry("/v9", 9), entry("x", 8)]), None);
+    }
+
+    #[test]
     fn the_configuration_must_fit_the_guest_and_the_layers() {
         let config = |os: &str, arch: &str, ids: &str| {
             format!(
@@ -400,6 +457,7 @@ mod tests {
         for (text, layers, says) in [
             (config("linux", "arm64", &id), 1, "linux/arm64"),
             (config("windows", "amd64", &id), 1, "windows/amd64"),
+            (config("linux", "amd64\",\"variant\":\"v9", &id), 1, "v9"),
             (config("linux", "amd64", &id), 2, "diff_ids"),
             (config("linux", "amd64", &id), 0, "diff_ids"),
             (config("linux", "amd64", "\"sha256:x\""), 1, "diff_ids"),

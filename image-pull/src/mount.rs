@@ -23,7 +23,7 @@ const MAX_OPTION: usize = 255;
 
 /// Mounts `lower` (top first) on `target`, with what is written going to `scratch`.
 pub(crate) fn overlay(
-    lower: &[PathBuf],
+    lower: &[&Path],
     scratch: &Path,
     target: &Path,
     readonly: bool,
@@ -58,14 +58,14 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn make(lower: &[PathBuf], scratch: &Path) -> Result<Self, PullError> {
+    fn make(lower: &[&Path], scratch: &Path) -> Result<Self, PullError> {
         let mut this = Self {
             upper: scratch.join("upper"),
             work: scratch.join("work"),
             lower: match lower {
                 // overlayfs wants at least one; an image may have none.
                 [] => vec![scratch.join("empty")],
-                some => some.to_vec(),
+                some => some.iter().map(|tree| tree.to_path_buf()).collect(),
             },
             made: Vec::new(),
         };

@@ -5,9 +5,14 @@
 //! unpacks; here layers are unpacked independently and shared between images, so the corrected
 //! directories go into one small layer of the image's own, on top of the others.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use nacre_trust::Digest;
 use rustix::fs::{
     CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, fchmod,
     fchown, fgetxattr, fstat, futimens, open, openat2,
@@ -15,27 +20,31 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::PullError;
-use crate::store::{Store, StoredLayer};
+use crate::store::{Key, Lease, Store};
 
 /// Corrects the implied directories of `layers` (bottom first): the tree to put on top of them, if
 /// any is needed.
-pub(crate) fn correct(
-    store: &Store,
-    manifest: &nacre_trust::Digest,
-    layers: &[StoredLayer],
-) -> Result<Option<PathBuf>, PullError> {
-    let target = store.parents(manifest);
-    if target.exists() {
-        return Ok(Some(target));
+pub(crate) async fn correct(
+    store: &Arc<Store>,
+    manifest: Digest,
+    layers: &[Arc<Lease>],
+) -> Result<Option<Lease>, PullError> {
+    let key = Key::Parents(manifest);
+    let _alone = store.lock(key).await;
+    if let Some(tree) = store.find(key) {
+        return Ok(Some(tree));
     }
-    let mut wrong: Vec<&Path> = Vec::new();
+    let path = |bytes: &Vec<u8>| PathBuf::from(OsString::from_vec(bytes.clone()));
     // The bottom layer has nobody to take anything from.
-    for layer in layers.iter().skip(1) {
-        wrong.extend(layer.implied.iter().map(PathBuf::as_path));
-    }
+    let implied = layers.iter().skip(1).flat_map(|layer| &layer.about.implied);
+    let mut wrong: Vec<PathBuf> = implied.map(path).collect();
     wrong.sort_unstable();
     wrong.dedup();
-    let stack: Vec<Layer> = layers.iter().rev().map(Layer::open).collect::<Result<_, _>>()?;
+    if wrong.is_empty() {
+        return Ok(None);
+    }
+    let stack: Vec<Layer<'_>> =
+        layers.iter().rev().map(|layer| Layer::open(layer)).collect::<Result<_, _>>()?;
     wrong.retain(|path| effective(&stack, path).is_some_and(|found| found.corrected));
     if wrong.is_empty() {
         return Ok(None);
@@ -58,22 +67,21 @@ pub(crate) fn correct(
             })?;
         }
     }
-    staging.keep_tree(&target)?;
-    Ok(Some(target))
+    store.keep_parents(staging, manifest).map(Some)
 }
 
 struct Layer<'a> {
     root: OwnedFd,
-    implied: &'a [PathBuf],
+    implied: HashSet<&'a [u8]>,
 }
 
 impl<'a> Layer<'a> {
-    fn open(layer: &'a StoredLayer) -> Result<Self, PullError> {
+    fn open(layer: &'a Lease) -> Result<Self, PullError> {
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let root = open(&layer.tree, flags, Mode::empty()).map_err(|e| {
-            PullError::io(format!("failed to open {}", layer.tree.display()), e.into())
+        let root = open(&layer.path, flags, Mode::empty()).map_err(|e| {
+            PullError::io(format!("failed to open {}", layer.path.display()), e.into())
         })?;
-        Ok(Self { root, implied: &layer.implied })
+        Ok(Self { root, implied: layer.about.implied.iter().map(Vec::as_slice).collect() })
     }
 }
 
@@ -90,7 +98,7 @@ fn effective(stack: &[Layer<'_>], path: &Path) -> Option<Effective> {
     for layer in stack {
         let (stat, last) = look(layer, path);
         if let Some(stat) = stat {
-            if !layer.implied.iter().any(|implied| implied == path) {
+            if !layer.implied.contains(path.as_os_str().as_bytes()) {
                 return Some(Effective { stat, corrected: topmost.is_some() });
             }
             topmost.get_or_insert(stat);

@@ -1,27 +1,32 @@
 //! The pull itself: reference, manifest, configuration, layers, image.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use nacre_image_security::ImagePolicy;
+use nacre_image_security::{Admitted, ImagePolicy};
 use nacre_trust::Digest;
 use oci_spec::image::ImageConfiguration;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc, oneshot, watch};
 
-use crate::blob::Blob;
+use crate::blob::{Blob, Cache};
 use crate::budget::Budget;
+use crate::decryption::{self, Opened};
 use crate::layer::{LayerCheck, LayerJob, PIECES, Piece};
 use crate::manifest::LayerBlob;
+use crate::platform::Level;
+use crate::progress::Tally;
 use crate::reference::Reference;
 use crate::registry::Registry;
-use crate::store::{Store, StoredLayer};
-use crate::{BlobCache, Limits, NoResources, PullError, Registries, Resources, mount, parents};
-
-/// Least time between two [`Progress::Layer`] of one layer.
-const REPORT_EVERY: Duration = Duration::from_millis(100);
+use crate::resolve::Described;
+use crate::store::{Key, Lease, Store};
+use crate::{
+    BlobCache, Limits, NoResources, Progress, PullError, Registries, Resources, mount, parents,
+};
 
 /// What a [`Puller`] needs to know.
 #[derive(Clone)]
@@ -63,31 +68,6 @@ impl PullConfig {
     }
 }
 
-/// How far a pull has come. Layers report at most every 100 ms each.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Progress {
-    /// The reference has become an image.
-    Resolved {
-        /// Digest of its manifest.
-        digest: Digest,
-        /// Layers, those that are already here included.
-        layers: usize,
-        /// Bytes of all layers as they travel.
-        bytes: u64,
-    },
-    /// A layer is on its way.
-    Layer {
-        /// Digest of the blob.
-        digest: Digest,
-        /// Bytes that came.
-        done: u64,
-        /// Bytes that will.
-        total: u64,
-    },
-    /// All layers are verified and unpacked.
-    Done,
-}
-
 /// Pulls images into one store. Concurrent pulls share layers.
 pub struct Puller {
     shared: Arc<Shared>,
@@ -97,31 +77,39 @@ struct Shared {
     registry: Registry,
     store: Arc<Store>,
     limits: Limits,
+    resources: Arc<dyn Resources>,
+    policy: Arc<ImagePolicy>,
+    layer_keys: Vec<String>,
+    cache: Option<Cache>,
     /// Layers being unpacked at a time, over all pulls: one a CPU.
     slots: Semaphore,
 }
 
-type Report = Arc<dyn Fn(Progress) + Send + Sync>;
-
 impl Puller {
-    /// Opens the store. Remains of interrupted pulls in it are removed.
+    /// Opens the store. What is left in it from before is removed.
     ///
     /// # Errors
     /// [`PullError::Io`] if the store cannot be made.
     pub fn new(config: PullConfig) -> Result<Self, PullError> {
         let cpus = std::thread::available_parallelism().map_or(1, Into::into);
+        let registry =
+            Registry::new(config.limits.clone(), config.registries, config.resources.clone());
         Ok(Self {
             shared: Arc::new(Shared {
-                store: Arc::new(Store::open(config.store)?),
-                registry: Registry::new(config.limits.clone(), config.registries, config.resources),
+                store: Store::open(config.store)?,
+                registry,
                 limits: config.limits,
+                resources: config.resources,
+                policy: config.policy,
+                layer_keys: config.layer_keys,
+                cache: config.cache.map(|blobs| Cache { blobs, share: config.share }),
                 slots: Semaphore::new(cpus),
             }),
         })
     }
 
-    /// Makes the image that `reference` names available: every layer verified and unpacked. Asks the
-    /// registry for manifest and configuration each time; fetches only layers that are not here.
+    /// Makes the image that `reference` names available: admitted by the policy, every layer verified and
+    /// unpacked. Asks the registry for the manifest each time; fetches only layers that are not here.
     ///
     /// # Errors
     /// [`PullError`]; nothing of a layer that failed is left.
@@ -131,26 +119,29 @@ impl Puller {
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Image, PullError> {
         let reference: Reference = reference.parse()?;
-        let report: Report = Arc::new(progress);
-        let image = self.shared.registry.resolve(&reference).await?;
-        report(Progress::Resolved {
-            digest: image.digest,
-            layers: image.layers.len(),
-            bytes: image.layers.iter().map(|(layer, _)| layer.size).sum(),
-        });
-        let layers = self.shared.clone().layers(&reference, &image.layers, &report).await?;
-        let parents = parents::correct(&self.shared.store, &image.digest, &layers)?;
-        report(Progress::Done);
+        let deadline = Instant::now() + self.shared.limits.total;
+        let prepared = tokio::time::timeout_at(deadline.into(), self.shared.prepare(&reference));
+        let Ok(prepared) = prepared.await else {
+            let seconds = self.shared.limits.total.as_secs();
+            return Err(PullError::Deadline { seconds, done: 0, total: 0 });
+        };
+        let (image, admitted) = prepared?;
+        let tally = Tally::new(progress, &image);
+        let layers = self.shared.layers(&reference, &image, &admitted, &tally, deadline).await?;
+        let parents = parents::correct(&self.shared.store, image.digest, &layers).await?;
+        let leases = layers.iter().cloned().chain(parents.map(Arc::new)).collect();
         Ok(Image {
             reference: reference.to_string(),
             manifest_digest: image.digest,
             config: image.config,
-            lower: stack(&layers, parents),
+            leases,
+            layers: layers.len(),
         })
     }
 }
 
-/// An image whose layers are verified and unpacked.
+/// An image whose layers are verified and unpacked. They stay for as long as there is an `Image`, or a
+/// clone of one, that has them; then they are removed, so it must outlive its mounts.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The reference, normalised.
@@ -159,8 +150,9 @@ pub struct Image {
     pub manifest_digest: Digest,
     /// The image configuration.
     pub config: ImageConfiguration,
-    /// Trees to stack, top first.
-    lower: Vec<PathBuf>,
+    /// The layers' trees, bottom first, and the corrected parent directories if there are any.
+    leases: Arc<[Arc<Lease>]>,
+    layers: usize,
 }
 
 impl Image {
@@ -171,20 +163,21 @@ impl Image {
     /// # Errors
     /// [`PullError::Mount`] or [`PullError::Io`]; nothing is mounted then.
     pub fn mount(&self, scratch: &Path, target: &Path, readonly: bool) -> Result<(), PullError> {
-        mount::overlay(&self.lower, scratch, target, readonly)
+        let (layers, parents) = self.leases.split_at(self.layers);
+        mount::overlay(&stack(layers, parents), scratch, target, readonly)
     }
 }
 
-/// Layers as overlayfs stacks them, top first.
-fn stack(layers: &[StoredLayer], parents: Option<PathBuf>) -> Vec<PathBuf> {
-    let mut lower: Vec<PathBuf> = parents.into_iter().collect();
+/// Trees as overlayfs stacks them, top first.
+fn stack<'a>(layers: &'a [Arc<Lease>], parents: &'a [Arc<Lease>]) -> Vec<&'a Path> {
+    let mut lower: Vec<&Path> = parents.iter().map(|parents| parents.path.as_path()).collect();
     for layer in layers.iter().rev() {
         // overlayfs refuses a directory twice. The lower of two equal layers shows nothing that the
         // upper does not show in front of it, so only the upper counts.
-        if !lower.contains(&layer.tree) {
-            lower.push(layer.tree.clone());
+        if !lower.contains(&layer.path.as_path()) {
+            lower.push(&layer.path);
         }
-        if layer.opaque_root {
+        if layer.about.opaque_root {
             break;
         }
     }
@@ -192,40 +185,75 @@ fn stack(layers: &[StoredLayer], parents: Option<PathBuf>) -> Vec<PathBuf> {
 }
 
 impl Shared {
+    /// All that happens before a layer is fetched: the tag is resolved, the policy asked, the
+    /// configuration read.
+    async fn prepare(&self, reference: &Reference) -> Result<(Described, Admitted), PullError> {
+        let resolved = self.registry.resolve(reference).await?;
+        let admitted =
+            resolved.admit(&self.policy, &self.registry, reference, &self.resources).await?;
+        let processor = Level::of_this_processor();
+        let cache = self.cache.as_ref();
+        let image = self.registry.describe(reference, resolved, processor, cache).await?;
+        Ok((image, admitted))
+    }
+
     /// All layers, bottom first. They come in parallel, the largest first; when one fails the others
     /// are stopped, and all are waited for, so that nothing of them is left when this returns.
     async fn layers(
-        self: Arc<Self>,
+        self: &Arc<Self>,
         reference: &Reference,
-        layers: &[(LayerBlob, Digest)],
-        report: &Report,
-    ) -> Result<Vec<StoredLayer>, PullError> {
-        let budget = Arc::new(Budget::new(&self.limits));
-        let (stop, stopped) = watch::channel(false);
-        let mut wanted: Vec<&(LayerBlob, Digest)> = Vec::new();
-        for layer in layers {
-            if !wanted.iter().any(|(_, diff_id)| *diff_id == layer.1) {
-                wanted.push(layer);
+        image: &Described,
+        admitted: &Admitted,
+        tally: &Arc<Tally>,
+        deadline: Instant,
+    ) -> Result<Vec<Arc<Lease>>, PullError> {
+        // The proof is for this manifest, not for another one.
+        if admitted.manifest() != &image.digest {
+            return Err(PullError::Abandoned);
+        }
+        let opened = decryption::open(&image.layers, &*self.resources, &self.layer_keys).await?;
+        let mut wanted: Vec<Wanted> = Vec::new();
+        let mut keys = Vec::new();
+        for ((blob, diff_id), opened) in image.layers.iter().zip(opened) {
+            let seal = opened.as_ref().map(|opened| opened.seal);
+            let key = Key::Layer { diff_id: *diff_id, seal };
+            keys.push(key);
+            if !wanted.iter().any(|other| other.key == key) {
+                wanted.push(Wanted { key, blob: blob.clone(), diff_id: *diff_id, opened });
             }
         }
-        wanted.sort_by_key(|(blob, _)| std::cmp::Reverse(blob.size));
+        wanted.sort_by_key(|layer| std::cmp::Reverse(layer.blob.size));
+        self.check_room(reference, &wanted)?;
+        let (stop, stopped) = watch::channel(false);
+        let budget = Budget::new(&self.limits);
         let mut running = FuturesUnordered::new();
-        for (blob, diff_id) in wanted {
-            running.push(self.clone().layer(
-                reference.clone(),
-                blob.clone(),
-                *diff_id,
-                budget.clone(),
-                stopped.clone(),
-                report.clone(),
-            ));
+        for layer in wanted {
+            let fetch = Fetch {
+                shared: self.clone(),
+                reference: reference.clone(),
+                layer,
+                budget: budget.clone(),
+                stopped: stopped.clone(),
+                tally: tally.clone(),
+            };
+            running.push(fetch.run());
         }
         let mut failed = None;
-        let mut done = std::collections::HashMap::new();
-        while let Some(result) = running.next().await {
-            match result {
-                Ok((diff_id, layer)) => drop(done.insert(diff_id, layer)),
-                Err(error) => {
+        let mut done = HashMap::new();
+        let mut late = pin!(tokio::time::sleep_until(deadline.into()));
+        loop {
+            let next = tokio::select! {
+                next = running.next() => next,
+                () = &mut late, if failed.is_none() => {
+                    stop.send_replace(true);
+                    failed = Some(tally.deadline(self.limits.total));
+                    continue;
+                }
+            };
+            match next {
+                None => break,
+                Some(Ok((key, layer))) => drop(done.insert(key, Arc::new(layer))),
+                Some(Err(error)) => {
                     stop.send_replace(true);
                     failed.get_or_insert(error);
                 }
@@ -233,90 +261,141 @@ impl Shared {
         }
         match failed {
             Some(error) => Err(error),
-            None => Ok(layers.iter().filter_map(|(_, id)| done.get(id).cloned()).collect()),
+            None => Ok(keys.iter().filter_map(|key| done.get(key).cloned()).collect()),
         }
     }
 
-    async fn layer(
-        self: Arc<Self>,
-        reference: Reference,
-        blob: LayerBlob,
-        diff_id: Digest,
-        budget: Arc<Budget>,
-        mut stopped: watch::Receiver<bool>,
-        report: Report,
-    ) -> Result<(Digest, StoredLayer), PullError> {
-        let lock = self.store.lock(&diff_id).await;
-        if let Some(layer) = self.store.find(&diff_id)? {
-            report(Progress::Layer { digest: blob.digest, done: blob.size, total: blob.size });
-            return Ok((diff_id, layer));
+    /// Refuses an image that cannot fit before any of it is fetched. A layer takes more room than its
+    /// blob, so this is the least.
+    fn check_room(&self, reference: &Reference, wanted: &[Wanted]) -> Result<(), PullError> {
+        let missing = wanted.iter().filter(|layer| self.store.find(layer.key).is_none());
+        let needed = missing.fold(0_u64, |sum, layer| sum.saturating_add(layer.blob.size));
+        let (available, quota) = self.store.room()?;
+        if needed <= available {
+            return Ok(());
         }
-        let _slot = self.slots.acquire().await.map_err(|_| PullError::Abandoned)?;
-        if *stopped.borrow() {
-            return Err(PullError::Abandoned);
+        Err(PullError::TooLarge {
+            image: reference.to_string(),
+            needed: needed.div_ceil(1 << 20),
+            available: available >> 20,
+            quota: quota >> 20,
+        })
+    }
+}
+
+/// A layer of the image, once.
+struct Wanted {
+    key: Key,
+    blob: LayerBlob,
+    diff_id: Digest,
+    opened: Option<Arc<Opened>>,
+}
+
+/// One layer on its way into the store.
+struct Fetch {
+    shared: Arc<Shared>,
+    reference: Reference,
+    layer: Wanted,
+    budget: Arc<Budget>,
+    stopped: watch::Receiver<bool>,
+    tally: Arc<Tally>,
+}
+
+impl Fetch {
+    async fn run(mut self) -> Result<(Key, Lease), PullError> {
+        let (key, size) = (self.layer.key, self.layer.blob.size);
+        let alone = Arc::new(self.shared.store.lock(key).await);
+        if let Some(layer) = self.shared.store.find(key) {
+            self.tally.bytes(size);
+            self.tally.layer();
+            return Ok((key, layer));
         }
+        let shared = self.shared.clone();
+        let _slot = shared.slots.acquire().await.map_err(|_| PullError::Abandoned)?;
+        let what = format!("layer {}", self.layer.blob.digest);
+        let mut detour = true;
+        loop {
+            if *self.stopped.borrow() {
+                return Err(PullError::Abandoned);
+            }
+            let (registry, reference) = (&shared.registry, &self.reference);
+            let (digest, encrypted) = (self.layer.blob.digest, self.layer.opened.is_some());
+            let blob = match detour {
+                true => Blob::new(registry, reference, digest, size, &what)
+                    .with_cache(shared.cache.as_ref(), encrypted),
+                false => Blob::from_origin(registry, reference, digest, size, &what),
+            };
+            match self.unpack(blob, &alone).await {
+                Ok(layer) => {
+                    self.tally.layer();
+                    return Ok((key, layer));
+                }
+                // Whatever it was, it may have been somebody's lie: once more, without them.
+                Err((error, true)) if detour && !*self.stopped.borrow() => {
+                    tracing::warn!(%error, layer = %digest, "fetched again from the registry itself");
+                    detour = false;
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+    }
+
+    /// Fetches and unpacks at the same time. An error comes with whether a detour may be its cause.
+    async fn unpack(
+        &mut self,
+        mut blob: Blob<'_>,
+        alone: &Arc<OwnedMutexGuard<()>>,
+    ) -> Result<Lease, (PullError, bool)> {
         let (sender, pieces) = mpsc::channel(PIECES);
         let (result, unpacked) = oneshot::channel();
         let layer = LayerCheck {
-            blob: blob.clone(),
-            diff_id,
-            budget,
-            zstd_window_log: self.limits.zstd_window_log,
+            blob: self.layer.blob.clone(),
+            diff_id: self.layer.diff_id,
+            opened: self.layer.opened.clone(),
+            budget: self.budget.share(),
+            zstd_window_log: self.shared.limits.zstd_window_log,
         };
-        let job = LayerJob { layer, store: self.store.clone(), lock };
+        let job = LayerJob { layer, store: self.shared.store.clone() };
+        let alone = alone.clone();
+        let work = move || {
+            drop(result.send(job.run(pieces)));
+            // Until here nobody else begins with this layer, even if nobody waits for it any more.
+            drop(alone);
+        };
         std::thread::Builder::new()
             .name("unpack-layer".into())
-            .spawn(move || result.send(job.run(pieces)))
-            .map_err(|e| PullError::io("failed to start a thread for a layer", e))?;
+            .spawn(work)
+            .map_err(|e| (PullError::io("failed to start a thread for a layer", e), false))?;
+        let mut came = 0;
         let fetched = tokio::select! {
-            fetched = self.feed(&reference, &blob, sender, &report) => fetched,
-            _ = stopped.wait_for(|stopped| *stopped) => Err(PullError::Abandoned),
+            fetched = feed(&mut blob, sender, &self.tally, &mut came) => fetched,
+            _ = self.stopped.wait_for(|stopped| *stopped) => Err(PullError::Abandoned),
         };
-        match (fetched, unpacked.await.unwrap_or(Err(PullError::Abandoned))) {
-            (_, Ok(layer)) => Ok((diff_id, layer)),
-            (Err(error), Err(PullError::Abandoned)) | (_, Err(error)) => Err(error),
-        }
-    }
-
-    /// Sends a layer's bytes to its thread as fast as that takes them. A thread that has stopped
-    /// listening has its own reason to tell.
-    async fn feed(
-        &self,
-        reference: &Reference,
-        blob: &LayerBlob,
-        sender: mpsc::Sender<Piece>,
-        report: &Report,
-    ) -> Result<(), PullError> {
-        let what = format!("layer {}", blob.digest);
-        let meter = Meter { blob, report, last: Mutex::new(Instant::now()) };
-        let mut stream = Blob::new(&self.registry, reference, blob.digest, blob.size, &what);
-        let mut done = 0;
-        while let Some(piece) = stream.next().await? {
-            done += piece.len() as u64;
-            if sender.send(Piece::Data(piece)).await.is_err() {
-                return Ok(());
-            }
-            meter.report(done);
-        }
-        let _ = sender.send(Piece::End).await;
-        Ok(())
+        let error = match (fetched, unpacked.await.unwrap_or(Err(PullError::Abandoned))) {
+            (_, Ok(layer)) => return Ok(layer),
+            (Err(error), Err(PullError::Abandoned)) | (_, Err(error)) => error,
+        };
+        self.tally.take_back(came);
+        Err((error, blob.took_a_detour()))
     }
 }
 
-/// Reports one layer's progress, not too often.
-struct Meter<'a> {
-    blob: &'a LayerBlob,
-    report: &'a Report,
-    last: Mutex<Instant>,
-}
-
-impl Meter<'_> {
-    fn report(&self, done: u64) {
-        let mut last = self.last.lock().expect("no panic under lock");
-        if done == self.blob.size || last.elapsed() >= REPORT_EVERY {
-            *last = Instant::now();
-            let (digest, total) = (self.blob.digest, self.blob.size);
-            (self.report)(Progress::Layer { digest, done, total });
+/// Sends a layer's bytes to its thread as fast as that takes them. A thread that has stopped listening
+/// has its own reason to tell.
+async fn feed(
+    blob: &mut Blob<'_>,
+    sender: mpsc::Sender<Piece>,
+    tally: &Tally,
+    came: &mut u64,
+) -> Result<(), PullError> {
+    while let Some(piece) = blob.next().await? {
+        let size = piece.len() as u64;
+        if sender.send(Piece::Data(piece)).await.is_err() {
+            return Ok(());
         }
+        *came += size;
+        tally.bytes(size);
     }
+    let _ = sender.send(Piece::End).await;
+    Ok(())
 }

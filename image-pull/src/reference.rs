@@ -30,6 +30,20 @@ impl Reference {
         if self.host == DEFAULT_HOST { "registry-1.docker.io" } else { &self.host }
     }
 
+    /// Registry as images carry it.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Tag, `latest` if there is neither tag nor digest.
+    pub(crate) fn tag(&self) -> Option<&str> {
+        self.tag.as_deref().or(self.digest.is_none().then_some("latest"))
+    }
+
+    pub(crate) fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
     /// Repository path at the registry.
     pub(crate) fn path(&self) -> &str {
         &self.path

@@ -5,82 +5,75 @@
 //! where the system has no CA bundle, drops the reason of a failed authentication, cannot resume and
 //! hashes a blob up to twice. The tests push with it, so another implementation checks this one.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+mod authorize;
+pub(crate) mod challenge;
+mod client;
+pub(crate) mod endpoint;
+pub(crate) mod retry;
+
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use nacre_trust::{Digest, Untrusted};
+use nacre_trust::{Algorithm, Digest, DigestMatch, Untrusted, Verified};
 use reqwest::header::{self, HeaderMap, HeaderValue};
-use reqwest::{Client, Response, StatusCode, redirect};
+use reqwest::{Response, StatusCode, Url};
 
-use crate::authentication::{Challenge, read_token};
+use self::authorize::Keychain;
+use self::client::{Clients, innermost};
+use self::endpoint::Endpoint;
+use self::retry::{Failure, MAX_RETRY_AFTER, Patience};
+use crate::error::Presented;
 use crate::reference::{Reference, Target};
-use crate::{Limits, PullError};
+use crate::{Limits, PullError, Registries, Resources};
 
-/// Where Debian and this project's guest image keep the CA certificates.
-const DEFAULT_CA_FILE: &str = "/etc/ssl/certs/ca-certificates.crt";
-const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json, \
+/// Manifests and indexes that are understood.
+pub(crate) const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.docker.distribution.manifest.list.v2+json";
-const ATTEMPTS: u32 = 3;
-/// Wait before the second attempt; the next waits three times as long.
-const BACK_OFF: Duration = Duration::from_millis(300);
-/// Longest wait a registry can ask for with `Retry-After`.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(5);
-/// A name that took longer than this to fail is not tried again.
-const QUICK: Duration = Duration::from_secs(2);
 const MAX_REDIRECTS: usize = 5;
-const MAX_TOKEN: u64 = 64 << 10;
-const MAX_ERROR_PAGE: u64 = 16 << 10;
+/// Longest error page that is read, in bytes.
+const MAX_ERROR_PAGE: usize = 16 << 10;
 
-/// A manifest or index as it came.
+/// A manifest or index that is what its digest names.
 pub(crate) struct Fetched {
-    pub(crate) body: Untrusted<Vec<u8>>,
+    pub(crate) digest: Digest,
+    pub(crate) document: Verified<Vec<u8>, DigestMatch>,
     /// `Content-Type` without parameters.
     pub(crate) content_type: Option<String>,
-    /// `Docker-Content-Digest`, as a claim to be compared.
-    pub(crate) claimed: Option<Digest>,
 }
 
 /// All registries this guest pulls from.
 pub(crate) struct Registry {
     limits: Limits,
-    plain_http: Vec<String>,
-    ca_file: PathBuf,
-    plain: OnceLock<Client>,
-    tls: OnceLock<Client>,
-    /// Anonymous bearer tokens by registry and path.
-    tokens: Mutex<HashMap<(String, String), HeaderValue>>,
+    registries: Registries,
+    clients: Clients,
+    keychain: Keychain,
 }
 
-/// A failed attempt, and whether another one makes sense.
-pub(crate) struct Failure {
-    pub(crate) error: PullError,
-    retry: Option<Duration>,
-}
-
-impl From<PullError> for Failure {
-    fn from(error: PullError) -> Self {
-        Self { error, retry: None }
-    }
+/// An answer, and how it came.
+pub(crate) struct Answer {
+    pub(crate) response: Response,
+    /// Credentials were presented for it.
+    pub(crate) private: bool,
+    /// It is from the host that was asked, not from one that this host redirected to.
+    is_origin: bool,
 }
 
 impl Registry {
     pub(crate) fn new(
         limits: Limits,
-        registries: crate::Registries,
-        _resources: Arc<dyn crate::Resources>,
+        registries: Registries,
+        resources: Arc<dyn Resources>,
     ) -> Self {
+        let (credentials, uris) =
+            (registries.credentials.clone(), registries.credential_uris.clone());
         Self {
+            clients: Clients::new(&limits, &registries),
+            keychain: Keychain::new(credentials, uris, resources),
             limits,
-            plain_http: registries.danger_plain_http,
-            ca_file: registries.ca_file.unwrap_or_else(|| DEFAULT_CA_FILE.into()),
-            plain: OnceLock::new(),
-            tls: OnceLock::new(),
-            tokens: Mutex::default(),
+            registries,
         }
     }
 
@@ -88,148 +81,193 @@ impl Registry {
         &self.limits
     }
 
-    /// Fetches a manifest or index.
+    /// Who may be asked, in order. The registry itself is the last.
+    pub(crate) fn endpoints(&self, reference: &Reference) -> Vec<Endpoint> {
+        Endpoint::all(&self.registries, reference)
+    }
+
+    /// The registry itself.
+    pub(crate) fn origin(&self, reference: &Reference) -> Endpoint {
+        Endpoint::origin(&self.registries, reference)
+    }
+
+    /// Fetches a manifest or index and verifies it: against the digest that names it, or, for a tag,
+    /// against the one that is claimed, if any is. A mirror that does not have it or lies is left.
     pub(crate) async fn fetch_manifest(
         &self,
         reference: &Reference,
         target: Target<'_>,
         what: &str,
     ) -> Result<Fetched, PullError> {
-        let resource = format!("manifests/{target}");
-        let request = Request { reference, resource: &resource, what, offset: 0 };
-        let mut attempt = 1;
+        for endpoint in self.endpoints(reference) {
+            match self.manifest_of(&endpoint, target, what).await {
+                Err(error) => endpoint.pass_over(error)?,
+                fetched => return fetched,
+            }
+        }
+        Err(PullError::Abandoned)
+    }
+
+    async fn manifest_of(
+        &self,
+        endpoint: &Endpoint,
+        target: Target<'_>,
+        what: &str,
+    ) -> Result<Fetched, PullError> {
+        let (resource, limit) = (format!("manifests/{target}"), self.limits.manifest_bytes);
+        let (body, headers) =
+            self.document(endpoint, &resource, what, ACCEPT_MANIFEST, limit).await?;
+        let claimed = || text(&headers, "docker-content-digest")?.parse().ok();
+        let body = Untrusted::new(body);
+        let digest = match target {
+            Target::Digest(digest) => digest,
+            Target::Tag(_) => claimed().unwrap_or_else(|| body.digest(Algorithm::Sha256)),
+        };
+        let document = body.verify_digest(&digest).map_err(|e| PullError::digest(what, e))?;
+        Ok(Fetched { digest, document, content_type: content_type(&headers) })
+    }
+
+    /// A whole answer of one endpoint in memory, after as many attempts as make sense.
+    pub(crate) async fn document(
+        &self,
+        endpoint: &Endpoint,
+        resource: &str,
+        what: &str,
+        accept: &'static str,
+        limit: u64,
+    ) -> Result<(Vec<u8>, HeaderMap), PullError> {
+        let request = Request { endpoint, resource, what, accept: Some(accept), offset: 0 };
+        let mut patience = Patience::new();
         loop {
-            let response = self.get(&request).await?;
+            let response = self.get(&request, &mut patience).await?.response;
             let headers = response.headers().clone();
-            match self.read(response, reference.registry(), what, self.limits.manifest_bytes).await
-            {
-                Ok(body) => {
-                    return Ok(Fetched {
-                        body: Untrusted::new(body),
-                        content_type: content_type(&headers),
-                        claimed: text(&headers, "docker-content-digest")
-                            .and_then(|digest| digest.parse().ok()),
-                    });
-                }
-                Err(failure) => {
-                    self.pause(&failure, &mut attempt).await.map_err(|()| failure.error)?;
-                }
+            match self.read(response, &endpoint.host, what, limit).await {
+                Ok(body) => return Ok((body, headers)),
+                Err(failure) => patience.wait(failure).await?,
             }
         }
     }
 
     /// A successful answer, after as many attempts as make sense.
-    pub(crate) async fn get(&self, request: &Request<'_>) -> Result<Response, PullError> {
-        let mut attempt = 1;
+    pub(crate) async fn get(
+        &self,
+        request: &Request<'_>,
+        patience: &mut Patience,
+    ) -> Result<Answer, PullError> {
         loop {
-            match self.authenticated(request).await {
-                Ok(response) => return Ok(response),
-                Err(failure) => {
-                    self.pause(&failure, &mut attempt).await.map_err(|()| failure.error)?;
-                }
+            match self.authorized(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => patience.wait(failure).await?,
             }
         }
     }
 
-    /// Waits before the next attempt; an error if there is to be none.
-    pub(crate) async fn pause(&self, failure: &Failure, attempt: &mut u32) -> Result<(), ()> {
-        let Some(wait) = failure.retry.filter(|_| *attempt < ATTEMPTS) else {
-            return Err(());
+    /// Something that is no registry's, without credentials. None if it is not there.
+    pub(crate) async fn page(&self, url: &str, limit: u64) -> Result<Option<Vec<u8>>, PullError> {
+        let what = "signature store";
+        let unusable = |problem: &str| PullError::Registry {
+            registry: url.chars().filter(|c| !c.is_control()).take(200).collect(),
+            what: what.into(),
+            problem: problem.into(),
         };
-        let wait = wait.max(BACK_OFF * 3_u32.pow(*attempt - 1));
-        tracing::info!(error = %failure.error, attempt, "registry request failed, trying again");
-        tokio::time::sleep(wait).await;
-        *attempt += 1;
-        Ok(())
-    }
-
-    /// One attempt, with a token if the registry asks for one.
-    async fn authenticated(&self, request: &Request<'_>) -> Result<Response, Failure> {
-        let key = (request.reference.registry().to_owned(), request.reference.path().to_owned());
-        let token = self.tokens.lock().expect("no panic under lock").get(&key).cloned();
-        let response = self.send(request, token.clone()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
-            return self.successful(request, response).await;
+        let url = Url::parse(url).map_err(|_| unusable("this is not a URL"))?;
+        let host = url.host_str().unwrap_or_default().to_owned();
+        let host = url.port().map_or(host.clone(), |port| format!("{host}:{port}"));
+        let plain = match url.scheme() {
+            "https" => false,
+            "http" if self.registries.danger_plain_http.contains(&host) => true,
+            _ => return Err(unusable("only https is read")),
+        };
+        let endpoint = Endpoint { host, path: String::new(), plain, is_mirror: false };
+        let outgoing = Outgoing { url, accept: None, offset: 0, authorization: None };
+        let mut patience = Patience::new();
+        loop {
+            let page = async {
+                let (response, _) = self.follow(&endpoint, what, &outgoing).await?;
+                match response.status() {
+                    StatusCode::OK => {
+                        self.read(response, &endpoint.host, what, limit).await.map(Some)
+                    }
+                    StatusCode::NOT_FOUND => Ok(None),
+                    status => Err(Failure {
+                        error: unusable(&format!("status {status}")),
+                        retry: is_temporary(status).then(|| retry_after(response.headers())),
+                    }),
+                }
+            };
+            match page.await {
+                Ok(page) => return Ok(page),
+                Err(failure) => patience.wait(failure).await?,
+            }
         }
-        let Some(challenge) = Challenge::bearer(response.headers()) else {
-            return Err(request.unauthorized(response.status()).into());
-        };
-        // A token that was cached may have expired: one new one, then the answer stands.
-        let token = self.token(request, &challenge).await?;
-        self.tokens.lock().expect("no panic under lock").insert(key, token.clone());
-        let response = self.send(request, Some(token)).await?;
-        self.successful(request, response).await
     }
 
-    /// Gets an anonymous token from where the registry says.
-    async fn token(
+    /// Sends a request and follows where it leads: within its scheme, and without its authorization as
+    /// soon as the host is another. Whether the host that was asked has answered itself.
+    async fn follow(
         &self,
-        request: &Request<'_>,
-        challenge: &Challenge,
-    ) -> Result<HeaderValue, Failure> {
-        let registry = request.reference.registry();
-        let problem = |problem: String| request.problem(problem);
-        let url = challenge
-            .url(request.reference.path())
-            .ok_or_else(|| problem("its authentication challenge has no valid realm".into()))?;
-        let client = match url.scheme() {
-            "https" => self.tls_client()?,
-            "http" if self.is_plain(registry) => self.plain_client()?,
-            _ => return Err(problem("its token service is not https".into()).into()),
+        endpoint: &Endpoint,
+        what: &str,
+        outgoing: &Outgoing<'_>,
+    ) -> Result<(Response, bool), Failure> {
+        let problem = |problem: String| PullError::Registry {
+            registry: endpoint.host.clone(),
+            what: what.to_owned(),
+            problem,
         };
-        let response = self.bounded(request, client.get(url).send()).await?;
-        if !response.status().is_success() {
-            return Err(match response.status() {
-                status if is_temporary(status) => Failure {
-                    error: problem(format!("its token service answers {status}")),
-                    retry: Some(retry_after(response.headers())),
-                },
-                status => request.unauthorized(status).into(),
-            });
+        let client = self.clients.get(endpoint.plain)?;
+        let mut url = outgoing.url.clone();
+        let mut is_origin = true;
+        for _ in 0..=MAX_REDIRECTS {
+            let mut get = client.get(url.clone());
+            if let Some(accept) = outgoing.accept {
+                get = get.header(header::ACCEPT, accept);
+            }
+            if outgoing.offset > 0 {
+                get = get.header(header::RANGE, format!("bytes={}-", outgoing.offset));
+            }
+            if let Some(authorization) = outgoing.authorization.filter(|_| is_origin) {
+                get = get.header(header::AUTHORIZATION, authorization);
+            }
+            let response = self.bounded(&endpoint.host, what, get.send()).await?;
+            if !response.status().is_redirection() {
+                return Ok((response, is_origin));
+            }
+            let next = text(response.headers(), header::LOCATION.as_str())
+                .and_then(|location| url.join(location).ok())
+                .ok_or_else(|| problem(format!("status {} to nowhere", response.status())))?;
+            match (url.scheme(), next.scheme()) {
+                ("https", "https") | ("http", "http") => {}
+                ("https", _) => {
+                    return Err(
+                        problem("redirected from https to an insecure address".into()).into()
+                    );
+                }
+                _ => {
+                    let words =
+                        "a registry over plain HTTP redirected to https; name the https one";
+                    return Err(problem(words.into()).into());
+                }
+            }
+            // Once elsewhere, always elsewhere: a way back would be somebody else's idea.
+            is_origin &= url.origin() == next.origin();
+            url = next;
         }
-        let body = self.read(response, registry, "token", MAX_TOKEN).await?;
-        read_token(&body).ok_or_else(|| problem("its token service gave no token".into()).into())
-    }
-
-    async fn send(
-        &self,
-        request: &Request<'_>,
-        token: Option<HeaderValue>,
-    ) -> Result<Response, Failure> {
-        let registry = request.reference.registry();
-        let (scheme, client) = if self.is_plain(registry) {
-            ("http", self.plain_client()?)
-        } else {
-            ("https", self.tls_client()?)
-        };
-        let path = request.reference.path();
-        let url = format!("{scheme}://{registry}/v2/{path}/{}", request.resource);
-        let mut get = client.get(url);
-        if request.resource.starts_with("manifests/") {
-            get = get.header(header::ACCEPT, ACCEPT_MANIFEST);
-        }
-        if request.offset > 0 {
-            get = get.header(header::RANGE, format!("bytes={}-", request.offset));
-        }
-        if let Some(token) = token {
-            get = get.header(header::AUTHORIZATION, token);
-        }
-        self.bounded(request, get.send()).await
+        Err(problem(format!("more than {MAX_REDIRECTS} redirects")).into())
     }
 
     /// Waits for an answer's headers, not for ever.
     async fn bounded(
         &self,
-        request: &Request<'_>,
+        registry: &str,
+        what: &str,
         answer: impl Future<Output = reqwest::Result<Response>>,
     ) -> Result<Response, Failure> {
         let begin = Instant::now();
         match tokio::time::timeout(self.limits.connect + self.limits.stall, answer).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(e)) => {
-                Err(self.transport(request.reference.registry(), request.what, &e, begin))
-            }
-            Err(_) => Err(self.stalled(request.reference.registry(), request.what).into()),
+            Ok(Err(e)) => Err(self.clients.transport(registry, what, &e, begin)),
+            Err(_) => Err(self.stalled(registry, what).into()),
         }
     }
 
@@ -237,42 +275,27 @@ impl Registry {
     async fn successful(
         &self,
         request: &Request<'_>,
-        response: Response,
-    ) -> Result<Response, Failure> {
-        let status = response.status();
+        answer: Answer,
+        presented: Presented,
+    ) -> Result<Answer, Failure> {
+        let status = answer.response.status();
         match status {
-            StatusCode::OK => Ok(response),
-            StatusCode::PARTIAL_CONTENT if request.offset > 0 => Ok(response),
+            StatusCode::OK => Ok(answer),
+            StatusCode::PARTIAL_CONTENT if request.offset > 0 => Ok(answer),
             StatusCode::NOT_FOUND => Err(PullError::NotFound {
-                registry: request.reference.registry().to_owned(),
+                registry: request.endpoint.host.clone(),
                 what: request.what.to_owned(),
             }
             .into()),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(request.unauthorized(status).into())
+                Err(request.unauthorized(status, presented).into())
             }
             _ => {
-                let retry = is_temporary(status).then(|| retry_after(response.headers()));
-                let said = self.error_page(response).await;
+                let retry = is_temporary(status).then(|| retry_after(answer.response.headers()));
+                let said = error_page(answer.response).await;
                 Err(Failure { error: request.problem(format!("status {status}{said}")), retry })
             }
         }
-    }
-
-    /// The beginning of what a registry says to people, made safe to print.
-    async fn error_page(&self, mut response: Response) -> String {
-        let mut page = Vec::new();
-        while let Ok(Ok(Some(chunk))) =
-            tokio::time::timeout(Duration::from_secs(1), response.chunk()).await
-        {
-            page.extend_from_slice(&chunk);
-            if page.len() as u64 > MAX_ERROR_PAGE {
-                break;
-            }
-        }
-        let page = String::from_utf8_lossy(&page);
-        let said: String = page.chars().filter(|c| !c.is_control()).take(200).collect();
-        if said.is_empty() { said } else { format!(": {said}") }
     }
 
     /// A whole body in memory.
@@ -328,156 +351,69 @@ impl Registry {
             seconds: self.limits.stall.as_secs(),
         }
     }
-
-    /// What kept an answer from coming.
-    fn transport(
-        &self,
-        registry: &str,
-        what: &str,
-        error: &reqwest::Error,
-        begin: Instant,
-    ) -> Failure {
-        let problem = innermost(error);
-        let registry = registry.to_owned();
-        let quick = (begin.elapsed() < QUICK).then_some(Duration::ZERO);
-        if error.is_redirect() {
-            return PullError::Registry { registry, what: what.to_owned(), problem }.into();
-        }
-        if is_name_error(error) {
-            return Failure {
-                error: PullError::NameNotResolved { registry, problem },
-                retry: quick,
-            };
-        }
-        if error.is_connect() || error.is_timeout() {
-            let certificate = is_certificate_error(error);
-            let problem = if certificate {
-                format!(
-                    "{problem}; the registry's certificate must be signed by an authority in {}",
-                    self.ca_file.display()
-                )
-            } else if error.is_timeout() {
-                format!("no answer within {} s", self.limits.connect.as_secs())
-            } else {
-                problem
-            };
-            let retry = quick.filter(|_| !certificate);
-            return Failure { error: PullError::Unreachable { registry, problem }, retry };
-        }
-        Failure {
-            error: PullError::Registry { registry, what: what.to_owned(), problem },
-            retry: quick,
-        }
-    }
-
-    fn is_plain(&self, registry: &str) -> bool {
-        self.plain_http.iter().any(|plain| plain == registry)
-    }
-
-    /// Client of registries that were named for plain HTTP. It trusts no CA, so that no file is read
-    /// and parsed for it.
-    fn plain_client(&self) -> Result<&Client, PullError> {
-        match self.plain.get() {
-            Some(client) => Ok(client),
-            None => {
-                let client = self.client(rustls::RootCertStore::empty())?;
-                Ok(self.plain.get_or_init(|| client))
-            }
-        }
-    }
-
-    fn tls_client(&self) -> Result<&Client, PullError> {
-        match self.tls.get() {
-            Some(client) => Ok(client),
-            None => {
-                let client = self.client(self.read_ca_file()?)?;
-                Ok(self.tls.get_or_init(|| client))
-            }
-        }
-    }
-
-    fn read_ca_file(&self) -> Result<rustls::RootCertStore, PullError> {
-        use rustls::pki_types::{CertificateDer, pem::PemObject};
-        let shown = self.ca_file.display();
-        let bad = |problem: String| PullError::Config { field: "ca_file", problem };
-        let certificates = CertificateDer::pem_file_iter(&self.ca_file).map_err(|e| {
-            bad(format!("{shown} cannot be read ({e}); https registries need CA certificates"))
-        })?;
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in certificates {
-            let certificate =
-                certificate.map_err(|e| bad(format!("{shown} is not a PEM file: {e}")))?;
-            // Bundles hold a few old certificates that no parser likes; the others count.
-            let _ = roots.add(certificate);
-        }
-        if roots.is_empty() {
-            return Err(bad(format!("{shown} holds no usable certificate")));
-        }
-        Ok(roots)
-    }
-
-    fn client(&self, roots: rustls::RootCertStore) -> Result<Client, PullError> {
-        let bad = |problem: String| PullError::Config { field: "ca_file", problem };
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|e| bad(e.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Client::builder()
-            .tls_backend_preconfigured(tls)
-            .connect_timeout(self.limits.connect)
-            // The environment of PID 1 comes from the kernel command line, and that from the host.
-            .no_proxy()
-            .redirect(redirect::Policy::custom(follow))
-            .pool_idle_timeout(Duration::from_secs(15))
-            .user_agent(concat!("nacre/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|e| bad(innermost(&e)))
-    }
-}
-
-/// Content behind a redirect is checked by its digest, but a tag is not content: whoever answers for
-/// it must be the registry.
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    if attempt.previous().len() > MAX_REDIRECTS {
-        return attempt.error(format!("more than {MAX_REDIRECTS} redirects"));
-    }
-    let from = attempt.previous().last().map(reqwest::Url::scheme);
-    match (from, attempt.url().scheme()) {
-        (Some("https"), "https") | (Some("http"), "http") => attempt.follow(),
-        (Some("https"), _) => attempt.error("redirected from https to an insecure address"),
-        _ => attempt.error("a registry over plain HTTP redirected to https; name the https one"),
-    }
 }
 
 /// One `GET` beneath a repository.
 pub(crate) struct Request<'a> {
-    pub(crate) reference: &'a Reference,
+    pub(crate) endpoint: &'a Endpoint,
     /// Below `/v2/<path>/`.
     pub(crate) resource: &'a str,
     /// For people.
     pub(crate) what: &'a str,
+    pub(crate) accept: Option<&'static str>,
     /// First byte that is wanted.
     pub(crate) offset: u64,
 }
 
 impl Request<'_> {
+    fn url(&self) -> Result<Url, PullError> {
+        let Endpoint { host, path, .. } = self.endpoint;
+        let url = format!("{}://{host}/v2/{path}/{}", self.endpoint.scheme(), self.resource);
+        Url::parse(&url).map_err(|e| self.problem(format!("its address is not valid: {e}")))
+    }
+
     pub(crate) fn problem(&self, problem: String) -> PullError {
         PullError::Registry {
-            registry: self.reference.registry().to_owned(),
+            registry: self.endpoint.host.clone(),
             what: self.what.to_owned(),
             problem,
         }
     }
 
-    fn unauthorized(&self, status: StatusCode) -> PullError {
+    fn unauthorized(&self, status: StatusCode, presented: Presented) -> PullError {
         PullError::Unauthorized {
-            registry: self.reference.registry().to_owned(),
+            registry: self.endpoint.host.clone(),
             what: self.what.to_owned(),
             status: status.as_u16(),
+            presented,
         }
     }
+}
+
+/// What goes to the first host.
+struct Outgoing<'a> {
+    url: Url,
+    accept: Option<&'static str>,
+    offset: u64,
+    authorization: Option<&'a HeaderValue>,
+}
+
+/// The beginning of what a registry says to people, made safe to print.
+async fn error_page(mut response: Response) -> String {
+    let mut page = Vec::new();
+    let read = async {
+        while let Ok(Some(chunk)) = response.chunk().await {
+            page.extend_from_slice(&chunk);
+            if page.len() > MAX_ERROR_PAGE {
+                break;
+            }
+        }
+    };
+    // However much came until then.
+    let _ = tokio::time::timeout(Duration::from_secs(1), read).await;
+    let page = String::from_utf8_lossy(&page);
+    let said: String = page.chars().filter(|c| !c.is_control()).take(200).collect();
+    if said.is_empty() { said } else { format!(": {said}") }
 }
 
 fn is_temporary(status: StatusCode) -> bool {
@@ -498,28 +434,4 @@ pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 fn content_type(headers: &HeaderMap) -> Option<String> {
     let value = text(headers, header::CONTENT_TYPE.as_str())?;
     value.split(';').next().map(|kind| kind.trim().to_ascii_lowercase())
-}
-
-fn chain<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(Some(error), |error| error.source())
-}
-
-/// The cause at the bottom: what lies above repeats URLs and library names.
-fn innermost(error: &reqwest::Error) -> String {
-    let text = chain(error).last().map_or_else(String::new, ToString::to_string);
-    text.chars().filter(|c| !c.is_control()).take(300).collect()
-}
-
-/// An `io::Error` does not name what it wraps as its source, so both ways are followed.
-fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
-    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_)))
-        || wrapped.is_some_and(|wrapped| is_certificate_error(wrapped))
-        || error.source().is_some_and(is_certificate_error)
-}
-
-fn is_name_error(error: &reqwest::Error) -> bool {
-    chain(error).any(|e| e.to_string().starts_with("dns error"))
 }

@@ -1,75 +1,134 @@
-//! Unpacked layers on disk, named by the digest of their tar stream.
+//! Unpacked layers on disk, named by the digest of their tar stream, for as long as an image uses them.
 //!
-//! A layer is written to `staging/` and renamed to `layers/<algorithm>/<hex>/` when both its digests
-//! have been proved, so whatever is in `layers/` is whole. Beside the tree (`fs/`), `notes.json` keeps
-//! what the tree cannot say.
+//! A layer is written to `staging/` and renamed to `layers/<algorithm>/<hex>/fs` when it was proved to be
+//! the right one, so whatever is in `layers/` is whole. Each image holds a [`Lease`] on each of its trees;
+//! with the last lease the tree goes: renamed to `trash/` at once, removed by a thread of its own.
+//!
+//! What the tree cannot say is kept in memory. A store therefore begins empty: what an earlier process
+//! left in the directory is removed.
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use nacre_trust::{Digest, DigestMatch};
+use nacre_trust::Digest;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, open, renameat_with};
-use serde::{Deserialize, Serialize};
 
 use crate::PullError;
 use crate::extract::Extracted;
+use crate::layer::Proofs;
 use crate::removal;
 
 /// Directory that holds the layers of all images of this guest.
-#[derive(Debug)]
 pub(crate) struct Store {
     root: PathBuf,
     serial: AtomicU64,
-    /// One lock a layer: pulls that need the same one wait for the first.
-    locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// One lock a tree: pulls that need the same one wait for the first.
+    locks: Mutex<HashMap<Key, Weak<tokio::sync::Mutex<()>>>>,
+    trees: Mutex<HashMap<Key, Kept>>,
+    trash: Arc<Mutex<Trash>>,
 }
 
-/// A layer whose digests were proved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct StoredLayer {
-    /// The tree.
-    pub(crate) tree: PathBuf,
-    /// See [`Extracted`].
-    pub(crate) implied: Vec<PathBuf>,
-    pub(crate) opaque_root: bool,
+/// What a tree is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    /// A layer. One that was encrypted is shared only with images that carry the same wrapped keys.
+    Layer { diff_id: Digest, seal: Option<Digest> },
+    /// Corrected parent directories of the image with this manifest.
+    Parents(Digest),
 }
 
-#[derive(Serialize, Deserialize)]
-struct Notes {
-    implied: Vec<Vec<u8>>,
-    opaque_root: bool,
+/// A tree in the store.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Tree {
+    pub(crate) path: PathBuf,
+    pub(crate) about: Extracted,
+}
+
+struct Kept {
+    tree: Arc<Tree>,
+    leases: usize,
+}
+
+/// The right to use a tree. It stays as long as there is one.
+pub(crate) struct Lease {
+    store: Arc<Store>,
+    key: Key,
+    tree: Arc<Tree>,
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Tree;
+
+    fn deref(&self) -> &Tree {
+        &self.tree
+    }
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.tree.fmt(f)
+    }
+}
+
+/// Trees that nobody can use any more.
+#[derive(Default)]
+struct Trash {
+    waiting: Vec<PathBuf>,
+    /// A thread takes what is waiting.
+    emptied: bool,
 }
 
 impl Store {
-    /// Makes the directories, and removes what an interrupted pull left in staging.
-    pub(crate) fn open(root: PathBuf) -> Result<Self, PullError> {
-        let staging = root.join("staging");
-        remove(&staging)?;
-        for kind in
-            ["staging", "layers/sha256", "layers/sha512", "parents/sha256", "parents/sha512"]
-        {
+    /// Makes the directories, and removes what was left in them.
+    pub(crate) fn open(root: PathBuf) -> Result<Arc<Self>, PullError> {
+        for kind in ["staging", "layers", "parents", "trash"] {
+            remove(&root.join(kind))?;
+        }
+        for kind in [
+            "staging",
+            "trash",
+            "layers/sha256",
+            "layers/sha512",
+            "parents/sha256",
+            "parents/sha512",
+        ] {
             let directory = root.join(kind);
             make_private(&directory)
                 .map_err(|e| PullError::io(format!("failed to make {}", directory.display()), e))?;
         }
-        Ok(Self { root, serial: AtomicU64::new(0), locks: Mutex::default() })
+        Ok(Arc::new(Self {
+            root,
+            serial: AtomicU64::new(0),
+            locks: Mutex::default(),
+            trees: Mutex::default(),
+            trash: Arc::default(),
+        }))
     }
 
-    /// Waits until nobody else works on the layer.
-    pub(crate) async fn lock(&self, diff_id: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
+    /// Bytes that are free, and bytes that there are.
+    pub(crate) fn room(&self) -> Result<(u64, u64), PullError> {
+        let stat = rustix::fs::statvfs(&self.root).map_err(|e| {
+            PullError::io(format!("failed to look at {}", self.root.display()), e.into())
+        })?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok((bytes(stat.f_bavail), bytes(stat.f_blocks)))
+    }
+
+    /// Waits until nobody else makes this tree.
+    pub(crate) async fn lock(&self, key: Key) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
-            let mut locks = self.locks.lock().expect("no panic under lock");
+            let mut locks = lock(&self.locks);
             locks.retain(|_, lock| lock.strong_count() > 0);
-            match locks.get(diff_id).and_then(Weak::upgrade) {
+            match locks.get(&key).and_then(Weak::upgrade) {
                 Some(lock) => lock,
                 None => {
                     let lock = Arc::new(tokio::sync::Mutex::new(()));
-                    locks.insert(*diff_id, Arc::downgrade(&lock));
+                    locks.insert(key, Arc::downgrade(&lock));
                     lock
                 }
             }
@@ -77,25 +136,12 @@ impl Store {
         lock.lock_owned().await
     }
 
-    /// The layer, if it is here.
-    pub(crate) fn find(&self, diff_id: &Digest) -> Result<Option<StoredLayer>, PullError> {
-        let layer = self.layer(diff_id);
-        match std::fs::read(layer.join("notes.json")) {
-            Ok(notes) => Self::read(&layer, &notes).map(Some),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(PullError::io(format!("failed to read {}", layer.display()), e)),
-        }
-    }
-
-    fn read(layer: &Path, notes: &[u8]) -> Result<StoredLayer, PullError> {
-        let notes: Notes = serde_json::from_slice(notes)
-            .map_err(|e| PullError::io(format!("failed to read {}", layer.display()), e.into()))?;
-        let path = |bytes| PathBuf::from(std::ffi::OsString::from_vec(bytes));
-        Ok(StoredLayer {
-            tree: layer.join("fs"),
-            implied: notes.implied.into_iter().map(path).collect(),
-            opaque_root: notes.opaque_root,
-        })
+    /// A lease on the tree, if it is here.
+    pub(crate) fn find(self: &Arc<Self>, key: Key) -> Option<Lease> {
+        let mut trees = lock(&self.trees);
+        let kept = trees.get_mut(&key)?;
+        kept.leases += 1;
+        Some(Lease { store: self.clone(), key, tree: kept.tree.clone() })
     }
 
     /// An empty tree to unpack into.
@@ -109,37 +155,122 @@ impl Store {
         Ok(staging)
     }
 
-    /// Takes a staged tree in as the layer `diff_id` names. Both proofs are demanded: that the blob was
-    /// what the manifest names, and that the tar stream was what the configuration names.
-    pub(crate) fn keep(
-        &self,
+    /// Takes a staged tree in as the layer that the proofs are about.
+    pub(crate) fn keep_layer(
+        self: &Arc<Self>,
+        staging: Staging,
+        about: Extracted,
+        proofs: &Proofs,
+        seal: Option<Digest>,
+    ) -> Result<Lease, PullError> {
+        self.keep(staging, about, Key::Layer { diff_id: *proofs.diff_id().digest(), seal })
+    }
+
+    /// Takes in the parent directories that were corrected for an image.
+    pub(crate) fn keep_parents(
+        self: &Arc<Self>,
+        staging: Staging,
+        manifest: Digest,
+    ) -> Result<Lease, PullError> {
+        self.keep(staging, Extracted::default(), Key::Parents(manifest))
+    }
+
+    fn keep(
+        self: &Arc<Self>,
         mut staging: Staging,
-        extracted: Extracted,
-        _blob: &DigestMatch,
-        diff_id: &DigestMatch,
-    ) -> Result<StoredLayer, PullError> {
-        let layer = self.layer(diff_id.digest());
-        let failed = |e: io::Error| PullError::io(format!("failed to make {}", layer.display()), e);
-        let notes = Notes { implied: extracted.implied, opaque_root: extracted.opaque_root };
-        let notes = serde_json::to_vec(&notes).map_err(|e| failed(e.into()))?;
-        std::fs::write(staging.directory.join("notes.json"), &notes).map_err(failed)?;
-        match renameat_with(CWD, &staging.directory, CWD, &layer, RenameFlags::NOREPLACE) {
-            Ok(()) => staging.kept = true,
-            // The same digest was proved for what is there.
-            Err(rustix::io::Errno::EXIST) => {}
-            Err(e) => return Err(failed(e.into())),
+        about: Extracted,
+        key: Key,
+    ) -> Result<Lease, PullError> {
+        let place = self.place(key);
+        let mut trees = lock(&self.trees);
+        if !trees.contains_key(&key) {
+            renameat_with(CWD, &staging.directory, CWD, &place, RenameFlags::NOREPLACE).map_err(
+                |e| PullError::io(format!("failed to make {}", place.display()), e.into()),
+            )?;
+            staging.kept = true;
         }
-        Self::read(&layer, &notes)
+        let kept = trees.entry(key).or_insert_with(|| Kept {
+            tree: Arc::new(Tree { path: place.join("fs"), about }),
+            leases: 0,
+        });
+        kept.leases += 1;
+        Ok(Lease { store: self.clone(), key, tree: kept.tree.clone() })
     }
 
-    /// Where the corrected parent directories of an image go.
-    pub(crate) fn parents(&self, manifest: &Digest) -> PathBuf {
-        self.root.join("parents").join(manifest.algorithm().name()).join(manifest.hex())
+    fn place(&self, key: Key) -> PathBuf {
+        let (kind, digest, seal) = match key {
+            Key::Layer { diff_id, seal } => ("layers", diff_id, seal),
+            Key::Parents(manifest) => ("parents", manifest, None),
+        };
+        let mut name = digest.hex();
+        if let Some(seal) = seal {
+            // Long enough to tell wrapped keys apart, short enough for a mount option.
+            name = format!("{}-{}", &name[..64], &seal.hex()[..32]);
+        }
+        self.root.join(kind).join(digest.algorithm().name()).join(name)
     }
 
-    fn layer(&self, diff_id: &Digest) -> PathBuf {
-        self.root.join("layers").join(diff_id.algorithm().name()).join(diff_id.hex())
+    fn release(&self, key: Key) {
+        let mut trees = lock(&self.trees);
+        let Some(kept) = trees.get_mut(&key) else { return };
+        kept.leases -= 1;
+        if kept.leases > 0 {
+            return;
+        }
+        trees.remove(&key);
+        // Under the lock: the next pull of this tree finds its place free.
+        let place = self.place(key);
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let trash = self.root.join("trash").join(serial.to_string());
+        let moved = renameat_with(CWD, &place, CWD, &trash, RenameFlags::NOREPLACE);
+        drop(trees);
+        match moved {
+            Ok(()) => self.discard(trash),
+            Err(error) => tracing::warn!(%error, "a layer could not be removed"),
+        }
     }
+
+    /// Removes `path` without anybody waiting for it.
+    fn discard(&self, path: PathBuf) {
+        let mut trash = lock(&self.trash);
+        trash.waiting.push(path);
+        if trash.emptied {
+            return;
+        }
+        let shared = self.trash.clone();
+        let thread = std::thread::Builder::new().name("remove-layers".into());
+        match thread.spawn(move || empty(&shared)) {
+            Ok(_) => trash.emptied = true,
+            // The next one takes it along.
+            Err(error) => tracing::warn!(%error, "layers are not removed yet"),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.store.release(self.key);
+    }
+}
+
+fn empty(trash: &Mutex<Trash>) {
+    loop {
+        let next = {
+            let mut trash = lock(trash);
+            let next = trash.waiting.pop();
+            trash.emptied = next.is_some();
+            next
+        };
+        let Some(path) = next else { return };
+        if let Err(error) = remove(&path) {
+            tracing::warn!(%error, "a layer could not be removed");
+        }
+    }
+}
+
+/// Nobody panics under these locks; a poisoned one would only mean that somebody did elsewhere.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A tree that nobody has vouched for yet. Removed unless it is kept.
@@ -151,14 +282,6 @@ pub(crate) struct Staging {
 impl Staging {
     pub(crate) fn tree(&self) -> PathBuf {
         self.directory.join("fs")
-    }
-
-    /// Moves the bare tree to `target`, or leaves what another pull put there.
-    pub(crate) fn keep_tree(self, target: &Path) -> Result<(), PullError> {
-        match renameat_with(CWD, self.tree(), CWD, target, RenameFlags::NOREPLACE) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-            Err(e) => Err(PullError::io(format!("failed to make {}", target.display()), e.into())),
-        }
     }
 
     /// Descriptor of the tree's root.

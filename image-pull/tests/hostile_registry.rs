@@ -57,7 +57,7 @@ async fn trouble_that_stays_is_an_error_in_seconds() {
     let error = refused(&server).await;
     assert!(error.contains("503") && error.contains("down for maintenance"), "{error}");
     assert!(!error.contains('\x1b'));
-    assert_eq!(server.asked("manifests"), 3);
+    assert_eq!(server.asked("manifests"), 4);
 }
 
 #[tokio::test]

@@ -39,8 +39,10 @@ async fn an_image_is_pulled_mounted_and_cheap_the_second_time() {
     std::fs::write(root.0.join("etc/a"), "written").unwrap();
     {
         let seen = seen.lock().unwrap();
-        assert!(matches!(seen.first(), Some(Progress::Resolved { layers: 3, .. })));
-        assert_eq!(seen.last(), Some(&Progress::Done));
+        let bytes = image.layers.iter().map(|layer| layer.blob.len() as u64).sum();
+        let first = Progress { layers: 3, bytes, ..Progress::default() };
+        assert_eq!(seen.first(), Some(&first));
+        assert_eq!(seen.last(), Some(&Progress { layers_done: 3, bytes_done: bytes, ..first }));
     }
     for layer in &image.layers {
         std::fs::remove_file(registry.blob_file(&digest(&layer.blob))).unwrap();
@@ -99,7 +101,7 @@ async fn lying_documents_are_refused() {
         (good.manifest.replace(&size, &longer), "descriptor says"),
         (good.manifest.replace("+gzip", ""), "cut off"),
         (good.manifest.replace("+gzip", "+zstd"), "zstd stream is broken"),
-        (good.manifest.replace("+gzip", "+gzip+encrypted"), "encrypted"),
+        (good.manifest.replace("+gzip", "+gzip+encrypted"), "carries no wrapped key"),
         (manifest(&good.config, &[]), "diff_ids"),
     ] {
         let world = World::new(&registry.host);
@@ -204,7 +206,7 @@ async fn an_image_without_layers_is_an_empty_root() {
     assert!(taken.is_err() && root.0.join("x").exists(), "a scratch in use is left alone");
     let target = world.path("readonly");
     pulled.mount(&world.path("scratch"), &target, true).unwrap();
-    let readonly = support::Mounted(target);
+    let readonly = support::Mounted(target, None);
     assert!(std::fs::write(readonly.0.join("x"), "").is_err());
 }
 
@@ -286,22 +288,27 @@ async fn an_image_that_does_not_fit_says_what_to_raise() {
     let Some(registry) = Registry::start() else { return };
     let noise: Vec<u8> =
         (0..4_u32 << 20).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
-    let reference = registry.push("big", &image(&[layer("", |tar| tar.file("a", noise))])).await;
+    let plain = registry.push("big", &image(&[layer("", |tar| tar.file("a", &noise))])).await;
+    let bomb = layer("gzip", |tar| tar.file("a", vec![7; 4 << 20]));
+    let packed = registry.push("packed", &image(&[bomb])).await;
     let world = World::new(&registry.host);
     let store = world.path("store");
     let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("tmpfs", &store, "tmpfs", flags, c"size=2m").unwrap();
-    let small = support::Mounted(store.clone());
+    let small = support::Mounted(store.clone(), None);
     let puller = Puller::new(PullConfig {
         registries: support::plain(&registry.host),
         ..PullConfig::new(store)
     })
     .unwrap();
-    let error = puller.pull(&reference, |_| {}).await.unwrap_err().to_string();
-    assert!(
-        error.contains("does not fit in the pod's memory") && error.contains("memory_mib"),
-        "{error}"
-    );
+    for (reference, says) in [
+        // The manifest tells, before anything is fetched.
+        (plain, "its layers have at least 5 MiB and the pod's image storage has 2 of 2 MiB left"),
+        (packed, "no space left"),
+    ] {
+        let error = puller.pull(&reference, |_| {}).await.unwrap_err().to_string();
+        assert!(error.contains(says) && error.contains("memory_mib"), "{error}");
+    }
     assert!(support::children(&small.0.join("staging")).is_empty());
     drop(puller);
 }
@@ -317,11 +324,14 @@ async fn concurrent_pulls_share_layers() {
     }
     let world = World::new(&registry.host);
     let pulls = references.iter().chain(&references).map(|reference| world.pull(reference));
-    for (i, image) in futures_util::future::join_all(pulls).await.into_iter().enumerate() {
-        let root = world.mount(&image.unwrap(), &i.to_string());
+    let images: Vec<_> = futures_util::future::join_all(pulls).await;
+    for (i, image) in images.iter().enumerate() {
+        let root = world.mount(image.as_ref().unwrap(), &i.to_string());
         assert_eq!(root.read("own"), (i % 4).to_string());
     }
     assert_eq!(world.layers(), 5);
+    drop(images);
+    assert_eq!(world.layers(), 0);
 }
 
 #[tokio::test]
@@ -334,10 +344,12 @@ async fn a_pull_that_is_dropped_leaves_nothing() {
         let limit = std::time::Duration::from_micros(micros);
         let _ = tokio::time::timeout(limit, world.pull(&reference)).await;
     }
-    world.pull(&reference).await.expect("works afterwards");
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    // It waits for whoever was unpacking the same layer.
+    let image = world.pull(&reference).await.expect("works afterwards");
     assert!(support::children(&world.path("store/staging")).is_empty());
     assert_eq!(world.layers(), 1);
+    drop(image);
+    assert_eq!(world.layers(), 0);
 }
 
 #[tokio::test]

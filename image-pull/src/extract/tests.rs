@@ -27,7 +27,7 @@ impl World {
     fn unpack(&self, tar: &[u8]) -> Result<Extracted, String> {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = open(self.0.path().join("root"), flags, Mode::empty()).unwrap();
-        let budget = Arc::new(Budget::new(&Limits::default()));
+        let budget = crate::budget::Budget::new(&Limits::default()).share();
         let unpacked = extract(&mut Archive::new(tar), root, &budget).map_err(|e| e.to_string());
         self.check_outside();
         unpacked
@@ -453,7 +453,7 @@ fn a_tree_deeper_than_any_path_can_be_replaced() {
 fn entries_are_counted() {
     let world = World::new();
     let root = open(world.at(""), OFlags::DIRECTORY, Mode::empty()).unwrap();
-    let budget = Arc::new(Budget::new(&Limits { entries: 2, ..Limits::default() }));
+    let budget = crate::budget::Budget::new(&Limits { entries: 2, ..Limits::default() }).share();
     let tar = Tar::default().file("a", "").file("b", "").file("c", "").end();
     let error = extract(&mut Archive::new(&tar[..]), root, &budget).unwrap_err();
     assert!(error.to_string().contains("limit of 2 files"), "{error}");

@@ -34,7 +34,7 @@ fn layer(entries: &[Made], names: &BTreeSet<Vec<u8>>) -> Result<Layer, String> {
         }
     }
     let bytes = tar.into_inner().unwrap();
-    let budget = Budget::new(&Limits::default());
+    let budget = Budget::new(&Limits::default()).share();
     Layer::read(&mut Archive::new(&bytes[..]), names.clone(), &budget).map_err(|e| e.to_string())
 }
 

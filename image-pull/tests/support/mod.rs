@@ -61,7 +61,7 @@ impl World {
     pub fn mount(&self, image: &nacre_image_pull::Image, name: &str) -> Mounted {
         let target = self.path(name).join("rootfs");
         image.mount(&self.path(name).join("scratch"), &target, false).unwrap();
-        Mounted(target)
+        Mounted(target, Some(image.clone()))
     }
 }
 
@@ -75,7 +75,8 @@ pub fn children(directory: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-pub struct Mounted(pub PathBuf);
+/// A mount, and the image that must outlive it.
+pub struct Mounted(pub PathBuf, pub Option<nacre_image_pull::Image>);
 
 impl Mounted {
     pub fn read(&self, name: &str) -> String {
