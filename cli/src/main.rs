@@ -1,5 +1,6 @@
 //! `nacre`: the tool of a pod's owner. It writes, checks, compares and tests agent policies, makes initdata,
-//! computes what a genuine guest measures, runs and administers a key broker, and explains its decisions.
+//! computes what a genuine guest measures, encrypts and signs images, runs and administers a key broker,
+//! and explains its decisions.
 //!
 //! It distrusts what it reads: YAML, policies, recordings and registries are bounded and checked. It never
 //! talks to a cluster or a node, and what a registry sends counts only when its digest matched.
@@ -7,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod attest;
+mod image;
 mod images;
 mod initdata;
 mod input;
@@ -56,6 +58,9 @@ enum Command {
     /// Sealed secrets: they travel through Kubernetes closed, and are opened in the guest.
     #[command(subcommand)]
     Seal(seal::Command),
+    /// Images: what they are, encrypted layers, signatures.
+    #[command(subcommand)]
+    Image(image::Command),
     /// Key broker: gives secrets to pods that prove what they are.
     #[command(subcommand)]
     Kbs(kbs::Command),
@@ -68,6 +73,7 @@ fn main() -> ExitCode {
         Command::Measure(arguments) => measure::run(&arguments),
         Command::Attest(command) => attest::run(command),
         Command::Seal(command) => seal::run(command),
+        Command::Image(command) => image::run(command),
         Command::Kbs(command) => kbs::run(command),
     };
     match done {

@@ -11,12 +11,6 @@ use crate::{JoseError, jws, pem};
 const PRIVATE: &str = "PRIVATE KEY";
 const PUBLIC: &str = "PUBLIC KEY";
 
-/// What precedes the 65 bytes of a point of P-256 in a `SubjectPublicKeyInfo` (RFC 5480, section 2).
-const P256_INFO: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1, 6, 8, 0x2a, 0x86, 0x48, 0xce,
-    0x3d, 3, 1, 7, 3, 0x42, 0,
-];
-
 /// A private key on P-256 that signs by ES256.
 pub struct Es256Key {
     pkcs8: Zeroizing<Vec<u8>>,
@@ -74,13 +68,6 @@ impl Es256Key {
         let point = self.pair.public_key().as_ref();
         let (x, y) = point[1..].split_at((point.len() - 1) / 2);
         Jwk::Ec { crv: "P-256".to_owned(), alg: jws::ES256.to_owned(), x: encode(x), y: encode(y) }
-    }
-
-    /// The public half in PEM (`SubjectPublicKeyInfo`), as cosign, skopeo and OpenSSL read it.
-    #[must_use]
-    pub fn public_pem(&self) -> String {
-        let point = self.pair.public_key();
-        pem::encode(PUBLIC, &[P256_INFO.as_slice(), point.as_ref()].concat()).to_string()
     }
 
     pub(crate) fn sign(&self, message: &[u8]) -> Result<[u8; 64], JoseError> {
@@ -176,21 +163,5 @@ impl Ed25519Public {
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_public_half_is_read_by_others() {
-        use p256::pkcs8::DecodePublicKey as _;
-        let key = Es256Key::generate().unwrap();
-        let read = p256::PublicKey::from_public_key_pem(&key.public_pem()).unwrap();
-        let point = read.to_sec1_bytes();
-        let Jwk::Ec { x, .. } = key.public() else { panic!("it is on a curve") };
-        let compressed_x = encode(&point[1..33]);
-        assert_eq!(x, compressed_x);
     }
 }
