@@ -22,6 +22,7 @@ use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 use crate::error::RpcError;
+use crate::node_cache;
 use crate::secrets::Secrets;
 use crate::storage::GuestStorage;
 
@@ -117,6 +118,10 @@ impl Images {
         config.resources = Arc::clone(&self.secrets) as Arc<dyn Resources>;
         config.policy = Arc::new(self.policy().await?);
         config.layer_keys = settings.layer_keys.iter().map(ToString::to_string).collect();
+        config.cache = match settings.node_cache {
+            NodeCache::Share | NodeCache::Use => node_cache::open(),
+            NodeCache::Off => None,
+        };
         config.share = settings.node_cache == NodeCache::Share;
         Ok(config)
     }
@@ -151,7 +156,16 @@ impl Images {
     }
 
     fn note(&self, container: &str, progress: &Progress) {
-        tracing::debug!(container, "{progress:?}");
+        if let Some(pull) = self.pulls().get_mut(container) {
+            let Progress { layers_done, layers, bytes_done, bytes } = *progress;
+            *pull = PullProgress {
+                container: container.to_owned(),
+                layers_done,
+                layers,
+                bytes_done,
+                bytes,
+            };
+        }
     }
 
     fn pulls(&self) -> MutexGuard<'_, BTreeMap<String, PullProgress>> {

@@ -61,6 +61,7 @@ mod initdata;
 mod launcher;
 mod modules;
 mod network;
+mod node_cache;
 mod oci;
 mod oom;
 mod policy;
