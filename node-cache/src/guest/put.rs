@@ -92,13 +92,10 @@ pub(super) async fn run(
     };
     match receive(guest, number, blob.size, put, ingest).await? {
         Ok(()) => {
-            guest.counters.puts.count();
-            guest.counters.bytes_put.add(blob.size);
             tracing::debug!("{} ({} bytes) is kept", blob.digest, blob.size);
             Ok(())
         }
         Err(why) => {
-            guest.counters.puts_lost.count();
             tracing::info!("a put of {} is lost: {why}", blob.digest);
             guest.close(number);
             guest.send(number, FromCache::Cancel).await

@@ -55,6 +55,7 @@ pub(crate) struct Ingest {
     received: u64,
     /// Of the whole blob.
     proof: Option<DigestMatch>,
+    kept: bool,
     outcome: watch::Sender<Outcome>,
 }
 
@@ -69,7 +70,17 @@ impl Ingest {
         let (outcome, news) = watch::channel(Outcome::Growing(0));
         let progress = Progress { file: Arc::clone(&file), outcome: news };
         let hasher = Hasher::new(blob.digest.algorithm());
-        let ingest = Ingest { shelf, blob, path, file, hasher, received: 0, proof: None, outcome };
+        let ingest = Ingest {
+            shelf,
+            blob,
+            path,
+            file,
+            hasher,
+            received: 0,
+            proof: None,
+            kept: false,
+            outcome,
+        };
         (ingest, progress)
     }
 
@@ -99,10 +110,11 @@ impl Ingest {
     }
 
     /// Keeps the blob, if it is whole. Waits for the disk.
-    pub(crate) fn keep(self) -> Result<(), IngestError> {
+    pub(crate) fn keep(mut self) -> Result<(), IngestError> {
         if let Some(proof) = &self.proof {
             self.file.sync_data()?;
             self.shelf.keep(proof, self.blob.size, &self.path)?;
+            self.kept = true;
         }
         Ok(())
     }
@@ -119,6 +131,6 @@ impl Drop for Ingest {
         });
         // Gone already if it was kept.
         let _ = std::fs::remove_file(&self.path);
-        self.shelf.settle(&self.blob);
+        self.shelf.settle(&self.blob, self.kept);
     }
 }

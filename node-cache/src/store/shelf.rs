@@ -234,8 +234,14 @@ impl Shelf {
         Ok(())
     }
 
-    /// An ingest is over, kept or not.
-    pub(super) fn settle(&self, blob: &Blob) {
+    /// An ingest is over.
+    pub(super) fn settle(&self, blob: &Blob, kept: bool) {
+        if kept {
+            self.counters.puts.count();
+            self.counters.bytes_put.add(blob.size);
+        } else {
+            self.counters.puts_lost.count();
+        }
         let mut state = self.lock();
         state.count_received(blob, 0);
         state.growing.remove(blob);
