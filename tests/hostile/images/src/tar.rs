@@ -44,7 +44,7 @@ pub mod field {
 pub struct Header {
     block: [u8; BLOCK],
     /// Added to the right checksum.
-    wrong_by: u32,
+    wrong_by: i32,
 }
 
 impl Header {
@@ -90,14 +90,14 @@ impl Header {
     }
 
     /// Makes the checksum wrong by that much.
-    pub fn wrong_checksum(&mut self, by: u32) -> &mut Self {
+    pub fn wrong_checksum(&mut self, by: i32) -> &mut Self {
         self.wrong_by = by;
         self
     }
 
     fn seal(mut self) -> [u8; BLOCK] {
         self.block[field::CHECKSUM].fill(b' ');
-        let sum: u32 = self.block.iter().map(|byte| u32::from(*byte)).sum();
+        let sum: i32 = self.block.iter().map(|byte| i32::from(*byte)).sum();
         let text = format!("{:06o}\0 ", sum + self.wrong_by);
         self.block[field::CHECKSUM].copy_from_slice(text.as_bytes());
         self.block

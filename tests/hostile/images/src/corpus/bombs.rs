@@ -6,7 +6,7 @@ use crate::case::Class::Bombs;
 use crate::case::Expect::{Accept, Contain, Reject};
 use crate::case::{Case, Check, Expect, Hosts, Seen};
 use crate::compression::{
-    gzip, zstd, zstd_frame, zstd_raw_block, zstd_single_segment, zstd_skippable, zstd_zeros,
+    gzip, gzip_best, zstd, zstd_frame, zstd_raw_block, zstd_single_segment, zstd_skippable, zstd_zeros,
 };
 use crate::content::Content;
 use crate::image::{Image, Layer, index};
@@ -59,7 +59,7 @@ fn bytes() -> Vec<Case> {
             "The same in many members, each of which is harmless.",
             || {
                 let head = gzip(&huge_file(40 * GIB));
-                let piece = gzip(&vec![0; 1 << 20]);
+                let piece = gzip_best(&vec![0; 1 << 20]);
                 Layer::endless(Content::repeated(&head, &piece, 40 << 10, b""), "+gzip")
             },
             too_many,
@@ -231,7 +231,7 @@ fn inodes() -> Vec<Case> {
             "The same name again and again: no more inodes, but work without end.",
             || {
                 let (entry, end) = (Tar::new().file("f", "").unfinished(), Tar::new().end());
-                Layer::endless(Content::repeated(b"", &entry, 1 << 20, &end), "")
+                Layer::endless(Content::repeated(b"", &entry, 20_000, &end), "")
             },
             too_many,
         )
@@ -399,7 +399,7 @@ fn memory() -> Vec<Case> {
             "A gzip header whose file name does not end.",
             || {
                 let head = b"\x1f\x8b\x08\x08\0\0\0\0\0\xff";
-                Layer::endless(Content::repeated(head, &[b'x'; 1 << 16], 4 << 10, b""), "+gzip")
+                Layer::endless(Content::repeated(head, &[b'x'; 1 << 16], 1 << 10, b""), "+gzip")
             },
             Reject(&["gzip stream is broken"]),
         ),

@@ -4,7 +4,7 @@
 //! memory can be measured and its damage contained. Needs root, as the guest's agent has it: owners,
 //! trusted attributes, mounts. Without, the cases are skipped and that is said.
 //!
-//! Arguments: parts of names of classes or cases; `--list`.
+//! Arguments: parts of names of classes or cases; `--list`; `--slow` for the thirty slowest.
 
 mod outside;
 mod puller;
@@ -44,6 +44,13 @@ fn main() -> ExitCode {
     let outcomes = run(cases);
     let failed = outcomes.iter().filter(|outcome| outcome.problem.is_err()).count();
     print(&outcomes);
+    if arguments.iter().any(|argument| argument == "--slow") {
+        let mut slow: Vec<&Outcome> = outcomes.iter().collect();
+        slow.sort_by_key(|outcome| std::cmp::Reverse(outcome.time));
+        for outcome in slow.into_iter().take(30) {
+            println!("{:6.1} s {}/{}", outcome.time.as_secs_f64(), outcome.class, outcome.name);
+        }
+    }
     println!(
         "\ntest result: {}. {} cases, {failed} failed; finished in {:.1} s",
         if failed == 0 { "ok" } else { "FAILED" },

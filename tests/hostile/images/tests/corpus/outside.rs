@@ -96,12 +96,15 @@ pub(crate) fn leftovers() -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut waiting = vec![PathBuf::from(STORE)];
     while let Some(directory) = waiting.pop() {
-        for entry in std::fs::read_dir(&directory)? {
-            let path = entry?.path();
+        // What is being removed may be gone before it is looked at.
+        let Ok(entries) = std::fs::read_dir(&directory) else { continue };
+        for entry in entries.flatten() {
+            let path = entry.path();
             let name = path.file_name().unwrap_or_default().as_bytes();
             let is_layer = name.len() >= 64 && name.iter().all(u8::is_ascii_hexdigit);
             let staged = directory.ends_with("staging");
-            if is_layer || staged || !path.symlink_metadata()?.is_dir() {
+            let Ok(stat) = path.symlink_metadata() else { continue };
+            if is_layer || staged || !stat.is_dir() {
                 found.push(path);
             } else {
                 waiting.push(path);

@@ -4,14 +4,13 @@ use std::ffi::CString;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use nacre_hostile_images::case::{Case, Check, Expect, Hosts, Mode};
 use nacre_hostile_images::tree::Tree;
 use nacre_hostile_images::{STORE, WORLD, corpus};
-use nacre_image_pull::{Image, Progress, PullConfig, PullError, Puller};
+use nacre_image_pull::{Image, PullConfig, PullError, Puller};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 
@@ -22,7 +21,7 @@ pub(crate) const COMMAND: &str = "--pull-one";
 /// First argument of a process that pulls until it is killed.
 const VICTIM: &str = "--pull-until-killed";
 /// What is freed may be freed a little later.
-const FREED_WITHIN: Duration = Duration::from_secs(10);
+const FREED_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a pull came to.
 #[derive(Debug)]
@@ -191,22 +190,24 @@ impl Pull<'_> {
                 ensure!(one.is_ok() == other.is_ok(), "{one:?} is not {other:?}");
                 one.map_err(words)
             }
-            Mode::GivenUp => {
-                let part = Arc::new(tokio::sync::Notify::new());
-                let came = part.clone();
-                let progress = move |progress: Progress| {
-                    if matches!(progress, Progress::Layer { done: 1.., .. }) {
-                        came.notify_one();
-                    }
-                };
-                tokio::select! {
-                    pulled = puller.pull(self.reference, progress) => {
-                        bail!("it ended before it was given up: {pulled:?}")
-                    }
-                    () = part.notified() => Err("abandoned".to_owned()),
+            Mode::GivenUp => tokio::select! {
+                pulled = puller.pull(self.reference, |_| {}) => {
+                    bail!("it ended before it was given up: {pulled:?}")
                 }
-            }
+                arrived = self.something_in_the_store() => arrived.map(|()| Err("abandoned".to_owned()))?,
+            },
         })
+    }
+
+    /// Waits until a part of a layer is unpacked.
+    async fn something_in_the_store(&self) -> anyhow::Result<()> {
+        let started = Instant::now();
+        while leftovers()?.is_empty() {
+            ensure!(started.elapsed() < self.case.time / 2, "nothing came into the store");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        Ok(())
     }
 
     /// Lets another process pull, and kills it when something is in the store.
@@ -216,12 +217,7 @@ impl Pull<'_> {
             .args([&self.hosts.registry, &self.hosts.other])
             .stdout(Stdio::null())
             .spawn()?;
-        let started = Instant::now();
-        while leftovers()?.is_empty() {
-            ensure!(started.elapsed() < self.case.time / 2, "nothing came into the store");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        self.something_in_the_store().await?;
         child.kill()?;
         child.wait()?;
         ensure!(!leftovers()?.is_empty(), "it cleaned up after all");
