@@ -107,8 +107,14 @@ async fn by_signatures(
 ) -> Result<(), Refused> {
     let open = || clauses.iter().filter(|clause| clause.met.is_none()).flat_map(|c| &c.open);
     let attached = open().any(|(verifier, _)| verifier.is_attached());
-    let mut search = Search::new(subject, sources, Places { attached, lookaside });
-    let mut nearest: Option<Miss> = None;
+    let stored = open().any(|(verifier, _)| !verifier.is_attached());
+    let mut nearest = None;
+    if stored && lookaside.is_none() {
+        let missing = "the policy has no lookaside, where simple signatures are";
+        nearest = Some(Miss::new(Stage::Form, missing));
+    }
+    let places = Places { attached, lookaside: lookaside.filter(|_| stored) };
+    let mut search = Search::new(subject, sources, places);
     while clauses.iter().any(|clause| clause.met.is_none()) {
         let Some(found) = search.next().await else {
             return Err(unmet(rule, clauses, subject, search.signatures(), nearest));

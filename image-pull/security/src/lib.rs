@@ -23,6 +23,7 @@ mod identity;
 mod json;
 mod key;
 mod miss;
+mod openpgp;
 mod policy;
 mod printable;
 mod reference;

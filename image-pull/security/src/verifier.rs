@@ -1,10 +1,13 @@
 //! Signers of a requirement with their keys at hand, ready to judge signatures.
 
+use std::time::SystemTime;
+
 use crate::certificate::{CODE_SIGNING, Certificate};
-use crate::envelope::Envelope;
+use crate::envelope::{ATOMIC_TYPE, Envelope, check_claims, simple_signing};
 use crate::identity::Identity;
 use crate::key::PublicKey;
 use crate::miss::{Miss, Stage};
+use crate::openpgp::{Keyring, SignedMessage, Unsigned};
 use crate::policy::{Material, NamePattern, RootMaterial, Signer};
 use crate::search::Found;
 use crate::transparency::{Log, LoggedSigner, logged};
@@ -16,6 +19,7 @@ use crate::{Sources, Subject, sct, timestamp};
 pub(crate) enum Verifier<'a> {
     Keys { keys: Vec<PublicKey>, logs: Vec<Log> },
     Certified { root: TrustRoot, issuer: &'a str, name: &'a NamePattern },
+    Gpg { keyring: Keyring, now: i64 },
 }
 
 impl<'a> Verifier<'a> {
@@ -29,13 +33,17 @@ impl<'a> Verifier<'a> {
             Signer::Certified { root, issuer, name } => {
                 Ok(Self::Certified { root: load_root(root, sources).await?, issuer, name })
             }
+            Signer::Gpg { keyrings } => {
+                Ok(Self::Gpg { keyring: load_keyring(keyrings, sources).await?, now: now() })
+            }
         }
     }
 
-    /// Whether it can be met by signatures in the image's repository.
+    /// Whether it can be met by signatures in the image's repository; else by a signature store.
     pub(crate) fn is_attached(&self) -> bool {
         match self {
             Self::Keys { .. } | Self::Certified { .. } => true,
+            Self::Gpg { .. } => false,
         }
     }
 
@@ -46,14 +54,21 @@ impl<'a> Verifier<'a> {
         subject: &Subject,
         identity: &Identity,
     ) -> Option<Result<String, Miss>> {
-        let Found::Sigstore(envelope) = found else { return None };
-        Some(match self {
-            Self::Keys { keys, logs } => by_keys(keys, logs, envelope, subject, identity),
-            Self::Certified { root, issuer, name } => {
-                let who = Who { issuer, name };
-                by_certificate(root, who, envelope, subject, identity)
+        match (self, found) {
+            (Self::Keys { keys, logs }, Found::Sigstore(envelope)) => {
+                Some(by_keys(keys, logs, envelope, subject, identity))
             }
-        })
+            (Self::Certified { root, issuer, name }, Found::Sigstore(envelope)) => {
+                let who = Who { issuer, name };
+                Some(by_certificate(root, who, envelope, subject, identity))
+            }
+            (Self::Gpg { keyring, now }, Found::Simple(message)) => {
+                Some(by_gpg(keyring, *now, message, subject, identity))
+            }
+            (Self::Keys { .. } | Self::Certified { .. }, Found::Simple(_))
+            | (Self::Gpg { .. }, Found::Sigstore(_))
+            | (_, Found::Broken(_)) => None,
+        }
     }
 
     /// Who is asked for.
@@ -66,8 +81,28 @@ impl<'a> Verifier<'a> {
             Self::Certified {
                 name: NamePattern::Email(name) | NamePattern::Pattern(name), ..
             } => name.clone(),
+            Self::Gpg { keyring, .. } => keyring.describe(),
         }
     }
+}
+
+/// The guest's clock, which the host can set: see [`crate::openpgp`].
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+async fn load_keyring(files: &[Material], sources: &dyn Sources) -> Result<Keyring, String> {
+    let mut all: Option<Keyring> = None;
+    for file in files {
+        let bytes = file.fetch(sources).await?;
+        let one = Keyring::parse(&bytes).map_err(|problem| format!("{file}: {problem}"))?;
+        all = Some(match all {
+            Some(all) => all.join(one),
+            None => one,
+        });
+    }
+    all.ok_or_else(|| "no keyring is named".to_owned())
 }
 
 async fn load_keys(keys: &[Material], sources: &dyn Sources) -> Result<Vec<PublicKey>, String> {
@@ -113,6 +148,23 @@ fn by_keys(
     }
     authentic.check(subject, identity)?;
     Ok(format!("signed by {key}"))
+}
+
+fn by_gpg(
+    keyring: &Keyring,
+    now: i64,
+    message: &[u8],
+    subject: &Subject,
+    identity: &Identity,
+) -> Result<String, Miss> {
+    let message = SignedMessage::parse(message).map_err(|why| Miss::new(Stage::Form, &why))?;
+    let signer = keyring.verify(&message, now).map_err(|unsigned| match unsigned {
+        Unsigned::Stranger(key) => Miss::new(Stage::Signer, &format!("made by GPG key {key}")),
+        Unsigned::Invalid(why) => Miss::new(Stage::Proof, &why),
+    })?;
+    let claim = simple_signing(message.content(), &[ATOMIC_TYPE])?;
+    check_claims(&[claim], subject, identity)?;
+    Ok(format!("signed by GPG key {signer}"))
 }
 
 /// Who has to be in the certificate.

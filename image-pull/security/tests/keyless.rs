@@ -3,8 +3,6 @@
 
 mod support;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use nacre_image_security::{ImagePolicy, Subject};
 use nacre_trust::{Algorithm, Digest};
 use serde_json::{Value, json};

@@ -148,6 +148,7 @@ fn requirement(value: Value) -> Result<Requirement, String> {
     match kind {
         "insecureAcceptAnything" => fields::<Nothing>(rest).map(|_| Requirement::Anything),
         "reject" => fields::<Nothing>(rest).map(|_| Requirement::Nothing),
+        "signedBy" => signed_by(fields(rest)?),
         "sigstoreSigned" => sigstore_signed(fields(rest)?),
         other => Err(format!("the requirement type {other:?} is not known")),
     }
@@ -159,6 +160,29 @@ struct Nothing {}
 
 fn fields<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct SignedBy {
+    key_type: String,
+    key_path: Option<String>,
+    key_paths: Option<Vec<String>>,
+    key_data: Option<String>,
+    signed_identity: Option<Value>,
+}
+
+fn signed_by(fields: SignedBy) -> Result<Requirement, String> {
+    if fields.key_type != "GPGKeys" {
+        return Err(format!("the keyType {:?} is not known; it is GPGKeys", fields.key_type));
+    }
+    let identity = signed_identity(fields.signed_identity)?;
+    let SignedBy { key_path: path, key_paths: paths, key_data: data, .. } = fields;
+    let files = Files { path, paths, data, datas: None };
+    let keyrings = files.one_of("key")?.ok_or("give one of keyPath, keyPaths, keyData")?;
+    let by = Signer::Gpg { keyrings };
+    by.check()?;
+    Ok(Requirement::Signed { by, identity })
 }
 
 #[derive(Deserialize)]

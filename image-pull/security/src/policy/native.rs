@@ -27,6 +27,11 @@
 //! [[image]]
 //! match = "**"
 //! reject = true
+//!
+//! [[image]]
+//! match = "vendor.example/**"
+//! require = [{ gpg-key = "kbs:///default/keys/vendor" }]     # simple signing, atomic signatures
+//! lookaside = "https://vendor.example/signatures"            # where they are: as in registries.d(5)
 //! ```
 //!
 //! A key is a `kbs:///repository/type/tag` or a PEM text. Names are complete: `docker.io/library/busybox`.
@@ -46,7 +51,7 @@ use serde::Deserialize;
 
 use super::material::Material;
 use super::requirement::{NamePattern, Requirement, RootMaterial, Rule, Signer};
-use super::{PolicyError, REQUIREMENTS_LIMIT, SCOPES_LIMIT, Selected};
+use super::{PolicyError, REQUIREMENTS_LIMIT, SCOPES_LIMIT, Selected, check_url};
 use crate::Subject;
 use crate::glob;
 use crate::identity::Identity;
@@ -92,6 +97,7 @@ struct ImageTable {
     reject: Option<bool>,
     identity: Option<IdentityWord>,
     signed_as: Option<String>,
+    lookaside: Option<String>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -115,6 +121,7 @@ struct Demand {
     cosign_key: Option<String>,
     rekor_key: Option<String>,
     keyless: Option<Keyless>,
+    gpg_key: Option<String>,
     digests: Option<Vec<String>>,
     any: Option<Vec<Demand>>,
 }
@@ -209,7 +216,12 @@ fn image(table: ImageTable, name: &str) -> Result<(Pattern, Rule), String> {
             );
         }
     };
-    Ok((pattern, Rule { name: name.to_owned(), clauses, lookaside: None }))
+    if let Some(url) = &table.lookaside {
+        check_url(url)?;
+    } else if clauses.iter().flatten().any(Requirement::is_gpg) {
+        return Err("gpg-key needs lookaside = \"https://..\": the store of its signatures".into());
+    }
+    Ok((pattern, Rule { name: name.to_owned(), clauses, lookaside: table.lookaside }))
 }
 
 fn identity(word: Option<IdentityWord>, signed_as: Option<&str>) -> Result<Identity, String> {
@@ -248,10 +260,11 @@ fn clauses(demands: Vec<Demand>, identity: &Identity) -> Result<Vec<Vec<Requirem
 
 impl Demand {
     fn is_empty(&self) -> bool {
-        let Self { cosign_key, rekor_key, keyless, digests, any } = self;
+        let Self { cosign_key, rekor_key, keyless, gpg_key, digests, any } = self;
         cosign_key.is_none()
             && rekor_key.is_none()
             && keyless.is_none()
+            && gpg_key.is_none()
             && digests.is_none()
             && any.is_none()
     }
@@ -264,6 +277,8 @@ fn requirement(mut demand: Demand, identity: &Identity) -> Result<Requirement, S
         signed(Signer::Keys { keys: vec![Material::text(&key)?], logs }, identity)?
     } else if let Some(keyless) = demand.keyless.take() {
         signed(certified(keyless)?, identity)?
+    } else if let Some(key) = demand.gpg_key.take() {
+        signed(Signer::Gpg { keyrings: vec![Material::text(&key)?] }, identity)?
     } else if let Some(digests) = demand.digests.take() {
         check_count("digests", digests.len())?;
         let digests = digests.iter().map(|digest| digest.parse::<Digest>());
@@ -276,7 +291,7 @@ fn requirement(mut demand: Demand, identity: &Identity) -> Result<Requirement, S
 
 const ONE_OF: &str = "a requirement is one of { cosign-key = .. } (with rekor-key = .. if it must \
     be in that log), { keyless = { trust-root = .., issuer = .., identity = .. } }, \
-    { digests = [..] }, { any = [..] }";
+    { gpg-key = .. }, { digests = [..] }, { any = [..] }";
 
 fn signed(by: Signer, identity: &Identity) -> Result<Requirement, String> {
     by.check()?;

@@ -7,6 +7,7 @@ use crate::certificate::SignerName;
 use crate::glob;
 use crate::identity::Identity;
 use crate::key::PublicKey;
+use crate::openpgp::Keyring;
 use crate::trust_root::TrustRoot;
 
 /// One demand.
@@ -24,6 +25,13 @@ pub(crate) enum Requirement {
     Signed { by: Signer, identity: Identity },
 }
 
+impl Requirement {
+    /// Whether it needs a store of simple signing.
+    pub(crate) fn is_gpg(&self) -> bool {
+        matches!(self, Self::Signed { by: Signer::Gpg { .. }, .. })
+    }
+}
+
 /// Who has to have signed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Signer {
@@ -31,6 +39,8 @@ pub(crate) enum Signer {
     Keys { keys: Vec<Material>, logs: Vec<Material> },
     /// Somebody to whom an authority gave a certificate for this signature.
     Certified { root: RootMaterial, issuer: String, name: NamePattern },
+    /// A key of one of these OpenPGP keyrings.
+    Gpg { keyrings: Vec<Material> },
 }
 
 /// Where a trust root comes from.
@@ -74,6 +84,10 @@ impl Signer {
                 document.inline().map_or(Ok(()), |text| TrustRoot::parse(text).map(|_| ()))
             }
             Self::Certified { root: RootMaterial::Authority { logs, .. }, .. } => keys(logs),
+            Self::Gpg { keyrings } => keyrings
+                .iter()
+                .filter_map(Material::inline)
+                .try_for_each(|file| Keyring::parse(file).map(|_| ())),
         }
     }
 }
