@@ -13,17 +13,16 @@
 
 use std::io::{self, Read};
 
-use crate::pax::{PaxRecords, decimal, pax_time};
+use crate::sparse::Sparse;
+use crate::tar_extensions::{Extensions, check_global};
+use crate::tar_header::Header;
 
-const BLOCK: usize = 512;
+/// Everything in a tar archive comes in blocks, in bytes.
+pub(crate) const BLOCK: usize = 512;
 /// Read ahead and write in pieces of this size, in bytes.
 const BUFFER: usize = 128 * 1024;
 /// Longest PAX header or GNU long name, in bytes (Go's `archive/tar` has the same bound).
 const MAX_EXTENSION: u64 = 1 << 20;
-/// Longest path or link target, in bytes: Linux's `PATH_MAX`.
-const MAX_PATH: usize = 4096;
-/// What the twelve octal digits of a ustar size can hold.
-const MAX_OCTAL_SIZE: u64 = 0o77_777_777_777;
 
 /// What an entry makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +48,10 @@ pub(crate) struct Entry {
     pub(crate) gid: u32,
     /// Seconds and nanoseconds since 1970.
     pub(crate) mtime: (i64, u32),
-    /// Bytes of content.
+    /// Bytes of content in the archive.
     pub(crate) size: u64,
+    /// Where these go, if the file has holes.
+    pub(crate) sparse: Option<Sparse>,
     /// Extended attributes, in the archive's order.
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -133,9 +134,15 @@ impl<R: Read> Archive<R> {
                     extensions.long_link(name)?;
                 }
                 _ => {
-                    let entry = extensions.apply(&header)?;
+                    let mut entry = extensions.apply(&header)?;
                     self.content = entry.size;
                     self.padding = padding(entry.size);
+                    if let Some(sparse) = &mut entry.sparse {
+                        // Part of the map may stand between header and content.
+                        let map = sparse.complete(|block| self.map_block(block))?;
+                        entry.size = sparse.check(entry.size, map)?;
+                        self.content = entry.size;
+                    }
                     return Ok(Some(entry));
                 }
             }
@@ -191,6 +198,14 @@ impl<R: Read> Archive<R> {
                 return refused("there is data after the end of the archive");
             }
             self.start = self.end;
+        }
+    }
+
+    /// A block of a sparse file's map.
+    fn map_block(&mut self, block: &mut [u8; BLOCK]) -> Result<(), ArchiveError> {
+        match self.block(block)? {
+            BLOCK => Ok(()),
+            _ => Err(truncated()),
         }
     }
 
@@ -256,252 +271,6 @@ fn truncated() -> ArchiveError {
 
 fn padding(size: u64) -> u64 {
     size.wrapping_neg() % BLOCK as u64
-}
-
-/// A header block whose checksum is right.
-struct Header([u8; BLOCK]);
-
-impl Header {
-    fn check(block: [u8; BLOCK]) -> Result<Self, ArchiveError> {
-        let counted = |range: &[u8]| range.iter().map(|b| u64::from(*b)).sum::<u64>();
-        let sum = counted(&block[..148]) + 8 * u64::from(b' ') + counted(&block[156..]);
-        let header = Self(block);
-        if header.number(148..156, "checksum")? != sum {
-            return refused("a header's checksum is wrong");
-        }
-        Ok(header)
-    }
-
-    fn type_flag(&self) -> u8 {
-        self.0[156]
-    }
-
-    fn is_ustar(&self) -> bool {
-        &self.0[257..263] == b"ustar\0"
-    }
-
-    fn size(&self) -> Result<u64, ArchiveError> {
-        self.number(124..136, "size")
-    }
-
-    /// Octal digits, or a GNU base-256 number that is not negative.
-    fn number(&self, range: std::ops::Range<usize>, field: &str) -> Result<u64, ArchiveError> {
-        match self.signed(range, field)?.try_into() {
-            Ok(number) => Ok(number),
-            Err(_) => refused(format!("the header field {field} is negative")),
-        }
-    }
-
-    fn signed(&self, range: std::ops::Range<usize>, field: &str) -> Result<i64, ArchiveError> {
-        let bytes = &self.0[range];
-        let invalid = || ArchiveError::Refused(format!("the header field {field} is not a number"));
-        if bytes[0] & 0x80 != 0 {
-            // GNU base-256: two's complement, the top bit of the first byte is a flag.
-            let negative = bytes[0] & 0x40 != 0;
-            let mut value: i128 = if negative { -1 } else { 0 };
-            for (i, byte) in bytes.iter().enumerate() {
-                let byte = match i {
-                    0 if negative => *byte | 0x80,
-                    0 => *byte & 0x7f,
-                    _ => *byte,
-                };
-                value = (value << 8) | i128::from(byte);
-            }
-            return i64::try_from(value).map_err(|_| invalid());
-        }
-        let text = bytes.split(|b| *b == 0).next().unwrap_or_default().trim_ascii();
-        text.iter().try_fold(0_i64, |value, digit| match digit {
-            b'0'..=b'7' => value
-                .checked_mul(8)
-                .and_then(|value| value.checked_add(i64::from(digit - b'0')))
-                .ok_or_else(invalid),
-            _ => Err(invalid()),
-        })
-    }
-
-    fn text(&self, range: std::ops::Range<usize>) -> &[u8] {
-        self.0[range].split(|b| *b == 0).next().unwrap_or_default()
-    }
-
-    fn path(&self) -> Vec<u8> {
-        let name = self.text(0..100);
-        let prefix = if self.is_ustar() { self.text(345..500) } else { &[] };
-        if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
-    }
-}
-
-/// What extension headers say about the next entry.
-#[derive(Default)]
-struct Extensions {
-    any: bool,
-    seen_pax: bool,
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u64>,
-    gid: Option<u64>,
-    mtime: Option<(i64, u32)>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-impl Extensions {
-    fn long_name(&mut self, name: Vec<u8>) -> Result<(), ArchiveError> {
-        self.any = true;
-        set_once(&mut self.path, strip_nul(name)?, "path")
-    }
-
-    fn long_link(&mut self, name: Vec<u8>) -> Result<(), ArchiveError> {
-        self.any = true;
-        set_once(&mut self.link, strip_nul(name)?, "link target")
-    }
-
-    fn pax(&mut self, records: &[u8]) -> Result<(), ArchiveError> {
-        if self.seen_pax {
-            return refused("two PAX headers describe the same entry");
-        }
-        (self.any, self.seen_pax) = (true, true);
-        for record in PaxRecords(records) {
-            let (key, value) = record?;
-            match key {
-                b"path" => set_once(&mut self.path, value.to_vec(), "path")?,
-                b"linkpath" => set_once(&mut self.link, value.to_vec(), "link target")?,
-                b"size" => set_once(&mut self.size, decimal(value, "size")?, "size")?,
-                b"uid" => set_once(&mut self.uid, decimal(value, "uid")?, "uid")?,
-                b"gid" => set_once(&mut self.gid, decimal(value, "gid")?, "gid")?,
-                b"mtime" => set_once(&mut self.mtime, pax_time(value)?, "mtime")?,
-                b"hdrcharset" if value != b"ISO-IR 10646 2000 UTF-8" && value != b"BINARY" => {
-                    return refused("a PAX header is in an unknown character set");
-                }
-                _ if key.starts_with(b"GNU.sparse.") => {
-                    return refused("sparse files are not supported; build the layer without them");
-                }
-                _ => {
-                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                        self.xattrs.push((name.to_vec(), value.to_vec()));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The entry that `header` and these extensions describe together.
-    fn apply(self, header: &Header) -> Result<Entry, ArchiveError> {
-        let path = self.path.unwrap_or_else(|| header.path());
-        let shown = printable(&path);
-        let kind = match header.type_flag() {
-            b'0' if path.ends_with(b"/") => {
-                return refused(format!("{shown} is a file whose name ends like a directory's"));
-            }
-            // V7 had no directories: the slash makes one.
-            0 if path.ends_with(b"/") => Kind::Directory,
-            b'0' | 0 | b'7' => Kind::File,
-            b'1' => Kind::HardLink,
-            b'2' => Kind::Symlink,
-            b'3' | b'4' => {
-                return refused(format!(
-                    "{shown} is a device node; images may not bring devices, remove it from the layer"
-                ));
-            }
-            b'5' => Kind::Directory,
-            b'6' => Kind::Fifo,
-            b'S' => {
-                return refused(format!("{shown} is sparse; build the layer without sparse files"));
-            }
-            other => {
-                return refused(format!(
-                    "{shown} is of the unknown tar type {:?}",
-                    char::from(other)
-                ));
-            }
-        };
-        let header_size = header.size()?;
-        let size = match self.size {
-            Some(size) if size != header_size && size <= MAX_OCTAL_SIZE => {
-                return refused(format!(
-                    "{shown} has two sizes, {size} in its PAX header and {header_size} in its tar \
-                     header"
-                ));
-            }
-            Some(size) => size,
-            None => header_size,
-        };
-        if size != 0 && kind != Kind::File {
-            return refused(format!("{shown} is not a file but has a size of {size}"));
-        }
-        if size > i64::MAX as u64 {
-            return refused(format!("{shown} has an impossible size"));
-        }
-        let link = match kind {
-            Kind::HardLink | Kind::Symlink => {
-                self.link.unwrap_or_else(|| header.text(157..257).to_vec())
-            }
-            _ => Vec::new(),
-        };
-        for (name, what) in [(&path, "a path"), (&link, "a link target")] {
-            if name.len() >= MAX_PATH {
-                return refused(format!("{what} is longer than {MAX_PATH} bytes: {shown}"));
-            }
-            if name.contains(&0) {
-                return refused(format!("{what} contains a NUL byte: {shown}"));
-            }
-        }
-        let mtime = match self.mtime {
-            Some(mtime) => mtime,
-            None => (header.signed(136..148, "mtime")?, 0),
-        };
-        Ok(Entry {
-            kind,
-            mode: u32::try_from(header.number(100..108, "mode")? & 0o7777).unwrap_or_default(),
-            uid: id(self.uid.map_or_else(|| header.number(108..116, "uid"), Ok)?, "uid", &shown)?,
-            gid: id(self.gid.map_or_else(|| header.number(116..124, "gid"), Ok)?, "gid", &shown)?,
-            mtime,
-            size,
-            xattrs: self.xattrs,
-            path,
-            link,
-        })
-    }
-}
-
-/// Global headers apply to all that follows, in some readers. Go's and so containerd's ignore them;
-/// what would make a difference is refused, the rest (such as git's comment) ignored.
-fn check_global(records: &[u8]) -> Result<(), ArchiveError> {
-    const HARMLESS: [&[u8]; 6] =
-        [b"comment", b"charset", b"hdrcharset", b"atime", b"ctime", b"mtime"];
-    for record in PaxRecords(records) {
-        let (key, _) = record?;
-        if !HARMLESS.contains(&key) {
-            return refused(format!("a global PAX header sets {} for all entries", printable(key)));
-        }
-    }
-    Ok(())
-}
-
-fn set_once<T>(slot: &mut Option<T>, value: T, field: &str) -> Result<(), ArchiveError> {
-    if slot.replace(value).is_some() {
-        return refused(format!("an entry's {field} is given twice"));
-    }
-    Ok(())
-}
-
-/// A GNU long name ends with NUL; a NUL inside would be seen by some readers only.
-fn strip_nul(mut name: Vec<u8>) -> Result<Vec<u8>, ArchiveError> {
-    while name.last() == Some(&0) {
-        name.pop();
-    }
-    if name.contains(&0) {
-        return refused("a GNU long name contains a NUL byte");
-    }
-    Ok(name)
-}
-
-fn id(number: u64, field: &str, shown: &str) -> Result<u32, ArchiveError> {
-    match u32::try_from(number) {
-        // The kernel takes the largest as "do not change".
-        Ok(u32::MAX) | Err(_) => refused(format!("{shown} has an impossible {field}, {number}")),
-        Ok(id) => Ok(id),
-    }
 }
 
 #[cfg(test)]

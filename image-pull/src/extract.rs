@@ -9,20 +9,23 @@
 //! attribute `trusted.overlay.opaque` (image-spec, layer.md, "Representing Changes"). They speak of
 //! lower layers only, whatever their place in the archive.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
-    XattrFlags, fchmod, fchown, fsetxattr, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat,
-    openat, openat2, statat, symlinkat, unlinkat, utimensat,
+    XattrFlags, chownat, fchmod, fchown, fsetxattr, fstat, futimens, linkat, lsetxattr, makedev,
+    mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
+use rustix::process::{getegid, geteuid};
 
 use crate::PullError;
 use crate::archive::{Archive, ArchiveError, Entry, Kind, printable};
 use crate::budget::Share;
+use crate::file_content::FileContent;
 use crate::removal::remove;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
@@ -68,15 +71,20 @@ pub(crate) fn extract<R: io::Read>(
     budget: &Share,
 ) -> Result<Extracted, ExtractError> {
     let mut tree = Tree {
-        root: Rc::new(root),
         parent: None,
         directory_times: Vec::new(),
         // Until its entry comes, the root is implied like any other directory.
-        implied: vec![Vec::new()],
+        implied: HashSet::from([Vec::new()]),
         opaque_root: false,
+        inherits: inherits(&root),
+        root: Rc::new(root),
     };
     while let Some(entry) = archive.next()? {
         budget.take_entry().map_err(ExtractError::Budget)?;
+        if let Some(sparse) = &entry.sparse {
+            // Holes cost nothing here, but whoever copies the file pays for them.
+            budget.take_bytes(sparse.size - entry.size).map_err(ExtractError::Budget)?;
+        }
         tree.add(&entry, archive)?;
     }
     tree.finish()
@@ -88,8 +96,10 @@ struct Tree {
     parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Set at the end: each new child changes its directory's.
     directory_times: Vec<(Vec<u8>, Timestamps)>,
-    implied: Vec<Vec<u8>>,
+    implied: HashSet<Vec<u8>>,
     opaque_root: bool,
+    /// New files may begin with another owner or group than 0.
+    inherits: bool,
 }
 
 impl Tree {
@@ -128,8 +138,8 @@ impl Tree {
         }
         let root = openat(&self.root, ".", OPEN_DIRECTORY, Mode::empty())
             .map_err(|e| write_error(&entry.path, e))?;
-        set_metadata(&root, entry)?;
-        self.implied.retain(|implied| !implied.is_empty());
+        self.set_metadata(&root, entry)?;
+        self.implied.remove(&[][..]);
         self.directory_times.push((Vec::new(), times(entry)));
         Ok(())
     }
@@ -145,17 +155,12 @@ impl Tree {
             OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = || openat(at, name, flags, Mode::RUSR | Mode::WUSR);
         let file = self.replacing(at, name, open).map_err(|e| write_error(&entry.path, e))?;
-        archive.content(|mut piece| {
-            while !piece.is_empty() {
-                match rustix::io::write(&file, piece) {
-                    Ok(n) => piece = &piece[n..],
-                    Err(Errno::INTR) => {}
-                    Err(e) => return Err(write_error(&entry.path, e)),
-                }
-            }
-            Ok(())
-        })?;
-        set_metadata(&file, entry)?;
+        let regions = entry.sparse.as_ref().map(|sparse| &sparse.regions[..]);
+        let mut content = FileContent::new(&file, regions);
+        archive.content(|piece| content.put(piece).map_err(|e| write_error(&entry.path, e)))?;
+        let size = entry.sparse.as_ref().map_or(entry.size, |sparse| sparse.size);
+        content.finish(size).map_err(|e| write_error(&entry.path, e))?;
+        self.set_metadata(&file, entry)?;
         futimens(&file, &times(entry)).map_err(|e| write_error(&entry.path, e))
     }
 
@@ -172,9 +177,9 @@ impl Tree {
         if was_whiteout {
             set_opaque(&made, path)?;
         }
-        set_metadata(&made, entry)?;
+        self.set_metadata(&made, entry)?;
         self.directory_times.push((path.to_vec(), times(entry)));
-        self.implied.retain(|implied| implied != path);
+        self.implied.remove(path);
         self.parent = Some((path.to_vec(), Rc::new(made)));
         Ok(())
     }
@@ -185,7 +190,7 @@ impl Tree {
         }
         self.replacing(at, name, || symlinkat(&*entry.link, at, name))
             .map_err(|e| write_error(&entry.path, e))?;
-        set_link_metadata(at, name, entry)
+        self.set_link_metadata(at, name, entry)
     }
 
     /// Both ends are inside: the target's parent is resolved like any parent, the target itself is
@@ -222,7 +227,7 @@ impl Tree {
         let write_error = |e| write_error(&entry.path, e);
         self.replacing(at, name, || mknodat(at, name, FileType::Fifo, Mode::RUSR, 0))
             .map_err(write_error)?;
-        set_link_metadata(at, name, entry)?;
+        self.set_link_metadata(at, name, entry)?;
         // A descriptor that does not open the pipe cannot be chmod-ed itself, only by its name in /proc.
         let fifo =
             openat(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
@@ -316,7 +321,7 @@ impl Tree {
         if was_whiteout {
             set_opaque(&made, path)?;
         } else {
-            self.implied.push(path.to_vec());
+            self.implied.insert(path.to_vec());
         }
         Ok(made)
     }
@@ -356,6 +361,54 @@ impl Tree {
         }
     }
 
+    /// Owner, attributes, mode, in the order that lets each survive the next: a change of owner clears
+    /// set-user-ID and file capabilities.
+    fn set_metadata(&mut self, fd: &OwnedFd, entry: &Entry) -> Result<(), ExtractError> {
+        let write_error = |e| write_error(&entry.path, e);
+        if self.must_change_owner(entry) {
+            fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+                .map_err(write_error)?;
+        }
+        for (name, value) in &entry.xattrs {
+            check_xattr(name, entry)?;
+            let set = fsetxattr(fd, &**name, value, XattrFlags::empty());
+            kept_or_unsupported(set, name, entry)?;
+        }
+        let mode = Mode::from_raw_mode(entry.mode);
+        // What is made in such a directory has its group.
+        self.inherits |= entry.kind == Kind::Directory && mode.contains(Mode::SGID);
+        fchmod(fd, mode).map_err(write_error)
+    }
+
+    /// The same for what cannot be opened: a symbolic link or a pipe.
+    fn set_link_metadata(
+        &mut self,
+        at: &OwnedFd,
+        name: &[u8],
+        entry: &Entry,
+    ) -> Result<(), ExtractError> {
+        let write_error = |e| write_error(&entry.path, e);
+        if self.must_change_owner(entry) {
+            let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+            chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(write_error)?;
+        }
+        for (xattr, value) in &entry.xattrs {
+            check_xattr(xattr, entry)?;
+            // No *at call sets attributes before Linux 6.13. The directory is named by its descriptor and
+            // the last component is not followed, so this goes nowhere else.
+            let path = [proc_path(at).as_bytes(), b"/", name].concat();
+            let set = lsetxattr(&*path, &**xattr, value, XattrFlags::empty());
+            kept_or_unsupported(set, xattr, entry)?;
+        }
+        utimensat(at, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW).map_err(write_error)
+    }
+
+    /// What was just made belongs to root. A directory may have been there before, as another's.
+    fn must_change_owner(&self, entry: &Entry) -> bool {
+        self.inherits || (entry.uid, entry.gid) != (0, 0) || entry.kind == Kind::Directory
+    }
+
     fn finish(mut self) -> Result<Extracted, ExtractError> {
         for (path, times) in self.directory_times.drain(..).rev() {
             let path = if path.is_empty() { b"." } else { &path[..] };
@@ -367,7 +420,9 @@ impl Tree {
                 Err(e) => return Err(write_error(path, e)),
             }
         }
-        Ok(Extracted { implied: self.implied, opaque_root: self.opaque_root })
+        let mut implied: Vec<_> = self.implied.into_iter().collect();
+        implied.sort_unstable();
+        Ok(Extracted { implied, opaque_root: self.opaque_root })
     }
 }
 
@@ -409,35 +464,14 @@ pub(crate) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     })
 }
 
-/// Owner, attributes, mode, in the order that lets each survive the next: a change of owner clears
-/// set-user-ID and file capabilities.
-fn set_metadata(fd: &OwnedFd, entry: &Entry) -> Result<(), ExtractError> {
-    let write_error = |e| write_error(&entry.path, e);
-    fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-        .map_err(write_error)?;
-    for (name, value) in &entry.xattrs {
-        check_xattr(name, entry)?;
-        let set = fsetxattr(fd, &**name, value, XattrFlags::empty());
-        kept_or_unsupported(set, name, entry)?;
-    }
-    fchmod(fd, Mode::from_raw_mode(entry.mode)).map_err(write_error)
-}
-
-/// The same for what cannot be opened: a symbolic link or a pipe.
-fn set_link_metadata(at: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), ExtractError> {
-    let write_error = |e| write_error(&entry.path, e);
-    let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-    rustix::fs::chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(write_error)?;
-    for (xattr, value) in &entry.xattrs {
-        check_xattr(xattr, entry)?;
-        // No *at call sets attributes before Linux 6.13. The directory is named by its descriptor and
-        // the last component is not followed, so this goes nowhere else.
-        let path = [proc_path(at).as_bytes(), b"/", name].concat();
-        let set = lsetxattr(&*path, &**xattr, value, XattrFlags::empty());
-        kept_or_unsupported(set, xattr, entry)?;
-    }
-    utimensat(at, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW).map_err(write_error)
+/// Whether a file that is made beneath `root` may have another owner or group than 0, because of who this
+/// process is or because of the directory's own group.
+fn inherits(root: &OwnedFd) -> bool {
+    let plain = fstat(root).is_ok_and(|stat| {
+        (stat.st_uid, stat.st_gid) == (0, 0)
+            && !Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID)
+    });
+    !plain || !geteuid().is_root() || !getegid().is_root()
 }
 
 /// overlayfs obeys attributes of its own name space: a layer that could set them could redirect a

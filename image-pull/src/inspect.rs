@@ -310,8 +310,11 @@ impl Layer {
 }
 
 fn content<R: Read>(entry: &Entry, archive: &mut Archive<R>) -> Result<Vec<u8>, ExtractError> {
+    let shown = printable(&entry.path);
+    if entry.sparse.is_some() {
+        return Err(ExtractError::Refused(format!("{shown} has holes, which no account file has")));
+    }
     if entry.size > MAX_FILE {
-        let shown = printable(&entry.path);
         return Err(ExtractError::Refused(format!("{shown} is above {MAX_FILE} bytes")));
     }
     let mut content = Vec::new();

@@ -28,6 +28,7 @@ mod credentials;
 mod decryption;
 mod error;
 mod extract;
+mod file_content;
 mod inspect;
 mod layer;
 mod limits;
@@ -48,7 +49,10 @@ mod resolve;
 mod resources;
 mod settings;
 mod signatures;
+mod sparse;
 mod store;
+mod tar_extensions;
+mod tar_header;
 
 pub use cache::{BlobCache, BlobSink, BlobStream};
 pub use credentials::Credentials;
