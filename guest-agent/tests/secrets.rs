@@ -108,7 +108,12 @@ impl Pod {
             Processor::launch(&ROOT, &launch, initdata.digest().host_data()).unwrap()
         });
         let disk = initdata.to_disk().unwrap();
-        let launch = Launch { kernel_parameters: &parameters, initdata: Some(&disk), processor };
+        let launch = Launch {
+            kernel_parameters: &parameters,
+            initdata: Some(&disk),
+            processor,
+            ..Default::default()
+        };
         let guest = Guest::boot(launch).await;
         guest.create_sandbox().await;
         guest.run(&container("pod", "pause", &["/pause"])).await;

@@ -9,7 +9,7 @@ use nacre_protocol::agent::*;
 use nacre_protocol::agent_ttrpc::AgentServiceClient;
 use nacre_protocol::channel::{
     ANNOTATION_CONTAINER_TYPE, DRIVER_EPHEMERAL, DRIVER_IMAGE_PULL, PROCESSOR_PORT_NAME,
-    SANDBOX_SHM, SERIAL_PORT_NAME, STREAM_CHUNK,
+    SANDBOX_SHM, SCRATCH_DISK_SERIAL, SERIAL_PORT_NAME, STREAM_CHUNK,
 };
 use nacre_protocol::health_ttrpc::HealthClient;
 use nacre_protocol::initdata::DISK_SERIAL;
@@ -30,6 +30,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) kernel_parameters: &'a str,
     /// Contents of the initdata disk.
     pub(crate) initdata: Option<&'a [u8]>,
+    /// The file behind the scratch disk.
+    pub(crate) scratch_disk: Option<&'a Path>,
     /// Answers on the port of the secure processor.
     pub(crate) processor: Option<Processor>,
 }
@@ -432,6 +434,13 @@ fn start_qemu(directory: &Path, launch: Launch<'_>) -> Child {
         );
         command.arg("-blockdev").arg(file);
         command.arg("-device").arg(format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL}"));
+    }
+    if let Some(file) = launch.scratch_disk {
+        let file = file.display();
+        let file = format!("driver=raw,node-name=scratch,file.driver=file,file.filename={file}");
+        command.arg("-blockdev").arg(file);
+        let device = format!("virtio-blk-pci,drive=scratch,serial={SCRATCH_DISK_SERIAL}");
+        command.arg("-device").arg(device);
     }
     if let Some(processor) = launch.processor {
         let socket = path("processor");
