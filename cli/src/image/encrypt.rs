@@ -6,7 +6,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use nacre_image_encryption::{
     EncryptedLayer, LayerEncryptor, MEDIA_TYPE_SUFFIX, PROVIDER_KEY_LENGTH, PublicKey, Recipient,
     is_encrypted, new_provider_key,
@@ -32,6 +32,7 @@ use crate::input::print;
 ///
 /// The image for linux/amd64 is taken; other platforms of a list are not. Prints the new reference.
 #[derive(Args)]
+#[command(group(ArgGroup::new("whom").args(["key_id", "recipient"]).required(true).multiple(true)))]
 #[command(after_help = "Examples:
   nacre image encrypt registry.example/web:1 registry.example/web:1-encrypted \\
       --key-id kbs:///default/web/image-key --generate-key image.key
@@ -41,9 +42,9 @@ use crate::input::print;
       --key-file image.key --layer -1
   nacre image encrypt registry.example/web:1 oci:encrypted:web --recipient jwe:layers.pub
 
-Layers are encrypted on their way through a temporary file ($TMPDIR), which only ever holds ciphertext and layers
-that stay as they are. Other tools read the result: skopeo copy --decryption-key layers.pem ... for jwe: recipients,
-Confidential Containers' guest components for keys of the broker.
+Layers go through a temporary file ($TMPDIR), which only ever holds ciphertext and layers that
+stay as they are. Other tools read the result: skopeo copy --decryption-key layers.pem for
+jwe: recipients, Confidential Containers' guests for keys of the broker.
 
 Exit status: 0 written; 2 something stands in the way.")]
 pub(crate) struct Arguments {
@@ -54,7 +55,7 @@ pub(crate) struct Arguments {
     #[arg(value_name = "DST")]
     target: Place,
     /// Where guests get the key: kbs:///repository/type/name.
-    #[arg(long, value_name = "URI", required_unless_present = "recipient")]
+    #[arg(long, value_name = "URI")]
     key_id: Option<ResourceUri>,
     /// The key: 32 bytes.
     #[arg(long, value_name = "FILE", requires = "key_id", conflicts_with = "generate_key")]
@@ -83,7 +84,6 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         "{} would be replaced by its encrypted form; name another tag, or give --replace",
         arguments.source
     );
-    let recipients = arguments.recipients()?;
     let image = SourceImage::open(&arguments.source, arguments.access.config()?)
         .await
         .with_context(|| arguments.source.to_string())?;
@@ -93,10 +93,13 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let mut manifest = image.manifest.clone().into_oci()?;
     let chosen = chosen(&arguments.layer, manifest.layers.len())?;
     let target = Target::open(&arguments.target, &arguments.access).await?;
+    let recipients = arguments.recipients()?;
     if let Some(current) = target.current().await {
         eprintln!("{} names {current} until now", arguments.target);
     }
 
+    // The smallest first: whoever may not write here is told at once.
+    copy(&image, &target, &manifest.config, "configuration").await?;
     let mut encrypted = 0;
     for (number, layer) in manifest.layers.iter_mut().enumerate() {
         if is_encrypted(&layer.media_type) || !chosen.contains(&number) {
@@ -107,7 +110,6 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         }
     }
     ensure!(encrypted > 0, "no layer was encrypted: those that were chosen are encrypted already");
-    copy(&image, &target, &manifest.config, "configuration").await?;
     let digest = target.put_manifest(&manifest.to_bytes()?, OCI_MANIFEST).await?;
     eprintln!("{encrypted} of {} layers encrypted", manifest.layers.len());
     arguments.tell_what_comes_next();

@@ -33,8 +33,8 @@ use crate::table::table;
       --resource kbs:///default/web/signing-key=signing.pub
   nacre image inspect oci:build:web --json
 
-Exit status: 0 shown, and the policy, if one is given, admits the image; 1 the policy refuses it; 2 the
-image cannot be read.")]
+Exit status: 0 shown, and admitted if a policy is given; 1 the policy refuses the image; 2 it
+cannot be read.")]
 pub(crate) struct Arguments {
     /// The image: HOST/PATH:TAG, HOST/PATH@DIGEST, or oci:DIRECTORY:TAG.
     #[arg(value_name = "REF")]

@@ -183,7 +183,10 @@ fn explain(host: &str, error: &OciDistributionError, login: &RegistryAuth) -> an
         error,
         OciDistributionError::AuthenticationFailure(_)
             | OciDistributionError::UnauthorizedError { .. }
+            | OciDistributionError::ServerError { code: 401 | 403, .. }
     );
+    // It has words of the registry.
+    let error: String = with_cause(error).chars().filter(|c| !c.is_control()).take(500).collect();
     match (refused, login) {
         (true, RegistryAuth::Anonymous) => anyhow!(
             "registry {host} demands credentials ({error}): log in (docker login {host}) or give --authfile"
@@ -191,6 +194,17 @@ fn explain(host: &str, error: &OciDistributionError, login: &RegistryAuth) -> an
         (true, _) => anyhow!("registry {host} refuses the credentials: {error}"),
         (false, _) => anyhow!("registry {host}: {error}"),
     }
+}
+
+/// What went wrong, and what was behind it in the end: a certificate, a name, a closed port.
+fn with_cause(error: &OciDistributionError) -> String {
+    let mut cause = std::error::Error::source(error);
+    let mut last = String::new();
+    while let Some(deeper) = cause {
+        last = format!(": {deeper}");
+        cause = deeper.source();
+    }
+    format!("{error}{last}")
 }
 
 fn client(access: &Access, plain: bool) -> anyhow::Result<Client> {

@@ -23,8 +23,8 @@
 //!
 //! This crate distrusts the registry and whatever wrote the annotations: their sizes, the number of
 //! recipients and all algorithms are bounded before anything is computed. It does no I/O beyond the writer
-//! that it is given, asks for no keys, and never shows one: secrets are wiped when dropped and have no
-//! `Debug`.
+//! that it is given, asks for no keys, and never shows one: secrets have no `Debug` and are wiped when dropped,
+//! except in the contexts of ring (HMAC, AES-GCM), which it does not wipe.
 
 #![forbid(unsafe_code)]
 
