@@ -29,10 +29,6 @@ use crate::port::{self, Port};
 const WINDOW: u32 = 512 * 1024;
 /// Credit is given in steps of at least so many bytes.
 const CREDIT_STEP: u32 = WINDOW / 4;
-/// How long the cache may take to say whether it has a blob, or wants one.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(4);
-/// How long it may take to take a piece of a blob that it wants: the pull waits meanwhile.
-const PUT_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the host may take to take anything from the port, or to send the rest of a frame.
 const PORT_PATIENCE: Duration = Duration::from_secs(30);
 /// After so many questions in a row without an answer the cache is not asked any more.
@@ -50,7 +46,7 @@ pub(crate) fn open() -> Option<Arc<dyn BlobCache>> {
         connected.then(|| port.into_stream(())).transpose()
     });
     match opened {
-        Ok(Some(stream)) => Some(Arc::new(NodeCache::on(stream))),
+        Ok(Some(stream)) => Some(Arc::new(NodeCache::on(stream, Patience::default()))),
         Ok(None) => {
             tracing::info!("the node's cache is gone: images come from their registries");
             None
@@ -66,6 +62,22 @@ pub(crate) fn open() -> Option<Arc<dyn BlobCache>> {
 #[derive(Debug)]
 struct NodeCache {
     link: Arc<Link>,
+    patience: Patience,
+}
+
+/// How long pulls wait for the cache.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// Until it says whether it has a blob, or wants one.
+    answer: Duration,
+    /// Until it takes a piece of a blob that it wants.
+    put: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { answer: Duration::from_secs(4), put: Duration::from_secs(2) }
+    }
 }
 
 /// What the tasks and the requests share.
@@ -145,12 +157,12 @@ enum LinkError {
     Io(#[from] io::Error),
     #[error("nothing moved for {PORT_PATIENCE:?} in the middle of a frame")]
     Stuck,
-    #[error("it did not answer {MOST_UNANSWERED} times, for {ANSWER_PATIENCE:?} each")]
+    #[error("it did not answer {MOST_UNANSWERED} times in a row")]
     Silent,
 }
 
 impl NodeCache {
-    fn on(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> NodeCache {
+    fn on(stream: impl AsyncRead + AsyncWrite + Send + 'static, patience: Patience) -> NodeCache {
         let (control, control_queue) = mpsc::unbounded_channel();
         let (pieces, piece_queue) = mpsc::channel(WAITING_PIECES);
         let link = Arc::new(Link {
@@ -177,7 +189,7 @@ impl NodeCache {
             }
             reading.close();
         });
-        NodeCache { link }
+        NodeCache { link, patience }
     }
 
     /// Sends a request and waits for its answer; none if that is not yes.
@@ -201,7 +213,7 @@ impl NodeCache {
             }
             Some(open)
         };
-        let asked = timeout(ANSWER_PATIENCE, asking).await;
+        let asked = timeout(self.patience.answer, asking).await;
         asked.unwrap_or_else(|_| {
             let mut state = self.link.lock();
             state.unanswered += 1;
@@ -236,7 +248,7 @@ impl BlobCache for NodeCache {
         }
         let blob = Blob { digest: *digest, size };
         let open = self.ask(Kind::Put, Allowance::default(), FromGuest::Put { blob }).await?;
-        Some(Box::new(Upload { open, missing: size }))
+        Some(Box::new(Upload { open, missing: size, patience: self.patience.put }))
     }
 }
 
@@ -341,14 +353,17 @@ struct Upload {
     open: Open,
     /// Bytes that were not sent yet.
     missing: u64,
+    patience: Duration,
 }
 
 #[async_trait]
 impl BlobSink for Upload {
     async fn write(&mut self, mut piece: Bytes) -> io::Result<()> {
         while !piece.is_empty() {
-            let sending = self.send(&mut piece);
-            timeout(PUT_PATIENCE, sending).await.map_err(|_| io::ErrorKind::TimedOut)??;
+            let patience = self.patience;
+            timeout(patience, self.send(&mut piece))
+                .await
+                .map_err(|_| io::ErrorKind::TimedOut)??;
         }
         Ok(())
     }

@@ -144,9 +144,6 @@ impl Serving<'_> {
                 let state = self.get.lock();
                 (state.allowance.left(), state.cancelled)
             };
-            if cancelled {
-                return Step::Cancelled;
-            }
             let (available, whole) = match &mut self.found {
                 Found::Growing(news) => match *news.outcome.borrow_and_update() {
                     Outcome::Growing(bytes) => (bytes, false),
@@ -157,7 +154,11 @@ impl Serving<'_> {
             };
             let ready = available.saturating_sub(self.at);
             if ready == 0 && whole {
+                // Also for a guest that does not wait for the end: what was read may be corrupt.
                 return Step::End;
+            }
+            if cancelled {
+                return Step::Cancelled;
             }
             let size = ready.min(credit.into()).min(PIECE_LIMIT as u64);
             if size > 0 {
