@@ -133,7 +133,10 @@ pub(super) fn cases() -> Vec<Case> {
             |_| Served::from(image()).other(|_, connection| connection.stall()),
             Accept(CONTENT),
         )
-        .configure(mirror),
+        .configure(|config, hosts| {
+            mirror(config, hosts);
+            config.limits.stall = std::time::Duration::from_millis(500);
+        }),
         case(
             "mirror-that-changes-a-manifest",
             "The pod names a digest, the mirror has another manifest for it: the registry is asked.",

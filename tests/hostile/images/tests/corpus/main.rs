@@ -48,7 +48,9 @@ fn main() -> ExitCode {
         let mut slow: Vec<&Outcome> = outcomes.iter().collect();
         slow.sort_by_key(|outcome| std::cmp::Reverse(outcome.time));
         for outcome in slow.into_iter().take(30) {
-            println!("{:6.1} s {}/{}", outcome.time.as_secs_f64(), outcome.class, outcome.name);
+            let peak = outcome.problem.as_ref().map_or(0, |report| report.peak_kib / 1024);
+            let (time, name) = (outcome.time.as_secs_f64(), outcome.name);
+            println!("{time:6.1} s {peak:4} MiB {}/{name}", outcome.class);
         }
     }
     println!(
@@ -83,7 +85,10 @@ struct Outcome {
 
 /// Runs all; in the order of the corpus.
 fn run(cases: Vec<Case>) -> Vec<Outcome> {
-    let queue: Mutex<VecDeque<(usize, Case)>> = Mutex::new(cases.into_iter().enumerate().collect());
+    let mut cases: Vec<(usize, Case)> = cases.into_iter().enumerate().collect();
+    // Those that mostly wait come first, so that the others fill the gaps.
+    cases.sort_by_key(|(_, case)| !matches!(case.class, Class::Transport | Class::Bombs));
+    let queue: Mutex<VecDeque<(usize, Case)>> = Mutex::new(cases.into());
     let outcomes = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..WORKERS {
