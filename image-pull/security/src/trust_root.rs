@@ -126,7 +126,7 @@ struct KeyFields {
     #[serde(rename = "rawBytes")]
     bytes: String,
     #[serde(rename = "validFor")]
-    valid: Option<PeriodFields>,
+    valid: PeriodFields,
 }
 
 #[derive(Deserialize)]
@@ -135,7 +135,7 @@ struct IdFields {
     key_id: String,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 struct PeriodFields {
     start: Option<String>,
     end: Option<String>,
@@ -146,7 +146,7 @@ struct AuthorityFields {
     #[serde(rename = "certChain")]
     chain: ChainFields,
     #[serde(rename = "validFor")]
-    valid: Option<PeriodFields>,
+    valid: PeriodFields,
 }
 
 #[derive(Deserialize)]
@@ -161,12 +161,11 @@ struct CertificateFields {
 }
 
 impl PeriodFields {
+    /// The start is mandatory (`sigstore_trustroot.proto`): without it anything old would count.
     fn check(self) -> Result<Period, String> {
-        let time = |text: Option<String>| text.as_deref().map(rfc3339).transpose();
-        Ok(Period {
-            from: time(self.start)?.unwrap_or(i64::MIN),
-            to: time(self.end)?.unwrap_or(i64::MAX),
-        })
+        let start = self.start.ok_or("a log or authority of the trust root says not since when")?;
+        let end = self.end.as_deref().map(rfc3339).transpose()?;
+        Ok(Period { from: rfc3339(&start)?, to: end.unwrap_or(i64::MAX) })
     }
 }
 
@@ -175,7 +174,7 @@ impl LogFields {
     fn check(self) -> Result<Option<Log>, String> {
         let id = bytes(&self.id.key_id)?;
         let id = id.try_into().map_err(|_| "a log's identifier has not 32 bytes")?;
-        let valid = self.key.valid.unwrap_or_default().check()?;
+        let valid = self.key.valid.check()?;
         match PublicKey::from_spki(&bytes(&self.key.bytes)?) {
             Ok(key) => Ok(Some(Log { id, key, valid })),
             Err(problem) => {
@@ -192,7 +191,7 @@ impl AuthorityFields {
         let chain = list(self.chain.certificates, |one| Certificate::parse(&bytes(&one.bytes)?));
         let mut intermediates = chain?;
         let root = intermediates.pop().ok_or("an authority has no certificate")?;
-        let valid = self.valid.unwrap_or_default().check()?;
+        let valid = self.valid.check()?;
         Ok(Authority { anchors: vec![root], intermediates, valid })
     }
 }
