@@ -275,5 +275,5 @@ pub fn blob(content: &[u8]) -> Blob {
 
 /// Content that is not like other content.
 pub fn content(seed: u8, size: usize) -> Vec<u8> {
-    (0..size).map(|at| (at / 251).wrapping_mul(31).wrapping_add(at) as u8 ^ seed).collect()
+    (0..size).map(|at| (at / 251 * 31 + at).to_le_bytes()[0] ^ seed).collect()
 }
