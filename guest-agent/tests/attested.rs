@@ -80,6 +80,7 @@ async fn a_guest_with_the_initdata_that_it_was_launched_with_can_be_attested() {
         processor: Some(
             Processor::launch(&ROOT, &launched, initdata.digest().host_data()).unwrap(),
         ),
+        ..Default::default()
     })
     .await;
     let console = guest.console();
@@ -140,6 +141,7 @@ async fn other_initdata_ends_the_boot() {
         kernel_parameters: PARAMETERS,
         initdata: Some(&other.to_disk().unwrap()),
         processor: Some(processor(own.digest().host_data())),
+        ..Default::default()
     })
     .await;
     let reported = own.digest().to_string();
@@ -159,6 +161,7 @@ async fn withheld_initdata_ends_the_boot() {
         kernel_parameters: PARAMETERS,
         initdata: None,
         processor: Some(processor(own.digest().host_data())),
+        ..Default::default()
     })
     .await;
     assert!(console.contains("the host gave no initdata, but an emulated AMD"), "{console}");

@@ -126,7 +126,7 @@ async fn a_disk_of_the_hosts_is_encrypted_and_checked() {
     shell(&guest, read).await;
     assert_eq!(shell(&guest, "busybox md5sum /tmp/large").await, sum);
 
-    // A sector is bound to its place.
+    // So are sectors that change places.
     swap_sectors(&disk, run.start, run.start + run.len() / 2);
     let (status, _, error) = guest.shell("app", read).await;
     assert!(status != 0 && error.contains(EILSEQ), "{status} {error}");

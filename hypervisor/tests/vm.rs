@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::{Lab, PATIENCE, console_says, process_is_there};
-use nacre_hypervisor::{AgentChannel, Hypervisor, LaunchError};
+use nacre_hypervisor::{AgentChannel, Disk, DiskImage, Hypervisor, LaunchError};
 use tokio::time::timeout;
 
 #[tokio::test]
@@ -73,6 +73,23 @@ async fn a_further_port_is_a_stream_between_the_guest_and_whoever_holds_its_othe
     vm.stop(Duration::ZERO).await;
     let (question, end) = serving.await.unwrap();
     assert_eq!((question.as_str(), end.unwrap()), ("question\n", 0));
+}
+
+#[tokio::test]
+async fn a_scratch_disk_is_a_file_without_a_name_as_large_as_it_says() {
+    let Some(lab) = Lab::open() else { return };
+    // A virtio disk by its PCI identifiers (virtio 1.2, 4.1.2 and 5.2).
+    let script = "$B cat /sys/bus/pci/devices/*/device | $B grep -c 0x1042; $B poweroff -f";
+    let mut config = lab.config(script);
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 40).unwrap();
+    let image = DiskImage::Scratch(file.try_clone().unwrap().into());
+    config.disks = vec![Disk { serial: "scratch".into(), image }];
+    let vm = lab.backend.launch(config).await.unwrap();
+    let exit = timeout(PATIENCE, vm.wait()).await.unwrap();
+    assert!(exit.clean, "{}", exit.reason);
+    assert!(vm.console_tail().starts_with("1\n"), "{}", vm.console_tail());
+    assert_eq!(file.metadata().unwrap().len(), 1 << 40);
 }
 
 #[tokio::test]

@@ -40,7 +40,6 @@ pub(crate) async fn destroy(
     _: &Allowed<DestroySandboxRequest>,
 ) -> Result<Empty, RpcError> {
     sandbox.destroy().await;
-    rustix::fs::sync();
     tokio::spawn(async {
         tokio::time::sleep(LAST_WORDS).await;
         boot::power_off();
