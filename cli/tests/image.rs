@@ -310,6 +310,29 @@ fn layers_are_encrypted_under_a_key_of_the_broker() {
     assert!(code == 2 && error.contains("--key-id"), "{error}");
 }
 
+/// Layers for recipients that guests cannot be are shown for what they are.
+#[test]
+fn unreadable_layers_are_shown() {
+    let world = World::new();
+    let recipients = ["--recipient", "jwe:layers.pub"];
+    world.keygen("layers");
+    world.good(&[&["encrypt", "oci:plain:t", "oci:other:t"], &recipients[..]].concat());
+    let read = |name: &str| std::fs::read_to_string(world.path("other").join(name)).unwrap();
+    let index: Value = serde_json::from_str(&read("index.json")).unwrap();
+    let entry = &index["manifests"][0];
+    let name = entry["digest"].as_str().unwrap().replace(':', "/");
+    let manifest = read(&format!("blobs/{name}")).replace("enc.keys.jwe", "enc.keys.pkcs7");
+    let digest = hex(manifest.as_bytes());
+    std::fs::write(world.path("other/blobs/sha256").join(&digest), &manifest).unwrap();
+    let mut entry = entry.clone();
+    entry["digest"] = format!("sha256:{digest}").into();
+    entry["size"] = manifest.len().into();
+    let index = json!({"schemaVersion": 2, "manifests": [entry]});
+    std::fs::write(world.path("other/index.json"), index.to_string()).unwrap();
+    let shown = world.good(&["inspect", "oci:other:t"]);
+    assert!(shown.contains("unreadable: the layer is encrypted for PKCS#7 recipients"), "{shown}");
+}
+
 /// A directory whose content was exchanged is not passed on.
 #[test]
 fn changed_blobs_are_found() {

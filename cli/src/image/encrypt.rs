@@ -54,7 +54,7 @@ pub(crate) struct Arguments {
     /// Where to write the encrypted image, in the same forms.
     #[arg(value_name = "DST")]
     target: Place,
-    /// Where guests get the key: kbs:///repository/type/name.
+    /// Where guests get the key: `kbs:///repository/type/name`.
     #[arg(long, value_name = "URI")]
     key_id: Option<ResourceUri>,
     /// The key: 32 bytes.
@@ -303,8 +303,8 @@ impl Meter {
     }
 
     fn done(&self) {
-        let start = if self.live { "\r" } else { "" };
-        eprintln!("{start}{} {}        ", self.what, size(self.total));
+        let (start, end) = if self.live { ("\r", "        ") } else { ("", "") };
+        eprintln!("{start}{} {}{end}", self.what, size(self.total));
     }
 }
 

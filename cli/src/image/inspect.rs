@@ -106,7 +106,7 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         .await
         .with_context(|| arguments.image.to_string())?;
     let config = image.config().await?;
-    let mut shown = describe(arguments, &image, &config)?;
+    let mut shown = describe(arguments, &image, &config);
     match &image.source {
         Source::Registry(remote) => {
             shown.signatures = Some(signatures(remote, &named).await?);
@@ -129,7 +129,7 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     Ok(if refused { Verdict::Bad } else { Verdict::Good })
 }
 
-fn describe(arguments: &Arguments, image: &SourceImage, config: &Value) -> anyhow::Result<Shown> {
+fn describe(arguments: &Arguments, image: &SourceImage, config: &Value) -> Shown {
     let reference = match &image.source {
         Source::Registry(remote) => remote.reference(),
         Source::Layout(_) => arguments.image.to_string(),
@@ -137,27 +137,26 @@ fn describe(arguments: &Arguments, image: &SourceImage, config: &Value) -> anyho
     let word = |name: &str| config.get(name).and_then(Value::as_str);
     let variant = word("variant").map(|variant| format!("/{variant}")).unwrap_or_default();
     let [os, architecture] = ["os", "architecture"].map(|name| word(name).unwrap_or("unknown"));
-    let layers = image.manifest.layers.iter().enumerate();
-    let layers = layers.map(|(number, layer)| {
+    let layers = image.manifest.layers.iter().map(|layer| {
         let recipients = || {
-            let read = EncryptedLayer::parse(&layer.annotations);
-            let read = read.with_context(|| format!("layer {number} is encrypted"))?;
-            anyhow::Ok(read.recipients())
+            // What a guest cannot read is shown all the same.
+            EncryptedLayer::parse(&layer.annotations)
+                .map_or_else(|error| vec![format!("unreadable: {error}")], |read| read.recipients())
         };
-        let encrypted_for = is_encrypted(&layer.media_type).then(recipients).transpose()?;
+        let encrypted_for = is_encrypted(&layer.media_type).then(recipients);
         let Descriptor { digest, size, media_type, .. } = layer.clone();
-        Ok(ShownLayer { digest, size, media_type, encrypted_for })
+        ShownLayer { digest, size, media_type, encrypted_for }
     });
-    Ok(Shown {
+    Shown {
         reference,
         index: image.index.map(|digest| digest.to_string()),
         manifest: image.digest.to_string(),
         platform: printable(&format!("{os}/{architecture}{variant}")),
         created: word("created").map(printable),
-        layers: layers.collect::<anyhow::Result<_>>()?,
+        layers: layers.collect(),
         signatures: None,
         policy: None,
-    })
+    }
 }
 
 async fn decide(policy: &ImagePolicy, image: &RemoteImage, named: &Named) -> Decision {

@@ -176,7 +176,7 @@ pub(super) fn size(bytes: u64) -> String {
     match unit {
         None => format!("{bytes} B"),
         Some((unit, bits)) => {
-            let tenths = u128::from(bytes) * 10 >> bits;
+            let tenths = (u128::from(bytes) * 10) >> bits;
             format!("{}.{} {unit}", tenths / 10, tenths % 10)
         }
     }

@@ -19,7 +19,7 @@ use crate::Verdict;
 #[derive(Subcommand)]
 pub(crate) enum Command {
     Inspect(inspect::Arguments),
-    Encrypt(encrypt::Arguments),
+    Encrypt(Box<encrypt::Arguments>),
     Sign(sign::Arguments),
     Keygen(keygen::Arguments),
 }

@@ -12,7 +12,7 @@ use crate::images::credentials;
 #[derive(Args, Clone)]
 pub(crate) struct Access {
     /// Credentials for private images, as docker's config.json [default: what `docker login` keeps in
-    /// $DOCKER_CONFIG or ~/.docker].
+    /// `$DOCKER_CONFIG` or `~/.docker`].
     #[arg(long, value_name = "FILE")]
     pub(super) authfile: Option<PathBuf>,
     /// Certificates (PEM) that registries' own ones are checked against [default: the system's].

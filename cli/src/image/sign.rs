@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, Error, bail};
 use clap::{Args, ValueEnum};
 use nacre_image_pull::{NoResources, RemoteImage};
 use nacre_image_security::Sources;
@@ -91,6 +91,8 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     Ok(Verdict::Good)
 }
 
+const LOOKING: &str = "failed to look for signatures that are there already";
+
 /// Where the image is, for reading and for writing.
 struct Repository<'a> {
     image: &'a RemoteImage,
@@ -133,7 +135,7 @@ impl Repository<'_> {
         let bundle = sign::bundle(key, target)?;
         let pushed = self.push(&bundle).await?;
         let listed = self.image.sources(&NoResources).referrers(&target.digest).await;
-        if listed.map_err(failed)?.is_none() {
+        if listed.map_err(Error::msg).context(LOOKING)?.is_none() {
             // The registry does not list referrers: an index under a tag does.
             let previous = self.manifest(&tag_of(&target.digest)).await?;
             self.push(&sign::referrers_index(target, &bundle, previous.as_deref())?).await?;
@@ -142,7 +144,8 @@ impl Repository<'_> {
     }
 
     async fn manifest(&self, tag: &str) -> anyhow::Result<Option<Vec<u8>>> {
-        self.image.sources(&NoResources).manifest(tag).await.map_err(failed)
+        let found = self.image.sources(&NoResources).manifest(tag).await;
+        found.map_err(Error::msg).context(LOOKING)
     }
 
     async fn push(&self, attachment: &Attachment) -> anyhow::Result<String> {
@@ -163,8 +166,4 @@ impl Repository<'_> {
 
 fn tag_of(digest: &Digest) -> String {
     format!("{}-{}", digest.algorithm().name(), digest.hex())
-}
-
-fn failed(error: String) -> anyhow::Error {
-    anyhow::anyhow!("looking for signatures that are there already: {error}")
 }

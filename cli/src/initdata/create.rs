@@ -50,17 +50,17 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PATH=URI", requires = "kbs_url")]
     secret_file: Vec<String>,
     /// Which images may run: a file with an image policy (Nacre's TOML or containers' policy.json), or the
-    /// kbs:///repository/type/name of one.
+    /// `kbs:///repository/type/name` of one.
     #[arg(long, value_name = "FILE|URI")]
     image_policy: Option<String>,
-    /// The kbs:///repository/type/name of credentials for registries, in the form of docker's config.json, or
+    /// The `kbs:///repository/type/name` of credentials for registries, in the form of docker's config.json, or
     /// a sealed secret with them (`nacre seal`).
     #[arg(long, value_name = "URI|SEALED")]
     registry_credentials: Option<String>,
     /// Certificates (PEM) of registries that no public CA has signed.
     #[arg(long, value_name = "FILE")]
     registry_ca: Option<PathBuf>,
-    /// The kbs:///repository/type/name of a private key for layers that were encrypted to its public half.
+    /// The `kbs:///repository/type/name` of a private key for layers that were encrypted to its public half.
     /// Keys that layers themselves name need not be listed. May be given several times.
     #[arg(long, value_name = "URI")]
     layer_key: Vec<ResourceUri>,

@@ -303,15 +303,24 @@ impl Recipient {
     }
 
     fn content_key(&self, key: &PrivateKey) -> Result<Zeroizing<[u8; 32]>, EncryptionError> {
-        let failed = EncryptionError::Key("it opens nothing");
         match &self.algorithm {
             Algorithm::Agreement { curve, x, y } => {
                 let z = key.agree(&Point { curve, x, y })?;
-                nacre_jose::jwe::unwrap(&z, &self.wrapped).map_err(|_| failed)
+                let opened = nacre_jose::jwe::unwrap(&z, &self.wrapped);
+                opened.map_err(|_| EncryptionError::Key("it opens nothing"))
             }
             Algorithm::Rsa(oaep) => {
-                let opened = key.unwrap_rsa(*oaep, &self.wrapped)?;
-                opened.as_slice().try_into().map(Zeroizing::new).map_err(|_| failed)
+                // RFC 7516, section 11.5: whether padding and length were right must not show, not in the
+                // time it takes either; so the next step is done with some key in any case.
+                let mut content_key = Zeroizing::new([0; 32]);
+                let random = SystemRandom::new();
+                random.fill(content_key.as_mut_slice()).map_err(|_| EncryptionError::Library)?;
+                if let Ok(opened) = key.unwrap_rsa(*oaep, &self.wrapped)
+                    && opened.len() == content_key.len()
+                {
+                    content_key.copy_from_slice(&opened);
+                }
+                Ok(content_key)
             }
         }
     }

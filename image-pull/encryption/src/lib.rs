@@ -16,8 +16,8 @@
 //!
 //! The registry that serves an image chooses every ciphertext that is unwrapped here, and sees, through the
 //! network, how long a guest takes before it asks for the next thing. AES-GCM (by ring) and the curves are
-//! constant in time. RSA decryption is not (RUSTSEC-2023-0071): it is blinded, its failures are all the same
-//! error, and a guest pulls rarely, but a registry that can restart pods at will could in principle measure
+//! constant in time. RSA decryption is not (RUSTSEC-2023-0071): it is blinded, its failures look like a wrong
+//! content key (RFC 7516, section 11.5), and a guest pulls rarely, but a registry that can restart pods at will could in principle measure
 //! it. Prefer the key-provider form or EC keys; RSA is read because it is what many images carry, and only if
 //! somebody gave the guest an RSA key for images.
 //!
