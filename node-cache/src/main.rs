@@ -13,12 +13,14 @@ use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// Most threads that wait for the disk.
+const DISK_THREADS: usize = 64;
 /// How long the end may take: a blob that is being written to the disk.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 const TEACHING: &str = "\
-Without a command, the daemon runs until SIGTERM or SIGINT. One a node, started before its pods: a pod
-finds it when its virtual machine starts, or does without it.
+Without a command, the daemon runs until SIGTERM or SIGINT. One a node, started before its pods: a \
+pod finds it when its virtual machine starts, or does without it.
 
   # /etc/nacre/cache.toml; every key may be left out
   max_bytes = 21474836480            # of the daemon's own blobs, for each namespace
@@ -28,12 +30,12 @@ finds it when its virtual machine starts, or does without it.
   containerd = [\"k8s.io\"]            # whose pods get blobs from containerd's store
   shared = false                     # one store for all namespaces
 
-The shim looks for the daemon at `[cache] socket` of /etc/nacre/config.toml. A guest trusts the daemon with
-nothing: it hashes what it gets, and asks the registry for what does not come or is wrong. The daemon, and
-so this host, learns which digests a pod asks for, their sizes and when. It sees no image names, no
-credentials, and no plain layer that needed credentials.
+The shim looks for the daemon at `[cache] socket` of /etc/nacre/config.toml. A guest trusts the \
+daemon with nothing: it hashes what it gets, and asks the registry for what does not come or is \
+wrong. The daemon, and so this host, learns which digests a pod asks for, their sizes and when. It \
+sees no image names, no credentials, and no plain layer that needed credentials.
 
-To empty the cache, stop the daemon and remove the directory /var/lib/nacre/cache.";
+To empty the cache, stop the daemon and remove /var/lib/nacre/cache.";
 
 /// Node cache of image blobs: serves guests blobs by digest, so that many pods of one image cost one download.
 #[derive(Parser)]
@@ -110,7 +112,10 @@ fn serve(config: &Config) -> anyhow::Result<()> {
         tracing::warn!("the limit of open files stays as it is: {errno}");
     }
     // One thread answers, others wait for the disk.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(DISK_THREADS)
+        .build()?;
     let served = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

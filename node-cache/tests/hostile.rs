@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use nacre_protocol::blob_cache::{
     Blob, CREDIT_LIMIT, FromCache, FromGuest, PIECE_LIMIT, REQUESTS_LIMIT, Refusal, VERDICT_SIZE,
     Verdict,
 };
+use proptest::prelude::*;
 use support::{Daemon, Said, blob, content};
 
 #[test]
@@ -59,6 +61,53 @@ fn who_breaks_the_protocol_is_cut_off_and_others_go_on() {
     assert_eq!(honest.get(blob(&layer), 0).unwrap(), layer);
     assert_eq!(daemon.wait("one guest", |now| now.guests_now == 1).blobs_now, 1);
     assert_eq!(daemon.ingests(), 0);
+}
+
+/// A frame with a small number, so that many of them meet.
+fn frame() -> impl Strategy<Value = Vec<u8>> {
+    let piece = proptest::collection::vec(any::<u8>(), 1..300);
+    (0..8_u8, 1..6_u32, 0..4_u8, 0..3000_u64, piece).prop_map(|(kind, number, name, at, piece)| {
+        let blob = blob(&content(name, 1000 * (usize::from(name) + 1)));
+        let credit = u32::try_from(at + 1).unwrap();
+        let frame = match kind {
+            0 | 1 => FromGuest::Get { blob, offset: at % blob.size, credit },
+            2 | 3 => FromGuest::Put { blob },
+            4 => FromGuest::Data(&piece),
+            5 => FromGuest::Credit(credit),
+            6 => FromGuest::End,
+            _ => FromGuest::Cancel,
+        };
+        let mut bytes = Vec::new();
+        frame.write(number, &mut bytes).unwrap();
+        bytes
+    })
+}
+
+#[test]
+fn no_order_of_frames_harms_the_daemon() {
+    let daemon = Daemon::start();
+    let layer = content(9, 50_000);
+    let honest = RefCell::new(daemon.guest());
+    daemon.fill(&mut honest.borrow_mut(), &layer);
+    let config = ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() };
+    proptest!(config, |(frames in proptest::collection::vec(frame(), 1..40), garbage: Vec<u8>)| {
+        let mut guest = daemon.guest();
+        // Numbers go upwards at first, so that requests are made at all.
+        for number in 1..=3 {
+            let blob = blob(&content(number, 1000 * (usize::from(number) + 1)));
+            guest.offer(blob);
+            guest.ask(blob, 0, 700);
+        }
+        let _ = guest.stream.write_all(&frames.concat());
+        let _ = guest.stream.write_all(&garbage);
+        let got = honest.borrow_mut().get(blob(&layer), 49_000).unwrap();
+        prop_assert_eq!(got, &layer[49_000..]);
+    });
+    daemon.wait("one guest", |statistics| statistics.guests_now == 1);
+    // No blob is there that nobody has sent.
+    assert_eq!(daemon.statistics().blobs_now, 1);
+    assert_eq!(daemon.ingests(), 0);
+    assert_eq!(honest.borrow_mut().get(blob(&layer), 0).unwrap(), layer);
 }
 
 #[test]
