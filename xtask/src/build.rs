@@ -38,6 +38,17 @@ pub(crate) fn guest_programs(tree: &Tree) -> Result<()> {
     Ok(())
 }
 
+/// Compiles the bench of images, and the engine as a program for it. No VM has a part in it.
+pub(crate) fn image_bench(tree: &Tree) -> Result<()> {
+    let step = Step::new("host programs and the image engine");
+    compile(tree, "release", &HOST)?;
+    let mut cargo = tree.cargo("build");
+    cargo.args(["--locked", "--release", "--package", "nacre-image-pull", "--example", "pull"]);
+    run(&mut cargo)?;
+    step.done();
+    Ok(())
+}
+
 fn compile(tree: &Tree, profile: &str, packages: &[&str]) -> Result<()> {
     let mut cargo = tree.cargo("build");
     cargo.args(["--locked", "--bins", "--profile", profile]);

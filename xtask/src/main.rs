@@ -84,6 +84,12 @@ enum Bench {
         #[arg(last = true)]
         rest: Vec<String>,
     },
+    /// What pulling an image costs, against skopeo with umoci and containerd
+    Images {
+        /// Further arguments for nacre-bench
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -115,11 +121,17 @@ fn run(command: Command) -> Result<()> {
             build::exec(&tree, "nacre-demo", keep.into_iter().chain(rest))
         }
         Command::Bench { what } => {
-            everything(&tree)?;
             let (what, rest) = match what {
                 Bench::Start { rest } => ("start", rest),
                 Bench::Secrets { rest } => ("secrets", rest),
+                Bench::Images { rest } => ("images", rest),
             };
+            if what == "images" {
+                setup::prepare(&tree, Purpose::Building)?;
+                build::image_bench(&tree)?;
+            } else {
+                everything(&tree)?;
+            }
             build::exec(&tree, "nacre-bench", [what.to_owned()].into_iter().chain(rest))
         }
         Command::Test { filter, no_vm: true } => {

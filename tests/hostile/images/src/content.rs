@@ -98,9 +98,6 @@ mod tests {
             content.write(&mut bytes, offset, limit).expect("written");
             assert_eq!(bytes, expected.as_bytes());
         }
-        assert_eq!(
-            content.digest(Algorithm::Sha256),
-            Digest::of(Algorithm::Sha256, b"<ababab>")
-        );
+        assert_eq!(content.digest(Algorithm::Sha256), Digest::of(Algorithm::Sha256, b"<ababab>"));
     }
 }

@@ -251,7 +251,9 @@ fn send(content: &Content, offset: u64, connection: &mut Connection) -> io::Resu
     }
     let head = match offset {
         0 => "200 OK\r\n".to_owned(),
-        _ => format!("206 Partial Content\r\nContent-Range: bytes {offset}-{}/{size}\r\n", size - 1),
+        _ => {
+            format!("206 Partial Content\r\nContent-Range: bytes {offset}-{}/{size}\r\n", size - 1)
+        }
     };
     write!(connection.0, "HTTP/1.1 {head}Content-Length: {}\r\n\r\n", size - offset)?;
     content.write(&mut connection.0, offset, u64::MAX)?;
@@ -291,11 +293,8 @@ impl Port {
     /// Serves until the server is dropped.
     #[must_use]
     pub fn serve(self, served: Served) -> Server {
-        let shared = Arc::new(Shared {
-            served,
-            log: Mutex::default(),
-            stopped: AtomicBool::new(false),
-        });
+        let shared =
+            Arc::new(Shared { served, log: Mutex::default(), stopped: AtomicBool::new(false) });
         let of_thread = shared.clone();
         let thread = std::thread::spawn(move || {
             for stream in self.listener.incoming().flatten() {

@@ -72,7 +72,8 @@ impl Tree {
         let (name, content) = (name.as_ref(), content.as_ref());
         let found = self.read(name)?;
         if found != content {
-            let start = |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
+            let start =
+                |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
             bail!(
                 "{:?} holds {} bytes {:?}, not {} bytes {:?}",
                 String::from_utf8_lossy(name),

@@ -1,5 +1,6 @@
 //! `nacre-bench`: figures for docs/specification.md, as Markdown.
 
+mod images;
 mod secrets;
 
 use std::collections::BTreeMap;
@@ -36,17 +37,24 @@ enum What {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
         runs: u32,
     },
+    /// What pulling an image costs, against skopeo with umoci and containerd.
+    Images(images::Arguments),
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let what = Arguments::parse().what;
-    let world = World::new().await?;
-    let table = match what {
-        What::Start { runs } => measure(&world, runs).await,
-        What::Secrets { runs } => secrets::measure(&world, runs).await,
+    let table = match Arguments::parse().what {
+        What::Images(arguments) => images::measure(&arguments)?,
+        What::Start { runs } => {
+            let world = World::new().await?;
+            measure(&world, runs).await.inspect_err(|_| world.show_logs())?
+        }
+        What::Secrets { runs } => {
+            let world = World::new().await?;
+            secrets::measure(&world, runs).await.inspect_err(|_| world.show_logs())?
+        }
     };
-    println!("{}", table.inspect_err(|_| world.show_logs())?);
+    println!("{table}");
     Ok(())
 }
 

@@ -6,7 +6,8 @@ use crate::case::Class::Bombs;
 use crate::case::Expect::{Accept, Contain, Reject};
 use crate::case::{Case, Check, Expect, Hosts, Seen};
 use crate::compression::{
-    gzip, gzip_best, zstd, zstd_frame, zstd_raw_block, zstd_single_segment, zstd_skippable, zstd_zeros,
+    gzip, gzip_best, zstd, zstd_frame, zstd_raw_block, zstd_single_segment, zstd_skippable,
+    zstd_zeros,
 };
 use crate::content::Content;
 use crate::image::{Image, Layer, index};
@@ -241,7 +242,8 @@ fn inodes() -> Vec<Case> {
             "Each entry's path makes two thousand directories that have no entry.",
             || {
                 let deep = "d/".repeat(2000) + "f";
-                let tar = (0..40).fold(Tar::new(), |tar, i| tar.long_file(format!("{i}/{deep}"), ""));
+                let tar =
+                    (0..40).fold(Tar::new(), |tar, i| tar.long_file(format!("{i}/{deep}"), ""));
                 Layer::gzip(&tar.end())
             },
             too_many,
@@ -340,7 +342,8 @@ fn memory() -> Vec<Case> {
                     (0..15).map(|i| format!("SCHILY.xattr.trusted.{i}")).collect();
                 let records: Vec<(&str, &[u8])> =
                     keys.iter().map(|key| (&**key, &*value)).collect();
-                let tar = (0..20).fold(Tar::new(), |tar, i| tar.pax(&records).file(format!("{i}"), ""));
+                let tar =
+                    (0..20).fold(Tar::new(), |tar, i| tar.pax(&records).file(format!("{i}"), ""));
                 Layer::zstd(&tar.end())
             },
             Reject(&["extended attribute"]),
@@ -365,7 +368,8 @@ fn memory() -> Vec<Case> {
             "Paths of thousands of components, whose every beginning somebody has to remember.",
             || {
                 let deep = "d/".repeat(2000) + "f";
-                let tar = (0..60).fold(Tar::new(), |tar, i| tar.long_file(format!("{i}/{deep}"), ""));
+                let tar =
+                    (0..60).fold(Tar::new(), |tar, i| tar.long_file(format!("{i}/{deep}"), ""));
                 Layer::gzip(&tar.end())
             },
             Contain(|_| Ok(())),

@@ -41,11 +41,31 @@ pub(super) fn cases() -> Vec<Case> {
 
 fn digests() -> Vec<Case> {
     let names: [(&'static str, &'static str, String); 7] = [
-        ("digest-with-a-path", "A digest that is a way out of the store.", "sha256:../../../../outside/file".into()),
-        ("digest-with-a-query", "A digest that adds to the request.", format!("{}?x=1", digest(b"x"))),
-        ("digest-md5", "A digest that can be forged.", "md5:d41d8cd98f00b204e9800998ecf8427e".into()),
-        ("digest-of-unknown-kind", "A digest that nobody can check.", format!("none:{}", "0".repeat(64))),
-        ("digest-in-capitals", "A second name for the same content.", digest(b"x").to_uppercase().replace("SHA256", "sha256")),
+        (
+            "digest-with-a-path",
+            "A digest that is a way out of the store.",
+            "sha256:../../../../outside/file".into(),
+        ),
+        (
+            "digest-with-a-query",
+            "A digest that adds to the request.",
+            format!("{}?x=1", digest(b"x")),
+        ),
+        (
+            "digest-md5",
+            "A digest that can be forged.",
+            "md5:d41d8cd98f00b204e9800998ecf8427e".into(),
+        ),
+        (
+            "digest-of-unknown-kind",
+            "A digest that nobody can check.",
+            format!("none:{}", "0".repeat(64)),
+        ),
+        (
+            "digest-in-capitals",
+            "A second name for the same content.",
+            digest(b"x").to_uppercase().replace("SHA256", "sha256"),
+        ),
         ("digest-cut", "Half a digest.", digest(b"x")[..39].to_owned()),
         ("digest-empty", "No digest.", String::new()),
     ];
@@ -126,9 +146,11 @@ fn digests() -> Vec<Case> {
                 let (right, wrong) = (image(), other());
                 let name = digest(&right.manifest);
                 let entries = [right.descriptor("linux", "amd64")];
-                Served::default()
-                    .index(&index(entries), &[right, wrong.clone()])
-                    .document(name, wrong.manifest, &[("Content-Type", MANIFEST)])
+                Served::default().index(&index(entries), &[right, wrong.clone()]).document(
+                    name,
+                    wrong.manifest,
+                    &[("Content-Type", MANIFEST)],
+                )
             },
             CHANGED,
         ),
@@ -136,7 +158,8 @@ fn digests() -> Vec<Case> {
             "tag-with-a-wrong-claim",
             "A header says another digest than that of the manifest of a tag.",
             |_| {
-                let headers = [("Content-Type", MANIFEST), ("Docker-Content-Digest", &*digest(b"x"))];
+                let headers =
+                    [("Content-Type", MANIFEST), ("Docker-Content-Digest", &*digest(b"x"))];
                 let image = image();
                 Served::from(image.clone()).document("latest", image.manifest, &headers)
             },
@@ -335,9 +358,11 @@ fn sizes() -> Vec<Case> {
 
 fn documents() -> Vec<Case> {
     let texts: [(&'static str, &'static str, fn(String) -> String); 6] = [
-        ("manifest-with-two-layers-fields", "A field twice: the first or the last may count.", |text| {
-            text.replacen('{', "{\"layers\":[],", 1)
-        }),
+        (
+            "manifest-with-two-layers-fields",
+            "A field twice: the first or the last may count.",
+            |text| text.replacen('{', "{\"layers\":[],", 1),
+        ),
         ("manifest-with-two-config-fields", "The same with the configuration.", |text| {
             let config = descriptor(CONFIG, b"{}");
             text.replacen('{', &format!("{{\"config\":{config},"), 1)
@@ -448,9 +473,11 @@ fn documents() -> Vec<Case> {
                 let body = inner.to_string().into_bytes();
                 let mut entry = descriptor(INDEX, &body);
                 entry["platform"] = json!({ "os": "linux", "architecture": "amd64" });
-                Served::default()
-                    .index(&index([entry]), &[image])
-                    .document(digest(&body), &*body, &[("Content-Type", INDEX)])
+                Served::default().index(&index([entry]), &[image]).document(
+                    digest(&body),
+                    &*body,
+                    &[("Content-Type", INDEX)],
+                )
             },
             Reject(&["index"]),
         ),
@@ -495,12 +522,7 @@ fn types() -> Vec<Case> {
             "application/vnd.oci.image.layer.v1.tar+gzip+gzip",
             Reject(&["not a layer type"]),
         ),
-        (
-            "layer-without-a-type",
-            "An empty type.",
-            "",
-            Reject(&["not a layer type"]),
-        ),
+        ("layer-without-a-type", "An empty type.", "", Reject(&["not a layer type"])),
         (
             "layer-encrypted-without-keys",
             "A layer that says it is encrypted, and not how.",
@@ -529,7 +551,8 @@ fn types() -> Vec<Case> {
             "A chart, which is stored like an image.",
             |_| {
                 image().edit_manifest(|manifest| {
-                    manifest["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json");
+                    manifest["config"]["mediaType"] =
+                        json!("application/vnd.cncf.helm.config.v1+json");
                 })
             },
             Reject(&["artifact"]),

@@ -549,12 +549,7 @@ fn shapes() -> Vec<Case> {
             || Layer::plain(&deep_tree().file("../x", "").end()).into(),
             Reject(&["\"..\""]),
         ),
-        case(
-            "no-entries",
-            "An archive with nothing in it.",
-            || Tar::new().into(),
-            Accept(NOTHING),
-        ),
+        case("no-entries", "An archive with nothing in it.", || Tar::new().into(), Accept(NOTHING)),
     ]
 }
 

@@ -44,7 +44,8 @@ fn sizes() -> Vec<Case> {
     let mut cases: Vec<Case> = links
         .into_iter()
         .map(|(name, attack, kind)| {
-            let make = move || Tar::new().file("f", "").raw(kind, "x", "f", hidden(), |_| {}).into();
+            let make =
+                move || Tar::new().file("f", "").raw(kind, "x", "f", hidden(), |_| {}).into();
             case(name, attack, make, Reject(&["not a file but has a size"]))
         })
         .collect();
@@ -326,8 +327,16 @@ fn extensions() -> Vec<Case> {
     }
     let malformed: [(&'static str, &'static str, &'static [u8]); 8] = [
         ("pax-length-too-long", "A record that is longer than its header.", b"99 path=evil\n"),
-        ("pax-length-too-short", "A record that ends in the middle of its value.", b"9 path=evil\n"),
-        ("pax-length-zero", "A record without a length: a reader that does not stop.", b"0 path=a\n"),
+        (
+            "pax-length-too-short",
+            "A record that ends in the middle of its value.",
+            b"9 path=evil\n",
+        ),
+        (
+            "pax-length-zero",
+            "A record without a length: a reader that does not stop.",
+            b"0 path=a\n",
+        ),
         ("pax-length-signed", "A length with a sign.", b"+12 path=ev\n"),
         ("pax-without-a-line-end", "A record that does not end.", b"12 path=evilX"),
         ("pax-without-a-value", "A record without an equals sign.", b"9 pathX\n\n"),
@@ -390,7 +399,8 @@ fn extensions() -> Vec<Case> {
             "pax-in-another-character-set",
             "Names in a character set that the reader would have to know.",
             || {
-                let records: [(&str, &[u8]); 2] = [("hdrcharset", b"UTF-7"), ("path", b"+AC4ALg-/x")];
+                let records: [(&str, &[u8]); 2] =
+                    [("hdrcharset", b"UTF-7"), ("path", b"+AC4ALg-/x")];
                 Tar::new().pax(&records).file("f", "").into()
             },
             Reject(&["character set"]),
@@ -488,7 +498,8 @@ fn gzip_streams() -> Vec<Case> {
             "A header with a name, a comment and extra bytes that look like a file.",
             || {
                 let plain = gzip(&tar());
-                let mut blob = b"\x1f\x8b\x08\x1c\0\0\0\0\0\xff\x04\0abcd../../evil\0comment\0".to_vec();
+                let mut blob =
+                    b"\x1f\x8b\x08\x1c\0\0\0\0\0\xff\x04\0abcd../../evil\0comment\0".to_vec();
                 blob.extend_from_slice(&plain[10..]);
                 layer(blob, &tar(), "+gzip")
             },
@@ -575,7 +586,8 @@ fn zstd_streams() -> Vec<Case> {
             "zstd-with-a-dictionary",
             "A frame that needs a dictionary which is nowhere.",
             || {
-                let frame = [&0xfd2f_b528_u32.to_le_bytes()[..], &[0b01, 0x50, 7, 1, 0, 0]].concat();
+                let frame =
+                    [&0xfd2f_b528_u32.to_le_bytes()[..], &[0b01, 0x50, 7, 1, 0, 0]].concat();
                 layer(frame, b"")
             },
             Reject(&["zstd stream is broken"]),

@@ -90,7 +90,8 @@ fn kinds() -> Vec<Case> {
         ("type-unassigned", b'8'),
         ("type-beyond-ascii", 0xff),
     ] {
-        let attack = "A type that some readers take for a file, some for an extension, some for nothing.";
+        let attack =
+            "A type that some readers take for a file, some for an extension, some for nothing.";
         let make = move || Tar::new().raw(kind, "f", "", "content", |_| {}).into();
         cases.push(case(name, attack, make, Reject(&["unknown tar type"])));
     }
@@ -191,12 +192,7 @@ fn owners() -> Vec<Case> {
             || owner(1 << 32),
             Reject(&["impossible uid"]),
         ),
-        case(
-            "owner-negative",
-            "An owner below root.",
-            || owner(-1),
-            Reject(&["negative"]),
-        ),
+        case("owner-negative", "An owner below root.", || owner(-1), Reject(&["negative"])),
         case(
             "owner-in-pax",
             "Two owners: PAX's counts, as POSIX has it.",
@@ -402,8 +398,7 @@ fn sparse_pax(map: Map<'_>, real_size: u64, data: &[u8]) -> Image {
 
 /// The PAX format 0.1: the map is in the PAX header.
 fn sparse_pax_header(map: Map<'_>, real_size: u64, data: &[u8]) -> Image {
-    let numbers: Vec<String> =
-        map.iter().map(|(offset, len)| format!("{offset},{len}")).collect();
+    let numbers: Vec<String> = map.iter().map(|(offset, len)| format!("{offset},{len}")).collect();
     let (size, blocks, map) = (real_size.to_string(), map.len().to_string(), numbers.join(","));
     let records: [(&str, &[u8]); 4] = [
         ("GNU.sparse.size", size.as_bytes()),

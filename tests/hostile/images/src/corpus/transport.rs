@@ -16,8 +16,7 @@ use crate::registry::{Connection, Request, Served, Turn};
 use crate::tar::Tar;
 
 /// A layer that does not compress, so that it comes in several pieces.
-static LAYER: LazyLock<Layer> =
-    LazyLock::new(|| Layer::gzip(&Tar::new().file("f", &*NOISE).end()));
+static LAYER: LazyLock<Layer> = LazyLock::new(|| Layer::gzip(&Tar::new().file("f", &*NOISE).end()));
 static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut state = 1_u64;
     let next = move || {
@@ -81,10 +80,20 @@ fn honest(request: &Request, connection: &mut Connection) -> io::Result<Turn> {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    [cuts(), waits(), refusals(), endless(), lies(), broken_http(), redirects(), tokens(), changes()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        cuts(),
+        waits(),
+        refusals(),
+        endless(),
+        lies(),
+        broken_http(),
+        redirects(),
+        tokens(),
+        changes(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// The layer's header and its bytes from `start` to `end`, then nothing more.
@@ -92,7 +101,9 @@ fn part(connection: &mut Connection, start: usize, end: usize) -> io::Result<Tur
     let whole = BLOB.len();
     let head = match start {
         0 => "200 OK\r\n".to_owned(),
-        _ => format!("206 Partial Content\r\nContent-Range: bytes {start}-{}/{whole}\r\n", whole - 1),
+        _ => {
+            format!("206 Partial Content\r\nContent-Range: bytes {start}-{}/{whole}\r\n", whole - 1)
+        }
     };
     connection.raw(format!("HTTP/1.1 {head}Content-Length: {}\r\n\r\n", whole - start))?;
     connection.raw(&BLOB[start..end])?;
@@ -116,13 +127,17 @@ fn cuts() -> Vec<Case> {
         ("cut-before-the-answer", "The connection is closed without a word.", |request, _| {
             Ok(if request.nth == 1 { Turn::Close } else { Turn::Ordinary })
         }),
-        ("cut-in-the-status-line", "The connection ends in the first line.", |request, connection| {
-            if request.nth > 1 {
-                return Ok(Turn::Ordinary);
-            }
-            connection.raw("HTTP/1.1 20")?;
-            Ok(Turn::Close)
-        }),
+        (
+            "cut-in-the-status-line",
+            "The connection ends in the first line.",
+            |request, connection| {
+                if request.nth > 1 {
+                    return Ok(Turn::Ordinary);
+                }
+                connection.raw("HTTP/1.1 20")?;
+                Ok(Turn::Close)
+            },
+        ),
         ("cut-in-the-headers", "The connection ends in a header.", |request, connection| {
             if request.nth > 1 {
                 return Ok(Turn::Ordinary);
@@ -130,13 +145,17 @@ fn cuts() -> Vec<Case> {
             connection.raw("HTTP/1.1 200 OK\r\nContent-Le")?;
             Ok(Turn::Close)
         }),
-        ("cut-after-the-headers", "The connection ends before the first byte.", |request, connection| {
-            if request.nth > 1 {
-                return Ok(Turn::Ordinary);
-            }
-            connection.raw("HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n")?;
-            Ok(Turn::Close)
-        }),
+        (
+            "cut-after-the-headers",
+            "The connection ends before the first byte.",
+            |request, connection| {
+                if request.nth > 1 {
+                    return Ok(Turn::Ordinary);
+                }
+                connection.raw("HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n")?;
+                Ok(Turn::Close)
+            },
+        ),
     ];
     let mut cases: Vec<Case> = once
         .into_iter()
@@ -147,11 +166,13 @@ fn cuts() -> Vec<Case> {
                     if is_layer(request) { behave(request, connection) } else { Ok(Turn::Ordinary) }
                 })
             };
-            Case::new(Transport, name, attack, layer_only, if name == "cut-after-the-headers" {
-                Reject(&["descriptor says"])
-            } else {
-                GOOD
-            })
+            Case::new(
+                Transport,
+                name,
+                attack,
+                layer_only,
+                if name == "cut-after-the-headers" { Reject(&["descriptor says"]) } else { GOOD },
+            )
         })
         .collect();
     cases.extend([
@@ -261,8 +282,13 @@ fn impatient(config: &mut PullConfig, _: &Hosts) {
 fn waits() -> Vec<Case> {
     let stalled = Reject(&["stalled"]);
     vec![
-        case("stall-before-the-answer", "Says nothing at all.", |_, connection| connection.stall(), stalled)
-            .configure(impatient),
+        case(
+            "stall-before-the-answer",
+            "Says nothing at all.",
+            |_, connection| connection.stall(),
+            stalled,
+        )
+        .configure(impatient),
         case(
             "stall-in-the-headers",
             "Stops in a header.",
@@ -360,8 +386,18 @@ fn refusals() -> Vec<Case> {
         ("busy-429", "Too many requests, once.", "429 Too Many Requests", "0"),
         ("busy-503", "Down for a second.", "503 Service Unavailable", "1"),
         ("error-500", "A failure, once.", "500 Internal Server Error", ""),
-        ("busy-for-years", "Retry-After asks for 3000 years.", "429 Too Many Requests", "99999999999"),
-        ("busy-for-less-than-nothing", "Retry-After is no number.", "503 Service Unavailable", "-1e999"),
+        (
+            "busy-for-years",
+            "Retry-After asks for 3000 years.",
+            "429 Too Many Requests",
+            "99999999999",
+        ),
+        (
+            "busy-for-less-than-nothing",
+            "Retry-After is no number.",
+            "503 Service Unavailable",
+            "-1e999",
+        ),
         (
             "busy-until-a-date",
             "Retry-After is a date long ago.",
@@ -698,7 +734,10 @@ fn lies() -> Vec<Case> {
             GOOD,
         )
         .audit(|seen| {
-            ensure!(seen.registry.iter().all(|r| r.header("cookie").is_none()), "a cookie came back");
+            ensure!(
+                seen.registry.iter().all(|r| r.header("cookie").is_none()),
+                "a cookie came back"
+            );
             Ok(())
         }),
     ]
@@ -707,11 +746,23 @@ fn lies() -> Vec<Case> {
 fn broken_http() -> Vec<Case> {
     let answers: [(&'static str, &'static str, &'static [u8]); 7] = [
         ("http-of-1991", "HTTP/0.9: the answer without a status.", b"{\"schemaVersion\":2}"),
-        ("http-2-unasked", "HTTP/2 where HTTP/1.1 was spoken.", b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64"),
-        ("tls-on-a-plain-port", "TLS where none was asked for.", b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"),
+        (
+            "http-2-unasked",
+            "HTTP/2 where HTTP/1.1 was spoken.",
+            b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64",
+        ),
+        (
+            "tls-on-a-plain-port",
+            "TLS where none was asked for.",
+            b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+        ),
         ("ssh", "Another protocol.", b"SSH-2.0-OpenSSH_9.2p1\r\n"),
         ("zeros", "Nothing but zeros.", &[0; 4096]),
-        ("header-without-a-colon", "A header that is none.", b"HTTP/1.1 200 OK\r\nno header\r\n\r\n"),
+        (
+            "header-without-a-colon",
+            "A header that is none.",
+            b"HTTP/1.1 200 OK\r\nno header\r\n\r\n",
+        ),
         (
             "chunk-of-nonsense",
             "A chunk whose length is no number.",
@@ -914,7 +965,11 @@ fn tokens() -> Vec<Case> {
                     }
                     if is_layer(request) {
                         let place = format!("http://{}{}", hosts.other, request.path);
-                        return connection.answer("307 Temporary Redirect", &[("Location", &place)], b"");
+                        return connection.answer(
+                            "307 Temporary Redirect",
+                            &[("Location", &place)],
+                            b"",
+                        );
                     }
                     Ok(Turn::Ordinary)
                 }

@@ -19,7 +19,12 @@ fn case(
 
 /// A layer below: `a`, `d/x`, `d/y`, `d/e/z`.
 fn below() -> Tar {
-    Tar::new().file("a", "below").dir("d").file("d/x", "below").file("d/y", "below").file("d/e/z", "")
+    Tar::new()
+        .file("a", "below")
+        .dir("d")
+        .file("d/x", "below")
+        .file("d/y", "below")
+        .file("d/e/z", "")
 }
 
 fn opaque(directory: &str) -> String {

@@ -131,10 +131,8 @@ fn one(case: &Case) -> anyhow::Result<Report> {
     let (registry, other) = (registry.serve(served), other.serve(elsewhere));
     let this = std::env::current_exe()?;
     let this = this.to_str().context("the test's own path is no text")?;
-    let child = namespace(
-        this,
-        &[puller::COMMAND, case.name, &reference, &hosts.registry, &hosts.other],
-    )?;
+    let child =
+        namespace(this, &[puller::COMMAND, case.name, &reference, &hosts.registry, &hosts.other])?;
     let report: Report = finish(child, case.time)?.parse()?;
     report.check(case)?;
     (case.audit)(&Seen { registry: registry.requests(), other: other.requests() })?;
@@ -202,7 +200,8 @@ fn print(outcomes: &[Outcome]) {
         if of_class.is_empty() {
             continue;
         }
-        let peak = of_class.iter().filter_map(|o| o.problem.as_ref().ok()).map(|r| r.peak_kib).max();
+        let peak =
+            of_class.iter().filter_map(|o| o.problem.as_ref().ok()).map(|r| r.peak_kib).max();
         let longest = of_class.iter().map(|outcome| outcome.time).max().unwrap_or_default();
         println!(
             "| {class} | {} | {} | {} | {} | {} | {:.1} |",
