@@ -1,5 +1,6 @@
 //! One VM with the real guest image, under software emulation, and a client of its agent.
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -8,8 +9,8 @@ use nacre_emulated::Processor;
 use nacre_protocol::agent::*;
 use nacre_protocol::agent_ttrpc::AgentServiceClient;
 use nacre_protocol::channel::{
-    ANNOTATION_CONTAINER_TYPE, DRIVER_EPHEMERAL, DRIVER_IMAGE_PULL, PROCESSOR_PORT_NAME,
-    SANDBOX_SHM, SCRATCH_DISK_SERIAL, SERIAL_PORT_NAME, STREAM_CHUNK,
+    ANNOTATION_CONTAINER_TYPE, CACHE_PORT_NAME, DRIVER_EPHEMERAL, DRIVER_IMAGE_PULL,
+    PROCESSOR_PORT_NAME, SANDBOX_SHM, SCRATCH_DISK_SERIAL, SERIAL_PORT_NAME, STREAM_CHUNK,
 };
 use nacre_protocol::health_ttrpc::HealthClient;
 use nacre_protocol::initdata::DISK_SERIAL;
@@ -34,6 +35,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) scratch_disk: Option<&'a Path>,
     /// Answers on the port of the secure processor.
     pub(crate) processor: Option<Processor>,
+    /// Connected to the node's cache.
+    pub(crate) node_cache: Option<std::os::unix::net::UnixStream>,
 }
 
 /// A running VM. QEMU ends with it.
@@ -449,6 +452,12 @@ fn start_qemu(directory: &Path, launch: Launch<'_>) -> Child {
         let port = format!("virtserialport,chardev=processor,name={PROCESSOR_PORT_NAME}");
         command.arg("-device").arg(port);
         std::thread::spawn(move || serve(&processor, socket.as_ref()));
+    }
+    if let Some(socket) = &launch.node_cache {
+        rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty()).unwrap();
+        command.arg("-chardev").arg(format!("socket,id=cache,fd={}", socket.as_raw_fd()));
+        command.arg("-device");
+        command.arg(format!("virtserialport,chardev=cache,name={CACHE_PORT_NAME}"));
     }
     command.stdin(Stdio::null()).spawn().expect("QEMU does not start")
 }

@@ -17,7 +17,19 @@ type Content = HashMap<String, (&'static str, Vec<u8>)>;
 
 /// Serves `busybox:latest`; returns the port.
 pub(crate) async fn serve() -> u16 {
-    let content = Arc::new(content());
+    serve_content(content()).await
+}
+
+/// The same image, but without what its layer holds.
+#[allow(dead_code)] // for the tests of another file
+pub(crate) async fn serve_without_layers() -> u16 {
+    let mut content = content();
+    content.retain(|_, (kind, _)| *kind != LAYER);
+    serve_content(content).await
+}
+
+async fn serve_content(content: Content) -> u16 {
+    let content = Arc::new(content);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
