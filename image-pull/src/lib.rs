@@ -66,3 +66,4 @@ pub use registries::{Mirror, Proxy, Registries};
 pub use remote::{RemoteDocument, RemoteImage};
 pub use resources::{NoResources, Resources};
 pub use settings::{IMAGE_POLICIES, IMAGE_TOML, Login, NodeCache, Settings, SettingsError, Source};
+pub use store::remove as remove_tree;

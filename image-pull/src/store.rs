@@ -311,7 +311,9 @@ fn make_private(directory: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
-pub(crate) fn remove(path: &Path) -> Result<(), PullError> {
+/// Removes a tree of any depth, such as a program in a container can make; a recursive removal would run
+/// out of stack or descriptors. It is no error if there is none.
+pub fn remove(path: &Path) -> Result<(), PullError> {
     removal::remove(CWD, path.as_os_str().as_bytes())
         .map_err(|e| PullError::io(format!("failed to remove {}", path.display()), e.into()))
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nacre_image_pull::remove_tree;
 use nacre_protocol::channel::CONTAINERS_ROOT;
 use rustix::mount::UnmountFlags;
 
@@ -89,10 +90,11 @@ impl Footprint {
         let state = Path::new(STATES).join(&self.id);
         errors.extend(removed(&state).err());
         errors.extend(removed(&self.directory).err());
-        // It may be large, and on a disk.
+        // It may be large, on a disk, and of any depth.
         let scratch = self.scratch.clone();
-        let removing = tokio::task::spawn_blocking(move || removed(&scratch));
-        errors.extend(removing.await.map_err(|e| e.to_string()).flatten().err());
+        let removing = move || remove_tree(&scratch).map_err(|error| error.to_string());
+        let removing = tokio::task::spawn_blocking(removing).await;
+        errors.extend(removing.map_err(|e| e.to_string()).flatten().err());
         if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
