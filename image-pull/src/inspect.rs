@@ -11,14 +11,14 @@ use std::sync::Arc;
 
 use nacre_trust::Digest;
 use oci_spec::image::ImageConfiguration;
-use tokio::sync::mpsc;
 
 use crate::archive::{Archive, Entry, Kind, printable};
 use crate::blob::Blob;
 use crate::budget::{Budget, Share};
 use crate::extract::{ExtractError, OPAQUE_WHITEOUT, WHITEOUT, normalise, split};
-use crate::layer::{LayerCheck, PIECES, Piece};
+use crate::layer::LayerCheck;
 use crate::manifest::LayerBlob;
+use crate::pieces::queue;
 use crate::platform::Level;
 use crate::reference::Reference;
 use crate::registry::Registry;
@@ -148,23 +148,22 @@ impl Inspector {
         names: BTreeSet<Vec<u8>>,
     ) -> Result<Layer, PullError> {
         let (digest, size) = (check.blob.digest, check.blob.size);
-        let (sender, pieces) = mpsc::channel(PIECES);
+        let (sender, pieces) = queue();
         let reading = tokio::task::spawn_blocking(move || {
             check.read(pieces, |archive| Layer::read(archive, names, &check.budget))
         });
         let what = format!("layer {digest}");
         let mut blob = Blob::new(&self.registry, reference, digest, size, &what);
-        let fetched = async {
+        let fetched = async move {
             while let Some(piece) = blob.next().await? {
-                if sender.send(Piece::Data(piece)).await.is_err() {
+                if !sender.send(piece).await {
                     return Ok(());
                 }
             }
-            let _ = sender.send(Piece::End).await;
+            sender.end();
             Ok(())
         }
         .await;
-        drop(sender);
         match (fetched, reading.await.unwrap_or(Err(PullError::Abandoned))) {
             (_, Ok((layer, _proofs))) => Ok(layer),
             (Err(error), Err(PullError::Abandoned)) | (_, Err(error)) => Err(error),

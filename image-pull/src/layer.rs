@@ -1,5 +1,5 @@
 //! One layer in one pass, on a thread of its own: bytes from the network are hashed, decrypted,
-//! decompressed, hashed again and unpacked as they come. Nothing is buffered beyond a few pieces, nothing
+//! decompressed, hashed again and unpacked as they come. Nothing is buffered beyond a mebibyte, nothing
 //! is read twice, and what was written counts only with [`Proofs`]: both digests have matched, and for an
 //! encrypted layer its HMAC. Until then the stream is hostile.
 
@@ -10,7 +10,6 @@ use bytes::{Buf, Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
 use nacre_image_encryption::{Authentic, LayerCipher};
 use nacre_trust::{Digest, DigestMatch, Hasher};
-use tokio::sync::mpsc;
 
 use crate::PullError;
 use crate::archive::{Archive, ArchiveError};
@@ -18,16 +17,8 @@ use crate::budget::Share;
 use crate::decryption::{Opened, refused};
 use crate::extract::{ExtractError, extract};
 use crate::manifest::{Compression, LayerBlob};
+use crate::pieces::{Piece, Receiver};
 use crate::store::{Lease, Staging, Store};
-
-/// Pieces that may wait for the unpacking thread. The network stops when they are that many.
-pub(crate) const PIECES: usize = 8;
-
-/// A piece of a blob, or the word that it is whole. A channel that closes without it was cut.
-pub(crate) enum Piece {
-    Data(Bytes),
-    End,
-}
 
 /// That a layer is the right one. Only [`LayerCheck::read`] makes it.
 pub(crate) struct Proofs {
@@ -57,12 +48,12 @@ pub(crate) struct LayerJob {
 
 impl LayerJob {
     /// Unpacks the blob that comes through `pieces` and takes it into the store. Blocks.
-    pub(crate) fn run(self, pieces: mpsc::Receiver<Piece>) -> Result<Lease, PullError> {
+    pub(crate) fn run(self, pieces: Receiver) -> Result<Lease, PullError> {
         let staging = self.store.stage()?;
         self.unpack(staging, pieces)
     }
 
-    fn unpack(self, staging: Staging, pieces: mpsc::Receiver<Piece>) -> Result<Lease, PullError> {
+    fn unpack(self, staging: Staging, pieces: Receiver) -> Result<Lease, PullError> {
         let root = staging.open()?;
         let budget = &self.layer.budget;
         let unpacked = self.layer.read(pieces, |archive| extract(archive, root, budget));
@@ -95,7 +86,7 @@ impl LayerCheck {
     /// made of it comes with the proofs that it was the right one. Blocks.
     pub(crate) fn read<T>(
         &self,
-        pieces: mpsc::Receiver<Piece>,
+        pieces: Receiver,
         work: impl FnOnce(&mut Archive<TarReader<'_>>) -> Result<T, ExtractError>,
     ) -> Result<(T, Proofs), PullError> {
         if self.blob.encryption.is_some() != self.opened.is_some() {
@@ -186,7 +177,7 @@ impl LayerCheck {
 
 /// The blob as it comes, hashed and decrypted. Hands out the network's own buffers.
 struct BlobReader {
-    pieces: mpsc::Receiver<Piece>,
+    pieces: Receiver,
     current: Bytes,
     hasher: Hasher,
     cipher: Option<LayerCipher>,
@@ -208,7 +199,7 @@ impl BlobReader {
 impl BufRead for BlobReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() && !self.ended {
-            match self.pieces.blocking_recv() {
+            match self.pieces.next() {
                 Some(Piece::Data(piece)) => {
                     self.hasher.update(&piece);
                     self.current = match &mut self.cipher {

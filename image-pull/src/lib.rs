@@ -36,6 +36,7 @@ mod manifest;
 mod mount;
 mod parents;
 mod pax;
+mod pieces;
 mod platform;
 mod process;
 mod progress;

@@ -11,13 +11,14 @@ use futures_util::stream::FuturesUnordered;
 use nacre_image_security::{Admitted, ImagePolicy};
 use nacre_trust::Digest;
 use oci_spec::image::ImageConfiguration;
-use tokio::sync::{OwnedMutexGuard, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot, watch};
 
 use crate::blob::{Blob, Cache};
 use crate::budget::Budget;
 use crate::decryption::{self, Opened};
-use crate::layer::{LayerCheck, LayerJob, PIECES, Piece};
+use crate::layer::{LayerCheck, LayerJob};
 use crate::manifest::LayerBlob;
+use crate::pieces::{Sender, queue};
 use crate::platform::Level;
 use crate::progress::Tally;
 use crate::reference::Reference;
@@ -346,7 +347,7 @@ impl Fetch {
         mut blob: Blob<'_>,
         alone: &Arc<OwnedMutexGuard<()>>,
     ) -> Result<Lease, (PullError, bool)> {
-        let (sender, pieces) = mpsc::channel(PIECES);
+        let (sender, pieces) = queue();
         let (result, unpacked) = oneshot::channel();
         let layer = LayerCheck {
             blob: self.layer.blob.clone(),
@@ -384,18 +385,18 @@ impl Fetch {
 /// has its own reason to tell.
 async fn feed(
     blob: &mut Blob<'_>,
-    sender: mpsc::Sender<Piece>,
+    sender: Sender,
     tally: &Tally,
     came: &mut u64,
 ) -> Result<(), PullError> {
     while let Some(piece) = blob.next().await? {
         let size = piece.len() as u64;
-        if sender.send(Piece::Data(piece)).await.is_err() {
+        if !sender.send(piece).await {
             return Ok(());
         }
         *came += size;
         tally.bytes(size);
     }
-    let _ = sender.send(Piece::End).await;
+    sender.end();
     Ok(())
 }

@@ -2,13 +2,13 @@
 
 mod support;
 
-use std::io::Write;
-use std::net::TcpStream;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use nacre_image_pull::{Limits, PullConfig, Puller, Registries};
-use support::{Image, Layer, OCI_INDEX, OCI_MANIFEST, Server, World, digest, image, layer, reply};
+use support::{
+    Connection, Image, Layer, OCI_INDEX, OCI_MANIFEST, Server, World, digest, image, layer, reply,
+};
 
 static LAYER: LazyLock<Layer> =
     LazyLock::new(|| layer("gzip", |tar| tar.file("a", noise(300_000))));
@@ -110,7 +110,7 @@ async fn a_token_is_fetched_used_and_kept_from_others() {
 
 #[tokio::test]
 async fn endless_answers_stop_at_the_limit() {
-    let endless = |stream: &mut TcpStream| -> std::io::Result<()> {
+    let endless = |stream: &mut dyn Connection| -> std::io::Result<()> {
         stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
         let chunk = [&b"10000\r\n"[..], &[b' '; 0x10000], b"\r\n"].concat();
         loop {
@@ -233,11 +233,12 @@ async fn foreign_urls_are_never_fetched() {
 
 #[tokio::test]
 async fn a_manifest_is_what_everything_says_it_is() {
-    let as_index = |request: &support::Request, stream: &mut TcpStream, header: (&str, &str)| {
-        request.path.contains("/manifests/").then(|| {
-            reply(stream, "200 OK", &[header], sample().manifest.as_bytes()).unwrap();
-        })
-    };
+    let as_index =
+        |request: &support::Request, stream: &mut dyn Connection, header: (&str, &str)| {
+            request.path.contains("/manifests/").then(|| {
+                reply(stream, "200 OK", &[header], sample().manifest.as_bytes()).unwrap();
+            })
+        };
     let server = Server::with_image(sample(), move |request, _, stream| {
         as_index(request, stream, ("Content-Type", OCI_INDEX))
     });

@@ -38,6 +38,13 @@ impl World {
         Self { puller: Puller::new(config).unwrap(), directory }
     }
 
+    /// With whatever else a test wants.
+    pub fn configured(change: impl FnOnce(PullConfig) -> PullConfig) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = change(PullConfig::new(directory.path().join("store")));
+        Self { puller: Puller::new(config).unwrap(), directory }
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -62,6 +69,22 @@ impl World {
         let target = self.path(name).join("rootfs");
         image.mount(&self.path(name).join("scratch"), &target, false).unwrap();
         Mounted(target, Some(image.clone()))
+    }
+}
+
+/// A key broker in memory, and what it was asked for.
+#[derive(Default)]
+pub struct Broker {
+    pub resources: std::collections::BTreeMap<String, Vec<u8>>,
+    pub asked: Mutex<Vec<String>>,
+}
+
+#[async_trait::async_trait]
+impl nacre_image_pull::Resources for Broker {
+    async fn resource(&self, uri: &str) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
+        self.asked.lock().unwrap().push(uri.to_owned());
+        let found = self.resources.get(uri).cloned().map(zeroize::Zeroizing::new);
+        found.ok_or_else(|| format!("{uri}: the key broker has no such resource"))
     }
 }
 
@@ -304,7 +327,9 @@ pub fn descriptor(kind: &str, content: &[u8]) -> String {
 /// A request as the misbehaving server saw it.
 #[derive(Clone, Debug)]
 pub struct Request {
+    pub method: String,
     pub path: String,
+    pub body: String,
     /// Lower-case lines `name: value`.
     pub headers: Vec<String>,
 }
@@ -312,6 +337,32 @@ pub struct Request {
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+}
+
+/// What a request came through.
+pub trait Connection: Read + Write {}
+
+impl<T: Read + Write> Connection for T {}
+
+/// A certificate authority of one certificate, which is the server's own.
+pub struct Identity {
+    pub pem: String,
+    config: Arc<rustls::ServerConfig>,
+}
+
+impl Identity {
+    pub fn new() -> Self {
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.unwrap())
+            .unwrap();
+        Self { pem: made.cert.pem(), config: Arc::new(config) }
     }
 }
 
@@ -323,7 +374,31 @@ pub struct Server {
 
 impl Server {
     pub fn start(
-        answer: impl Fn(&Request, usize, &mut TcpStream) -> std::io::Result<()> + Send + Sync + 'static,
+        answer: impl Fn(&Request, usize, &mut dyn Connection) -> std::io::Result<()>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self::listen(None, answer)
+    }
+
+    /// The same over https.
+    pub fn start_tls(
+        identity: &Identity,
+        answer: impl Fn(&Request, usize, &mut dyn Connection) -> std::io::Result<()>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self::listen(Some(identity.config.clone()), answer)
+    }
+
+    fn listen(
+        tls: Option<Arc<rustls::ServerConfig>>,
+        answer: impl Fn(&Request, usize, &mut dyn Connection) -> std::io::Result<()>
+        + Send
+        + Sync
+        + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
@@ -333,8 +408,17 @@ impl Server {
         // The thread ends with the test process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (answer, seen) = (answer.clone(), seen.clone());
-                std::thread::spawn(move || serve(stream, &seen, &*answer));
+                let (answer, seen, tls) = (answer.clone(), seen.clone(), tls.clone());
+                std::thread::spawn(move || match tls {
+                    None => serve(&mut &stream, &seen, &*answer),
+                    Some(tls) => {
+                        let session = rustls::ServerConnection::new(tls).unwrap();
+                        let mut stream = rustls::StreamOwned::new(session, stream);
+                        serve(&mut stream, &seen, &*answer);
+                        stream.conn.send_close_notify();
+                        let _ = stream.flush();
+                    }
+                });
             }
         });
         Self { host, requests }
@@ -343,9 +427,17 @@ impl Server {
     /// Serves an image, by its real digests, with `twist` free to answer first.
     pub fn with_image(
         image: Image,
-        twist: impl Fn(&Request, usize, &mut TcpStream) -> Option<()> + Send + Sync + 'static,
+        twist: impl Fn(&Request, usize, &mut dyn Connection) -> Option<()> + Send + Sync + 'static,
     ) -> Self {
-        Self::start(move |request, nth, stream| {
+        Self::start(Self::serving(image, twist))
+    }
+
+    /// An answer that serves an image.
+    pub fn serving(
+        image: Image,
+        twist: impl Fn(&Request, usize, &mut dyn Connection) -> Option<()> + Send + Sync + 'static,
+    ) -> impl Fn(&Request, usize, &mut dyn Connection) -> std::io::Result<()> {
+        move |request, nth, stream| {
             if twist(request, nth, stream).is_some() {
                 return Ok(());
             }
@@ -363,7 +455,7 @@ impl Server {
                 Some(blob) => reply(stream, "200 OK", &[], blob),
                 None => reply(stream, "404 Not Found", &[], b"{}"),
             }
-        })
+        }
     }
 
     pub fn asked(&self, part: &str) -> usize {
@@ -372,9 +464,9 @@ impl Server {
 }
 
 fn serve(
-    mut stream: TcpStream,
+    stream: &mut dyn Connection,
     seen: &Mutex<Vec<Request>>,
-    answer: &(impl Fn(&Request, usize, &mut TcpStream) -> std::io::Result<()> + ?Sized),
+    answer: &(impl Fn(&Request, usize, &mut dyn Connection) -> std::io::Result<()> + ?Sized),
 ) {
     let mut head = Vec::new();
     let mut byte = [0];
@@ -386,22 +478,29 @@ fn serve(
     }
     let head = String::from_utf8(head).unwrap();
     let mut lines = head.lines();
-    let path = lines.next().unwrap().split(' ').nth(1).unwrap().to_owned();
+    let mut first = lines.next().unwrap().split(' ').map(ToOwned::to_owned);
+    let (method, path) = (first.next().unwrap(), first.next().unwrap());
     let headers = lines.map(|line| {
         let (name, value) = line.split_once(": ").unwrap_or((line, ""));
         format!("{}: {value}", name.to_lowercase())
     });
-    let request = Request { path, headers: headers.collect() };
+    let mut request = Request { method, path, body: String::new(), headers: headers.collect() };
+    let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
+    let mut body = vec![0; length];
+    if stream.read_exact(&mut body).is_err() {
+        return;
+    }
+    request.body = String::from_utf8(body).unwrap();
     let nth = {
         let mut seen = seen.lock().unwrap();
         seen.push(request.clone());
         seen.iter().filter(|other| other.path == request.path).count()
     };
-    let _ = answer(&request, nth, &mut stream);
+    let _ = answer(&request, nth, stream);
 }
 
 pub fn reply(
-    stream: &mut TcpStream,
+    stream: &mut dyn Connection,
     status: &str,
     headers: &[(&str, &str)],
     body: &[u8],
