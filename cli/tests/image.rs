@@ -277,7 +277,7 @@ fn what_skopeo_encrypted_is_shown_and_kept() {
     assert_eq!(both["layers"][1]["encrypted_for"], json!(["kbs:///default/web/key"]));
     world.fails(
         &[&["encrypt", &second, &image], &key[..2], &["--key-file", "image.key"]].concat(),
-        "no layer was encrypted",
+        "encrypted already",
     );
 }
 

@@ -91,7 +91,9 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         eprintln!("{} is a list of platforms ({index}); taking linux/amd64", arguments.source);
     }
     let mut manifest = image.manifest.clone().into_oci()?;
-    let chosen = chosen(&arguments.layer, manifest.layers.len())?;
+    let mut chosen = chosen(&arguments.layer, manifest.layers.len())?;
+    chosen.retain(|number| !is_encrypted(&manifest.layers[*number].media_type));
+    ensure!(!chosen.is_empty(), "there is nothing to do: the layers are encrypted already");
     let target = Target::open(&arguments.target, &arguments.access).await?;
     let recipients = arguments.recipients()?;
     if let Some(current) = target.current().await {
@@ -100,18 +102,15 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
 
     // The smallest first: whoever may not write here is told at once.
     copy(&image, &target, &manifest.config, "configuration").await?;
-    let mut encrypted = 0;
     for (number, layer) in manifest.layers.iter_mut().enumerate() {
-        if is_encrypted(&layer.media_type) || !chosen.contains(&number) {
-            copy(&image, &target, layer, &format!("layer {number}")).await?;
-        } else {
+        if chosen.contains(&number) {
             *layer = encrypt(&image, &target, layer, &recipients, number).await?;
-            encrypted += 1;
+        } else {
+            copy(&image, &target, layer, &format!("layer {number}")).await?;
         }
     }
-    ensure!(encrypted > 0, "no layer was encrypted: those that were chosen are encrypted already");
     let digest = target.put_manifest(&manifest.to_bytes()?, OCI_MANIFEST).await?;
-    eprintln!("{encrypted} of {} layers encrypted", manifest.layers.len());
+    eprintln!("{} of {} layers encrypted", chosen.len(), manifest.layers.len());
     arguments.tell_what_comes_next();
     print(&format!("{}@{digest}\n", arguments.target))?;
     Ok(Verdict::Good)
