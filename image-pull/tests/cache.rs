@@ -163,7 +163,7 @@ async fn the_second_pod_takes_nothing_but_the_manifest_from_the_registry() {
     }
     let second = world(&server, &cache);
     let image = second.pull(&reference).await.unwrap();
-    assert_eq!(second.mount(&image, "m").read("a").len() > 3000, true);
+    assert_eq!(std::fs::read(second.mount(&image, "m").0.join("a")).unwrap().len(), 3000);
     assert_eq!((server.asked("/blobs/"), server.asked("/manifests/")), (3, 2));
 }
 
@@ -190,8 +190,13 @@ async fn whatever_it_does_the_image_is_the_right_one() {
         let requests = server.requests.lock().unwrap();
         let resumed = requests.iter().filter(|request| request.header("range").is_some()).count();
         // What came before the trouble is not fetched again, unless it is wrong.
-        let all_wrong = matches!(behaviour, Behaviour::Silent | Behaviour::Lying);
-        assert_eq!(resumed, if all_wrong { 0 } else { 3 }, "{behaviour:?}");
+        let expected = match behaviour {
+            Behaviour::Silent | Behaviour::Lying => 0,
+            Behaviour::Dripping => 3,
+            // The configuration comes in one piece.
+            _ => 2,
+        };
+        assert_eq!(resumed, expected, "{behaviour:?}");
     }
 }
 
@@ -202,7 +207,7 @@ async fn a_lie_that_would_fill_the_store_is_undone() {
     // A bomb of the right length under the right name.
     for (at, layer) in sample().layers.iter().enumerate() {
         let compression = ["gzip", "zstd"][at];
-        let mut bomb = support::pack(compression, &vec![0; 64 << 20]).blob;
+        let mut bomb = support::pack(compression, &vec![0; 3 << 20]).blob;
         bomb.resize(layer.blob.len(), 0);
         cache.state.lock().unwrap().blobs.insert(digest(&layer.blob), bomb);
     }
