@@ -8,8 +8,8 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_cert::der::asn1::Utf8StringRef;
 use x509_cert::der::oid::ObjectIdentifier;
 use x509_cert::der::{Decode as _, Encode as _};
-use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{ExtendedKeyUsage, SubjectAltName};
 
 use crate::key::PublicKey;
 use crate::time::{Period, seconds};
@@ -17,10 +17,23 @@ use crate::time::{Period, seconds};
 /// Largest certificate, in bytes.
 const CERTIFICATE_LIMIT: usize = 16 * 1024;
 
-/// Extended key usages (RFC 5280, section 4.2.1.12), as DER has them.
-pub(crate) const CODE_SIGNING: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 3];
-pub(crate) const TIME_STAMPING: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 8];
+/// What a key may be used for (RFC 5280, section 4.2.1.12), in both notations.
+#[derive(Clone, Copy)]
+pub(crate) struct Usage {
+    oid: ObjectIdentifier,
+    der: &'static [u8],
+}
 
+pub(crate) const CODE_SIGNING: Usage = Usage {
+    oid: ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.3"),
+    der: &[0x2b, 6, 1, 5, 5, 7, 3, 3],
+};
+pub(crate) const TIME_STAMPING: Usage = Usage {
+    oid: ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.3.8"),
+    der: &[0x2b, 6, 1, 5, 5, 7, 3, 8],
+};
+
+const EXTENDED_KEY_USAGE: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.37");
 const SUBJECT_ALT_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.17");
 const ISSUER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.57264.1.8");
 const ISSUER_OLD: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.57264.1.1");
@@ -90,6 +103,21 @@ impl Certificate {
         }
     }
 
+    fn check_usage(&self, usage: Usage) -> Result<(), String> {
+        let allowed = match self.extension(EXTENDED_KEY_USAGE) {
+            Some(list) => ExtendedKeyUsage::from_der(list)
+                .map_err(|_| "the usages of its certificate are malformed")?
+                .0
+                .contains(&usage.oid),
+            None => false,
+        };
+        if allowed {
+            Ok(())
+        } else {
+            Err(format!("its certificate is not for usage {}", usage.oid))
+        }
+    }
+
     /// Whom the certificate is for.
     pub(crate) fn names(&self) -> Result<Vec<SignerName>, String> {
         let extension = self.extension(SUBJECT_ALT_NAME).ok_or("its certificate names nobody")?;
@@ -155,9 +183,10 @@ impl Authority {
         &self,
         certificate: &Certificate,
         chain: &[Certificate],
-        usage: &'static [u8],
+        usage: Usage,
         time: i64,
     ) -> Result<(), String> {
+        certificate.check_usage(usage)?;
         if !self.valid.contains(time) {
             return Err("its authority was not trusted then".into());
         }
@@ -182,7 +211,8 @@ impl Authority {
                     &anchors,
                     &intermediates,
                     UnixTime::since_unix_epoch(Duration::from_secs(seconds)),
-                    KeyUsage::required(usage),
+                    // Authorities need not say what they issue for; the signer's certificate must.
+                    KeyUsage::required_if_present(usage.der),
                     None,
                     None,
                 )

@@ -1,5 +1,5 @@
 //! Signatures as cosign attaches them to an image: the manifest under the tag `sha256-<hex>.sig`
-//! (sigstore/cosign, specs/SIGNATURE_SPEC.md), whose layers are payloads and whose annotations are
+//! (sigstore/cosign, `specs/SIGNATURE_SPEC.md`), whose layers are payloads and whose annotations are
 //! signatures; and the index of referrers, which leads to bundles.
 
 use std::collections::BTreeMap;

@@ -39,7 +39,7 @@ pub(crate) fn check<'a>(
         let signed = |issuer: &&Certificate| {
             log.key.verifies(&sct.signed_bytes(issuer, &precertificate), sct.signature)
         };
-        if issuers.iter().any(|issuer| signed(issuer)) {
+        if issuers.iter().any(signed) {
             return Ok(());
         }
     }
@@ -104,7 +104,8 @@ impl<'a> Reader<'a> {
 
     /// Bytes after their length in `N` bytes.
     fn sized<const N: usize>(&mut self) -> Option<&'a [u8]> {
-        let length = self.take(N)?.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+        let length =
+            self.take(N)?.iter().fold(0, |length, byte| (length << 8) | usize::from(*byte));
         self.take(length)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::certificate::{CODE_SIGNING, Certificate};
+use crate::certificate::{Authority, CODE_SIGNING, Certificate};
 use crate::envelope::{ATOMIC_TYPE, Envelope, check_claims, simple_signing};
 use crate::identity::Identity;
 use crate::key::PublicKey;
@@ -168,6 +168,7 @@ fn by_gpg(
 }
 
 /// Who has to be in the certificate.
+#[derive(Clone, Copy)]
 struct Who<'a> {
     issuer: &'a str,
     name: &'a NamePattern,
@@ -189,7 +190,7 @@ fn by_certificate(
     let chain: Vec<Certificate> =
         chain.iter().map(|der| Certificate::parse(der)).collect::<Result<_, _>>().map_err(form)?;
     // Before the certificate is verified this only spares work, and gives the better message.
-    let name = named(&certificate, &who)?;
+    let name = named(&certificate, who)?;
     let authentic = envelope
         .verified_by(&certificate.key)
         .ok_or_else(|| proof("the signature is not its certificate's".into()))?;
@@ -197,14 +198,14 @@ fn by_certificate(
         issued(root, &certificate, &chain, time).map_err(proof)?;
     }
     if !root.certificate_logs.is_empty() {
-        let issuers = root.authorities.iter().flat_map(|authority| authority.issuers());
+        let issuers = root.authorities.iter().flat_map(Authority::issuers);
         sct::check(&certificate, issuers.chain(&chain), &root.certificate_logs).map_err(proof)?;
     }
     authentic.check(subject, identity)?;
     Ok(format!("signed by {name}"))
 }
 
-fn named(certificate: &Certificate, who: &Who<'_>) -> Result<String, Miss> {
+fn named(certificate: &Certificate, who: Who<'_>) -> Result<String, Miss> {
     let stranger = |why: String| Miss::new(Stage::Signer, &why);
     let issuer = certificate.issuer().map_err(stranger)?;
     let names = certificate.names().map_err(stranger)?;

@@ -1,5 +1,7 @@
 //! Simple signing with GnuPG's own keys and messages.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::os::unix::fs::PermissionsExt as _;

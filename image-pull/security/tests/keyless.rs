@@ -1,6 +1,8 @@
 //! Keyless signatures that sigstore's JavaScript client made against mocked services; see
 //! tests/vectors/README.md.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use base64::Engine as _;
@@ -163,7 +165,7 @@ async fn every_part_of_a_bundle_is_bound_to_the_others() {
             "another's entry",
             |b| {
                 b["verificationMaterial"]["tlogEntries"] =
-                    other()["verificationMaterial"]["tlogEntries"].take()
+                    other()["verificationMaterial"]["tlogEntries"].take();
             },
             "its log entry: is for",
         ),
@@ -171,7 +173,7 @@ async fn every_part_of_a_bundle_is_bound_to_the_others() {
             "another's certificate",
             |b| {
                 b["verificationMaterial"]["certificate"] =
-                    other()["verificationMaterial"]["certificate"].take()
+                    other()["verificationMaterial"]["certificate"].take();
             },
             "the signature is not its certificate's",
         ),

@@ -1,6 +1,8 @@
 //! Against the original: skopeo signs and this crate verifies, and the other way round, in a real
 //! registry.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "support/registry.rs"]
 mod registry;
 

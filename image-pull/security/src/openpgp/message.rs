@@ -39,10 +39,11 @@ impl SignedMessage {
 
     fn of_packets(packets: &[Packet<'_>]) -> Result<Self, String> {
         let tags: Vec<u8> = packets.iter().map(|packet| packet.tag).collect();
-        let (literal, signature) = match (tags.as_slice(), packets) {
-            ([packet::ONE_PASS, packet::LITERAL, packet::SIGNATURE], [_, literal, signature])
-            | ([packet::SIGNATURE, packet::LITERAL], [signature, literal]) => (literal, signature),
-            _ => return Err("not an OpenPGP message with one signature".into()),
+        let (([packet::ONE_PASS, packet::LITERAL, packet::SIGNATURE], [_, literal, signature])
+        | ([packet::SIGNATURE, packet::LITERAL], [signature, literal])) =
+            (tags.as_slice(), packets)
+        else {
+            return Err("not an OpenPGP message with one signature".into());
         };
         let signature = Signature::parse(&signature.body)?;
         if signature.kind != BINARY {

@@ -55,7 +55,7 @@ impl<'a> Reader<'a> {
     /// A number of at most four bytes.
     pub(super) fn number(&mut self, length: usize) -> Option<usize> {
         let bytes = self.take(length)?;
-        Some(bytes.iter().fold(0, |number, byte| number << 8 | usize::from(*byte)))
+        Some(bytes.iter().fold(0, |number, byte| (number << 8) | usize::from(*byte)))
     }
 
     /// A multiprecision integer (section 3.2), without its count of bits.
@@ -76,7 +76,7 @@ impl<'a> Reader<'a> {
                     // Until the end: GnuPG writes compressed packets so.
                     _ => self.rest(),
                 };
-                Some(Packet { tag: header >> 2 & 0xf, body: Cow::Borrowed(body) })
+                Some(Packet { tag: (header >> 2) & 0xf, body: Cow::Borrowed(body) })
             }
             _ => None,
         }
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
     pub(super) fn length(&mut self, first: u8) -> Option<usize> {
         match first {
             0..192 => Some(usize::from(first)),
-            192..255 => Some((usize::from(first) - 192 << 8) + usize::from(self.byte()?) + 192),
+            192..255 => Some(((usize::from(first) - 192) << 8) + usize::from(self.byte()?) + 192),
             255 => self.number(4),
         }
     }

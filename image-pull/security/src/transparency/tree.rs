@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn every_entry_of_small_trees_is_proved_and_no_other() {
         for size in 1..20_usize {
-            let leaves: Vec<[u8; 32]> = (0..size).map(|i| leaf(&[i as u8])).collect();
+            let leaves: Vec<[u8; 32]> = (0..size).map(|i| leaf(&i.to_be_bytes())).collect();
             let expected = tree(&leaves);
             for index in 0..size {
                 let hashes = path(index, &leaves);

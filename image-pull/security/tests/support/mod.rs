@@ -1,5 +1,7 @@
 //! A registry, a signature store and a key broker in memory.
 
+#![allow(dead_code)] // each test binary uses its part
+
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
