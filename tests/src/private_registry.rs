@@ -6,6 +6,8 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use k8s_cri::v1 as cri;
 
 use crate::world::World;
@@ -48,9 +50,8 @@ impl World {
             "server = \"https://{ADDRESS}\"\n[host.\"https://{ADDRESS}\"]\ncapabilities = \
              [\"pull\", \"resolve\"]\nca = {CERTIFICATE:?}\n"
         );
-        let login = serde_json::json!({
-            "auths": { ADDRESS: { "username": "guest", "password": GUESTS_PASSWORD } }
-        });
+        let login = STANDARD.encode(format!("guest:{GUESTS_PASSWORD}"));
+        let login = serde_json::json!({ "auths": { ADDRESS: { "auth": login } } });
         for (path, text) in [
             (CERTIFICATE, certificate.pem()),
             (&format!("{DIRECTORY}/tls.key"), key.serialize_pem()),
