@@ -51,7 +51,7 @@ pub use declaration::{Declaration, container};
 pub use image::{Compression, Image, Layer};
 pub use namespaces::Process;
 pub use pod::{Pod, PodBuilder};
-pub use private_registry::{GUESTS_PASSWORD, PrivateRegistry};
+pub use private_registry::{GUESTS_LOGIN, GUESTS_PASSWORD, PrivateRegistry};
 pub use products::{ContainerdVersion, Products};
 pub use registry::Registry;
 pub use world::{Runtime, World, WorldBuilder};

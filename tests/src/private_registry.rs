@@ -6,8 +6,6 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use k8s_cri::v1 as cri;
 
 use crate::world::World;
@@ -22,6 +20,8 @@ const OWNERS_FILE: &str = "/run/world/private/config.json";
 
 /// What guests log in with; the host must not know it.
 pub const GUESTS_PASSWORD: &str = "only the guest knows";
+/// The same with the guest's name, as it stands in a `config.json`: base64 of `guest:PASSWORD`.
+pub const GUESTS_LOGIN: &str = "Z3Vlc3Q6b25seSB0aGUgZ3Vlc3Qga25vd3M=";
 /// What the node logs in with, for manifests and configurations.
 const NODES_PASSWORD: &str = "metadata only";
 /// Both, hashed by bcrypt.
@@ -50,8 +50,7 @@ impl World {
             "server = \"https://{ADDRESS}\"\n[host.\"https://{ADDRESS}\"]\ncapabilities = \
              [\"pull\", \"resolve\"]\nca = {CERTIFICATE:?}\n"
         );
-        let login = STANDARD.encode(format!("guest:{GUESTS_PASSWORD}"));
-        let login = serde_json::json!({ "auths": { ADDRESS: { "auth": login } } });
+        let login = serde_json::json!({ "auths": { ADDRESS: { "auth": GUESTS_LOGIN } } });
         for (path, text) in [
             (CERTIFICATE, certificate.pem()),
             (&format!("{DIRECTORY}/tls.key"), key.serialize_pem()),

@@ -6,7 +6,8 @@
 use std::fs;
 
 use nacre_tests::{
-    Broker, Compression, Declaration, GUESTS_PASSWORD, Image, Layer, PodBuilder, World, container,
+    Broker, Compression, Declaration, GUESTS_LOGIN, GUESTS_PASSWORD, Image, Layer, PodBuilder,
+    World, container,
 };
 
 const PLAIN: &str = "10.88.0.1:5000";
@@ -123,7 +124,8 @@ async fn a_private_encrypted_image_is_opened_by_the_guest_alone() {
     // The host has neither layers nor the guest's password.
     assert_eq!(world.host_layers().unwrap(), Vec::<String>::new());
     let places = ["/run/world/containerd", "/run/containerd", "/run/nacre", "/run/world/shim.toml"];
-    let search = format!("grep -rlF '{GUESTS_PASSWORD}' {} || true", places.join(" "));
+    let secrets = format!("-e '{GUESTS_PASSWORD}' -e '{GUESTS_LOGIN}'");
+    let search = format!("grep -rlF {secrets} {} || true", places.join(" "));
     assert_eq!(world.run(&["sh", "-c", &search]).unwrap(), "");
     assert!(!world.containerd_log().unwrap().contains(GUESTS_PASSWORD));
 }
