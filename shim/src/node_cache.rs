@@ -17,8 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-/// How long the daemon may take to answer: pods wait for it.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long the daemon may take to answer: a pod waits for it.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why a machine has no cache.
 #[derive(Debug, thiserror::Error)]

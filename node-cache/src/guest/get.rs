@@ -16,9 +16,11 @@ use tokio::time::Instant;
 use super::{Guest, StreamError};
 use crate::store::{Found, Outcome};
 
-/// A follower gets at least [`FOLLOW_LEAST`] bytes in each of these, or is sent to the registry: the guest
-/// that brings the blob may be hostile.
+/// A follower gets its share of the blob in each of these, or is sent to the registry, where it goes on:
+/// the guest that brings the blob may be hostile, and must not hold up others for minutes.
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(4);
+/// The share: all of it in four minutes, and not less than so many bytes.
+const FOLLOW_SHARES: u64 = 60;
 const FOLLOW_LEAST: u64 = 128 * 1024;
 
 /// What the guest has said about a get.
@@ -187,7 +189,7 @@ impl Serving<'_> {
             return None;
         }
         let (since, from) = *self.starving.get_or_insert_with(|| (Instant::now(), self.at));
-        if self.at - from < FOLLOW_LEAST {
+        if self.at - from < (self.blob.size / FOLLOW_SHARES).max(FOLLOW_LEAST) {
             return Some(since + FOLLOW_PATIENCE);
         }
         let now = Instant::now();
