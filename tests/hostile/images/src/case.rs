@@ -27,13 +27,17 @@ pub enum Class {
     Policy,
     /// Registries that misbehave.
     Transport,
+    /// Caches of the node that misbehave.
+    Cache,
+    /// Encrypted layers that were tampered with.
+    Encryption,
     /// Pulls that fail late, are given up or killed.
     Leftovers,
 }
 
 impl Class {
     /// All, in the order they run.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Paths,
         Self::Whiteouts,
         Self::Special,
@@ -42,6 +46,8 @@ impl Class {
         Self::Identity,
         Self::Policy,
         Self::Transport,
+        Self::Cache,
+        Self::Encryption,
         Self::Leftovers,
     ];
 }
@@ -57,6 +63,8 @@ impl fmt::Display for Class {
             Self::Identity => "identity",
             Self::Policy => "policy",
             Self::Transport => "transport",
+            Self::Cache => "cache",
+            Self::Encryption => "encryption",
             Self::Leftovers => "leftovers",
         })
     }

@@ -1,6 +1,8 @@
 //! The cases, by class.
 
 mod bombs;
+mod cache;
+mod encryption;
 mod identity;
 mod leftovers;
 mod paths;
@@ -24,6 +26,8 @@ pub fn corpus() -> Vec<Case> {
         identity::cases(),
         policy::cases(),
         transport::cases(),
+        cache::cases(),
+        encryption::cases(),
         leftovers::cases(),
     ]
     .into_iter()

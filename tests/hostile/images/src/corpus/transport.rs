@@ -25,19 +25,19 @@ static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     };
     std::iter::repeat_with(next).take(300_000).collect()
 });
-static BLOB: LazyLock<Vec<u8>> = LazyLock::new(|| {
+pub(super) static BLOB: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut bytes = Vec::new();
     LAYER.content.write(&mut bytes, 0, u64::MAX).expect("memory takes all");
     bytes
 });
-const CONTENT: Check = |tree| tree.holds("f", &*NOISE);
+pub(super) const CONTENT: Check = |tree| tree.holds("f", &*NOISE);
 const GOOD: Expect = Accept(CONTENT);
 
-fn image() -> Image {
+pub(super) fn image() -> Image {
     LAYER.clone().into()
 }
 
-fn is_layer(request: &Request) -> bool {
+pub(super) fn is_layer(request: &Request) -> bool {
     request.path.ends_with(&LAYER.digest)
 }
 
