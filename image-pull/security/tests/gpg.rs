@@ -198,6 +198,30 @@ async fn another_content_name_or_form_is_refused() {
 }
 
 #[tokio::test]
+async fn damaged_messages_and_keyrings_are_no_trouble() {
+    let Some(gpg) = Gpg::new() else { return };
+    gpg.key("vendor", "ed25519", "never");
+    let keyring = gpg.export("vendor");
+    let message = gpg.run(&["--sign"], &payload(&subject(), IMAGE));
+    let plain = gpg.run(&["--compress-algo", "none", "--sign"], &payload(&subject(), IMAGE));
+    for at in 0..plain.len() {
+        let mut damaged = plain.clone();
+        damaged[at] ^= 0x11;
+        let _ = decide(keyring.clone(), vec![damaged]).await;
+        decide(keyring.clone(), vec![plain[..at].to_vec()]).await.unwrap_err();
+    }
+    for at in 0..message.len() {
+        decide(keyring.clone(), vec![message[..at].to_vec()]).await.unwrap_err();
+    }
+    for at in 0..keyring.len() {
+        let mut damaged = keyring.clone();
+        damaged[at] ^= 0x11;
+        let _ = decide(damaged, vec![message.clone()]).await;
+        let _ = decide(keyring[..at].to_vec(), vec![message.clone()]).await;
+    }
+}
+
+#[tokio::test]
 async fn expired_and_revoked_keys_and_signatures_are_refused() {
     let Some(gpg) = Gpg::new() else { return };
     let good = payload(&subject(), IMAGE);

@@ -72,7 +72,14 @@ async fn decide(policy: &ImagePolicy, bundle: &Value, root: &[u8]) -> Result<Str
 #[tokio::test]
 async fn real_bundles_are_admitted() {
     let root = vector("trusted_root.json");
-    for name in ["dsse.json", "intoto.json", "message.json", "timestamp-only.json", "chain.json"] {
+    for name in [
+        "dsse.json",
+        "intoto.json",
+        "message.json",
+        "rekor2.json",
+        "timestamp-only.json",
+        "chain.json",
+    ] {
         let root =
             if name == "timestamp-only.json" { without(&root, "tlogs") } else { root.clone() };
         let reason = decide(&policy(ISSUER, IDENTITY), &bundle(name), &root).await;
@@ -197,6 +204,35 @@ fn at(bundle: &mut Value) -> &mut Value {
 
 fn other() -> Value {
     bundle("provenance.json")
+}
+
+#[tokio::test]
+async fn logs_of_the_second_generation_tell_no_time() {
+    let root = vector("trusted_root.json");
+    let policy = policy(ISSUER, IDENTITY);
+    let bundle = bundle("rekor2.json");
+    type Change = fn(&mut Value);
+    let cases: [(Change, &str); 4] = [
+        // Nobody signed this time.
+        (
+            |b| {
+                let time =
+                    other()["verificationMaterial"]["tlogEntries"][0]["integratedTime"].take();
+                at(b)["integratedTime"] = time;
+                b["verificationMaterial"]["timestampVerificationData"] = json!({});
+            },
+            "nobody who is trusted tells when it was made",
+        ),
+        (|b| flip(&mut at(b)["inclusionProof"]["hashes"][0]), "is not in the log's tree"),
+        (|b| at(b)["inclusionProof"]["logIndex"] = "0".into(), "is not in the log's tree"),
+        (|b| at(b)["inclusionProof"]["hashes"] = json!([]), "is not in the log's tree"),
+    ];
+    for (change, problem) in cases {
+        let mut changed = bundle.clone();
+        change(&mut changed);
+        let refused = refusal(&policy, &changed, &root).await;
+        assert!(refused.contains(problem), "{refused}");
+    }
 }
 
 #[tokio::test]
@@ -349,6 +385,38 @@ async fn malformed_bundles_are_refused() {
         change(&mut bundle);
         let refused = refusal(&policy, &bundle, &root).await;
         assert!(refused.contains(problem), "{refused}");
+    }
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(300))]
+
+    /// Any damage to a bundle, before a policy that admits it whole but for the image: no panic, no
+    /// admission.
+    #[test]
+    fn damaged_bundles_admit_nothing(at in 0_usize..6000, byte: u8, name in 0_usize..3) {
+        let name = ["dsse.json", "message.json", "rekor2.json"][name];
+        let (mut fake, subject) = repository(&bundle(name), &vector("trusted_root.json"));
+        for blob in fake.blobs.values_mut() {
+            let at = at % blob.len();
+            blob[at] = byte;
+        }
+        let other = fake.image("r.example/team/app:v1", b"another manifest");
+        if let Some(list) = &mut fake.referrers {
+            let index = list.remove(&subject.manifests[0]).unwrap();
+            list.insert(other.manifests[0], index);
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let refused = runtime.block_on(policy(ISSUER, IDENTITY).admit(&other, &fake)).unwrap_err();
+        let text = refused.to_string();
+        assert!(text.len() <= 600 && text.bytes().all(|b| (0x20..0x7f).contains(&b)), "{text}");
+    }
+
+    /// Any bytes as a policy: read or refused, never a panic.
+    #[test]
+    fn any_bytes_are_a_policy_or_none(bytes: Vec<u8>) {
+        let _ = ImagePolicy::parse(&bytes);
+        let _ = ImagePolicy::parse(&[b"{".as_slice(), &bytes].concat());
     }
 }
 

@@ -45,6 +45,48 @@ const stored = (entry) => {
 const write = (name, value) =>
   fs.writeFileSync(path.join(__dirname, name), Buffer.isBuffer(value) ? value : JSON.stringify(value));
 
+// The bundle with the entry that a log of the second generation would have made: no promise and no
+// time, but a proof in a tree (here of two entries), and other fields in the entry.
+function rekor2(bundle, rekorKey) {
+  const material = bundle.verificationMaterial;
+  const { payload, signatures } = bundle.dsseEnvelope;
+  const body = Buffer.from(JSON.stringify({
+    apiVersion: '0.0.2',
+    kind: 'dsse',
+    spec: {
+      dsseV002: {
+        payloadHash: { algorithm: 'SHA2_256', digest: sha256(Buffer.from(payload, 'base64')).toString('base64') },
+        signatures: [{
+          content: signatures[0].sig,
+          verifier: {
+            keyDetails: 'PKIX_ECDSA_P256_SHA_256',
+            x509Certificate: { rawBytes: material.certificate.rawBytes },
+          },
+        }],
+      },
+    },
+  }));
+  const leaf = (entry) => sha256(Buffer.concat([Buffer.from([0]), entry]));
+  const before = leaf(Buffer.from('another entry'));
+  const root = sha256(Buffer.concat([Buffer.from([1]), before, leaf(body)]));
+  const note = `rekor.example\n2\n${root.toString('base64')}\n`;
+  const signature = Buffer.concat([Buffer.alloc(4), crypto.sign('sha256', Buffer.from(note), rekorKey.privateKey)]);
+  material.tlogEntries = [{
+    logIndex: '1',
+    logId: { keyId: sha256(spki(rekorKey)).toString('base64') },
+    kindVersion: { kind: 'dsse', version: '0.0.2' },
+    canonicalizedBody: body.toString('base64'),
+    inclusionProof: {
+      logIndex: '1',
+      rootHash: root.toString('base64'),
+      treeSize: '2',
+      hashes: [before.toString('base64')],
+      checkpoint: { envelope: `${note}\n\u2014 rekor.example ${signature.toString('base64')}\n` },
+    },
+  }];
+  return bundle;
+}
+
 async function main() {
   const [fulcioKey, ctKey, rekorKey, tsaKey] = [key(), key(), key(), key()];
   const ctLog = await mock.initializeCTLog(ctKey);
@@ -83,6 +125,7 @@ async function main() {
   await dsse('timestamp-only.json', [timestamps()]);
   await dsse('chain.json', [rekor('dsse')], { certificateChain: true });
   await dsse('provenance.json', [rekor('dsse')], {}, 'https://slsa.dev/provenance/v1');
+  write('rekor2.json', rekor2(JSON.parse(fs.readFileSync(path.join(__dirname, 'dsse.json'))), rekorKey));
   const message = new sign.MessageSignatureBundleBuilder({ signer: signer(), witnesses: [rekor()] });
   write('message.json', bundleToJSON(await message.create({ data: MANIFEST })));
 
