@@ -184,7 +184,7 @@ impl Layer {
         self
     }
 
-    /// Adds a file of zeros: small in the registry, big where it is unpacked.
+    /// Adds a file of the digit zero: small in the registry, big where it is unpacked.
     #[must_use]
     pub fn zeros(mut self, path: &str, size: u64) -> Layer {
         self.entries.insert(path.into(), Entry::Zeros { size });
@@ -269,7 +269,8 @@ impl Entry {
             Entry::Zeros { size } => {
                 header.set_mode(0o644);
                 header.set_size(*size);
-                let zeros = std::io::Read::take(std::io::repeat(0), *size);
+                // The digit: bytes of value zero would be left out, as holes, where it is unpacked.
+                let zeros = std::io::Read::take(std::io::repeat(b'0'), *size);
                 archive.append_data(&mut header, path, zeros)?;
             }
         }
