@@ -59,10 +59,12 @@ pub struct Inspected {
     pub manifest_digest: Digest,
     /// The image configuration.
     pub config: ImageConfiguration,
-    /// Content of `/etc/passwd`, empty if there is none.
+    /// Content of `/etc/passwd`, empty if there is none or layers are encrypted.
     pub passwd: Vec<u8>,
-    /// Content of `/etc/group`, empty if there is none.
+    /// Content of `/etc/group`, empty if there is none or layers are encrypted.
     pub group: Vec<u8>,
+    /// Whether layers are encrypted: nobody without their keys knows the account files then.
+    pub encrypted: bool,
 }
 
 impl Inspector {
@@ -88,16 +90,10 @@ impl Inspector {
         let resolved = self.registry.resolve(&reference).await?;
         // The image is for the guest's processor, not for this one.
         let image = self.registry.describe(&reference, resolved, Level::V4, None).await?;
-        let mut names: BTreeSet<Vec<u8>> = [PASSWD.to_vec(), GROUP.to_vec()].into();
-        let (passwd, group) = loop {
-            match self.look(&reference, &image.layers, &names).await? {
-                Looked::Found(passwd, group) => break (passwd, group),
-                Looked::Elsewhere(name) => {
-                    if names.len() > MAX_NAMES || !names.insert(name) {
-                        return Err(accounts("are behind too many links"));
-                    }
-                }
-            }
+        let encrypted = image.layers.iter().any(|(layer, _)| layer.encryption.is_some());
+        let (passwd, group) = match encrypted {
+            true => (Vec::new(), Vec::new()),
+            false => self.accounts(&reference, &image.layers).await?,
         };
         Ok(Inspected {
             reference: reference.to_string(),
@@ -106,7 +102,27 @@ impl Inspector {
             config: image.config,
             passwd,
             group,
+            encrypted,
         })
+    }
+
+    /// Contents of `/etc/passwd` and `/etc/group`, wherever links lead.
+    async fn accounts(
+        &self,
+        reference: &Reference,
+        layers: &[(LayerBlob, Digest)],
+    ) -> Result<(Vec<u8>, Vec<u8>), PullError> {
+        let mut names: BTreeSet<Vec<u8>> = [PASSWD.to_vec(), GROUP.to_vec()].into();
+        loop {
+            match self.look(reference, layers, &names).await? {
+                Looked::Found(passwd, group) => return Ok((passwd, group)),
+                Looked::Elsewhere(name) => {
+                    if names.len() > MAX_NAMES || !names.insert(name) {
+                        return Err(accounts("are behind too many links"));
+                    }
+                }
+            }
+        }
     }
 
     /// One pass over as many layers as it takes, for the files of `names`.

@@ -27,7 +27,10 @@ pub(crate) struct ImageAccounts<'a> {
 /// Why there are no numbers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AccountError {
-    #[error("the image's User {0:?} is not in its /etc/passwd")]
+    #[error(
+        "the image's User {0:?} is not in its /etc/passwd (of an encrypted image nobody but the guest can \
+         read it: set runAsUser, or make the image with a number)"
+    )]
     User(String),
     #[error("the image's User names the group {0:?}, which is not in its /etc/group")]
     Group(String),
