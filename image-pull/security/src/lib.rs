@@ -7,10 +7,10 @@
 //! signature stores, mirrors and caches. Trusted: the policy (it is measured, or comes from the key
 //! broker after attestation) and the keys and trust roots it names.
 //!
-//! What it understands: policies of containers (`policy.json`, see `policy/containers.rs`) and a form of
-//! its own (see `policy/native.rs`); cosign's signatures by key, under their tag or as sigstore bundles
+//! What it understands: policies of containers (`policy.json`) and a form of its own, both at
+//! [`ImagePolicy`]; cosign's signatures by key, under their tag or as sigstore bundles
 //! that refer to the image; keyless signatures by a given trust root, without a network; simple signing
-//! with `OpenPGP` from a signature store. Not notation: its signatures are JWS or COSE with chains of
+//! with OpenPGP from a signature store. Not notation: its signatures are JWS or COSE with chains of
 //! certificates that have to be valid now or be revoked in time, which needs a clock that the host cannot
 //! set and revocation lists from the network; no crate for it is to be had that is kept up.
 //!

@@ -40,7 +40,39 @@ pub enum PolicyError {
     },
 }
 
-/// Which images may run: what [`ImagePolicy::parse`] read.
+/// Which images may run. Two forms are read.
+///
+/// # The native form
+///
+/// ```toml
+#[doc = include_str!("policy/example.toml")]
+/// ```
+///
+/// A key is a `kbs:///repository/type/tag` or a PEM text. Names are complete:
+/// `docker.io/library/busybox`. A `match` without a tag is for every tag and digest; one with a tag is
+/// for references by that tag alone.
+///
+/// `identity` is what a signature must name. `repository` (the default): this repository, with any
+/// tag. `exact`: this very `repository:tag` (for references by digest: this repository). `any`: names
+/// are not looked at, so whoever can change the registry may put any image that these signers ever
+/// signed in the place of any other. Signatures of cosign 3 name no image; only `any` admits them.
+/// `signed-as = "vendor.example/app"` (or with a tag) instead: that name, as for mirrors.
+///
+/// `keyless`: a `trusted_root.json`, the OpenID issuer, and the name in the certificate, whole or as a
+/// pattern as in `match`. Every list of the trust root that is not empty is demanded: logs,
+/// logs of certificates. `rekor-key` beside `cosign-key`: entered in the log of that key.
+///
+/// `lookaside`: signatures are at `<lookaside>/<path>@sha256=<hex>/signature-1`, -2, and so on.
+///
+/// # `policy.json` of containers
+///
+/// containers-policy.json(5), read as strictly as the original reads it. Differences: key paths are
+/// `kbs:///` URIs, since a guest has no files of its owner; `pki` is refused, since it needs a clock
+/// that the host cannot set; and one key is added, which the original keeps in
+/// containers-registries.d(5): `"lookaside": {"docker.io/library": "https://signatures.example"}`. Of
+/// the transports only `docker` has images here; the others are checked and never match. Bundles are
+/// signatures like others, but those of cosign 3 name no image, and no `signedIdentity` admits them:
+/// use the native form.
 #[derive(Debug)]
 pub struct ImagePolicy(Rules);
 

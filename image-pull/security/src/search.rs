@@ -118,9 +118,14 @@ impl<'a> Search<'a> {
                 Ok(None)
             }
             Lead::Referrers(digest) => {
-                let index = match self.sources.referrers(&digest).await? {
-                    Some(index) => Some(index),
-                    None => self.sources.manifest(&tag_of(&digest)).await?,
+                // Registries without the API do not always say so with the 404 that they should.
+                let index = match self.sources.referrers(&digest).await {
+                    Ok(Some(index)) => Some(index),
+                    Ok(None) => self.sources.manifest(&tag_of(&digest)).await?,
+                    Err(problem) => match self.sources.manifest(&tag_of(&digest)).await? {
+                        Some(index) => Some(index),
+                        None => return Err(problem),
+                    },
                 };
                 if let Some(index) = index {
                     self.referrers(&index)?;

@@ -76,6 +76,18 @@ async fn a_signed_image_is_admitted_by_name_and_digest() {
 }
 
 #[tokio::test]
+async fn a_registry_that_fails_instead_of_404_is_asked_by_tag() {
+    let key = key();
+    let mut fake = with_key(&key);
+    let subject = fake.image(IMAGE, b"manifest");
+    fake.no_referrers = Some("400 Bad Request".into());
+    let text = refused(&policy("exact"), &subject, &fake).await;
+    assert!(text.contains("400 Bad Request"), "{text}");
+    attach(&mut fake, &key, &target(&subject, IMAGE), "referrers tag");
+    policy("exact").admit(&subject, &fake).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_signature_over_the_index_admits_the_platforms_manifest() {
     for way in WAYS {
         let key = key();

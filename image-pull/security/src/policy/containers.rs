@@ -1,10 +1,6 @@
 //! containers-policy.json(5): transports, scopes, requirements.
 //!
-//! Read as strictly as the original reads it. Differences, all of them refusals or additions:
-//! key paths are `kbs:///` URIs; `pki` is refused (see [`sigstore_signed`]); and one key is
-//! added, `lookaside`, which the original keeps in containers-registries.d(5):
-//! `{"default": ..., "transports": ..., "lookaside": {"docker.io/library": "https://signatures.example"}}`.
-//! Of the transports only `docker` has images here; the others are checked and never match.
+//! Read as strictly as the original reads it; the differences are told at [`crate::ImagePolicy`].
 
 use std::collections::BTreeMap;
 

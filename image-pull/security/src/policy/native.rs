@@ -1,50 +1,4 @@
-//! The native form, to be read in one minute:
-//!
-//! ```toml
-//! default = "reject"                    # or "accept"; for images that no rule matches
-//!
-//! [[image]]                             # the first rule that matches decides
-//! match = "registry.example/team/**"    # host/path[:tag]; * stops at '/', ** does not
-//! require = [                           # all of these
-//!   { cosign-key = "kbs:///default/keys/team" },
-//!   { any = [                           # one of these
-//!     { cosign-key = "kbs:///default/keys/reviewer" },
-//!     { digests = ["sha256:..."] },     # the image is one of these
-//!     { keyless = { trust-root = "kbs:///default/keys/sigstore", issuer = "https://issuer.example",
-//!                   identity = "https://git.example/team/*/release.yml@refs/tags/**" } },
-//!   ] },
-//! ]
-//! identity = "repository"               # or "exact" or "any", see below
-//!
-//! [[image]]
-//! match = "docker.io/library/*"
-//! accept = "pinned"                     # no signature, but a reference with @sha256:...
-//!
-//! [[image]]
-//! match = "registry.example/scratch/**"
-//! accept = "any"
-//!
-//! [[image]]
-//! match = "**"
-//! reject = true
-//!
-//! [[image]]
-//! match = "vendor.example/**"
-//! require = [{ gpg-key = "kbs:///default/keys/vendor" }]     # simple signing, atomic signatures
-//! lookaside = "https://vendor.example/signatures"            # where they are: as in registries.d(5)
-//! ```
-//!
-//! A key is a `kbs:///repository/type/tag` or a PEM text. Names are complete: `docker.io/library/busybox`.
-//! A `match` without a tag is for every tag and digest; one with a tag is for references by that tag.
-//!
-//! `keyless`: a `trusted_root.json`, the OpenID issuer, and the name in the certificate, whole or as a
-//! pattern as in `match`. `rekor-key` beside `cosign-key`: entered in the log of that key.
-//!
-//! `identity`: what a signature must name. `repository` (the default): this repository, with any tag.
-//! `exact`: this very `repository:tag` (for references by digest: this repository). `any`: names are
-//! not looked at, so whoever can change the registry may put any image that these keys ever signed in
-//! the place of any other. Signatures of cosign 3 name no image; only `any` admits them.
-//! `signed-as = "vendor.example/app"` (or with a tag) instead: this name, as for mirrors.
+//! The native form: described, with an example, at [`crate::ImagePolicy`].
 
 use nacre_trust::Digest;
 use serde::Deserialize;
@@ -392,6 +346,21 @@ mod tests {
             assert!(error.contains(problem), "{policy}: {error}");
         }
         assert!(Native::parse(b"\xff").is_err());
+    }
+
+    #[test]
+    fn the_documented_example_is_a_policy() {
+        let policy = include_str!("example.toml");
+        for (image, expected) in [
+            ("registry.example/team/a/b:v1", "the rule for registry.example/team/**"),
+            ("git.example/a", "the rule for git.example/**"),
+            ("vendor.example/a", "the rule for vendor.example/**"),
+            ("busybox", "the rule for docker.io/library/*"),
+            ("registry.example/other", "the rule for registry.example/**"),
+            ("other.example/a", "the policy's default"),
+        ] {
+            assert_eq!(rule(policy, image), expected);
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 #[derive(Default)]
 pub(crate) struct Fake {
     pub(crate) manifests: BTreeMap<String, Vec<u8>>,
+    pub(crate) no_referrers: Option<String>,
     pub(crate) referrers: Option<BTreeMap<Digest, Vec<u8>>>,
     pub(crate) blobs: BTreeMap<Digest, Vec<u8>>,
     pub(crate) lookaside: BTreeMap<String, Vec<u8>>,
@@ -59,6 +60,9 @@ impl Sources for Fake {
 
     async fn referrers(&self, digest: &Digest) -> Result<Option<Vec<u8>>, String> {
         self.note(format!("referrers {digest}"));
+        if let Some(problem) = &self.no_referrers {
+            return Err(problem.clone());
+        }
         let empty = br#"{"schemaVersion":2,"manifests":[]}"#.to_vec();
         Ok(self.referrers.as_ref().map(|list| list.get(digest).cloned().unwrap_or(empty)))
     }
