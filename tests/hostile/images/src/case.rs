@@ -27,6 +27,8 @@ pub enum Class {
     Policy,
     /// Registries that misbehave.
     Transport,
+    /// Registries that want credentials which are not theirs.
+    Credentials,
     /// Caches of the node that misbehave.
     Cache,
     /// Encrypted layers that were tampered with.
@@ -37,7 +39,7 @@ pub enum Class {
 
 impl Class {
     /// All, in the order they run.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Paths,
         Self::Whiteouts,
         Self::Special,
@@ -46,6 +48,7 @@ impl Class {
         Self::Identity,
         Self::Policy,
         Self::Transport,
+        Self::Credentials,
         Self::Cache,
         Self::Encryption,
         Self::Leftovers,
@@ -63,6 +66,7 @@ impl fmt::Display for Class {
             Self::Identity => "identity",
             Self::Policy => "policy",
             Self::Transport => "transport",
+            Self::Credentials => "credentials",
             Self::Cache => "cache",
             Self::Encryption => "encryption",
             Self::Leftovers => "leftovers",
@@ -151,6 +155,8 @@ pub struct Case {
     pub mode: Mode,
     /// Longest time it may take. A guard against hanging, no measure of speed.
     pub time: Duration,
+    /// Whether both servers speak TLS.
+    pub tls: bool,
     /// What the servers must have seen, or not.
     pub audit: fn(&Seen) -> anyhow::Result<()>,
 }
@@ -175,6 +181,7 @@ impl Case {
             tmpfs: "size=256m,mode=755",
             mode: Mode::Once,
             time: Duration::from_secs(40),
+            tls: false,
             audit: |_| Ok(()),
         }
     }
@@ -183,6 +190,13 @@ impl Case {
     #[must_use]
     pub fn configure(mut self, configure: fn(&mut PullConfig, &Hosts)) -> Self {
         self.configure = configure;
+        self
+    }
+
+    /// Lets both servers speak TLS.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
         self
     }
 

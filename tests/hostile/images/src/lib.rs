@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod authority;
 pub mod case;
 pub mod compression;
 pub mod content;
@@ -33,5 +34,10 @@ pub use corpus::corpus;
 pub const WORLD: &str = "/mnt";
 /// The store, below [`WORLD`].
 pub const STORE: &str = "/mnt/store";
+/// What a case's puller trusts if its servers speak TLS.
+pub const CERTIFICATE: &str = "/mnt/certificate.pem";
+/// The password of cases with credentials, and the forms in which it travels: none may be in an error,
+/// which the host can read.
+pub const PASSWORD: [&str; 2] = ["open-sesame", "YXBwOm9wZW4tc2VzYW1l"];
 /// A directory of files that nobody may touch: `file`, `setuid`, `directory/inner`, `link`.
 pub const OUTSIDE: &str = "/mnt/outside";

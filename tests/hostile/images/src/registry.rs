@@ -8,8 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 
+use crate::authority::Authority;
 use crate::content::Content;
 use crate::image::{INDEX, Image, digest};
 
@@ -68,8 +70,16 @@ pub enum Turn {
 /// The way a server answers: it may take the request, or leave it to the honest one.
 pub type Behaviour = Box<dyn Fn(&Request, &mut Connection) -> io::Result<Turn> + Send + Sync>;
 
+/// A connection's bytes, in the clear or not.
+trait Stream: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Stream for T {}
+
 /// One connection, to write an answer to.
-pub struct Connection(BufWriter<TcpStream>);
+pub struct Connection {
+    stream: BufWriter<Box<dyn Stream>>,
+    socket: TcpStream,
+}
 
 impl Connection {
     /// An answer as HTTP wants it.
@@ -82,13 +92,13 @@ impl Connection {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> io::Result<Turn> {
-        write!(self.0, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n", body.len())?;
+        write!(self.stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n", body.len())?;
         for (name, value) in headers {
-            write!(self.0, "{name}: {value}\r\n")?;
+            write!(self.stream, "{name}: {value}\r\n")?;
         }
-        self.0.write_all(b"\r\n")?;
-        self.0.write_all(body)?;
-        self.0.flush()?;
+        self.stream.write_all(b"\r\n")?;
+        self.stream.write_all(body)?;
+        self.stream.flush()?;
         Ok(Turn::Answered)
     }
 
@@ -97,8 +107,8 @@ impl Connection {
     /// # Errors
     /// The client went away.
     pub fn raw(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.0.write_all(bytes.as_ref())?;
-        self.0.flush()
+        self.stream.write_all(bytes.as_ref())?;
+        self.stream.flush()
     }
 
     /// The same bytes until the client has enough.
@@ -107,7 +117,7 @@ impl Connection {
     /// The client went away, which is what it should do.
     pub fn forever(&mut self, piece: &[u8]) -> io::Result<Turn> {
         loop {
-            self.0.write_all(piece)?;
+            self.stream.write_all(piece)?;
         }
     }
 
@@ -116,10 +126,8 @@ impl Connection {
     /// # Errors
     /// None: an error is the client going away.
     pub fn stall(&mut self) -> io::Result<Turn> {
-        self.0.flush()?;
-        let stream = self.0.get_ref();
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let _ = (&*stream).read(&mut [0]);
+        self.stream.flush()?;
+        let _ = self.socket.read(&mut [0]);
         Ok(Turn::Close)
     }
 }
@@ -255,9 +263,9 @@ fn send(content: &Content, offset: u64, connection: &mut Connection) -> io::Resu
             format!("206 Partial Content\r\nContent-Range: bytes {offset}-{}/{size}\r\n", size - 1)
         }
     };
-    write!(connection.0, "HTTP/1.1 {head}Content-Length: {}\r\n\r\n", size - offset)?;
-    content.write(&mut connection.0, offset, u64::MAX)?;
-    connection.0.flush()?;
+    write!(connection.stream, "HTTP/1.1 {head}Content-Length: {}\r\n\r\n", size - offset)?;
+    content.write(&mut connection.stream, offset, u64::MAX)?;
+    connection.stream.flush()?;
     Ok(Turn::Answered)
 }
 
@@ -290,11 +298,15 @@ impl Port {
         &self.host
     }
 
-    /// Serves until the server is dropped.
+    /// Serves until the server is dropped, over TLS if there is an authority.
     #[must_use]
-    pub fn serve(self, served: Served) -> Server {
-        let shared =
-            Arc::new(Shared { served, log: Mutex::default(), stopped: AtomicBool::new(false) });
+    pub fn serve(self, served: Served, authority: Option<&Authority>) -> Server {
+        let shared = Arc::new(Shared {
+            served,
+            tls: authority.map(Authority::server),
+            log: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        });
         let of_thread = shared.clone();
         let thread = std::thread::spawn(move || {
             for stream in self.listener.incoming().flatten() {
@@ -317,6 +329,7 @@ struct Log {
 
 struct Shared {
     served: Served,
+    tls: Option<Arc<ServerConfig>>,
     log: Mutex<Log>,
     stopped: AtomicBool,
 }
@@ -326,8 +339,16 @@ impl Shared {
         let _ = stream.set_nodelay(true);
         let _ = stream.set_read_timeout(Some(PATIENCE));
         let _ = stream.set_write_timeout(Some(PATIENCE));
-        let mut connection = Connection(BufWriter::new(stream));
-        while let Some(request) = self.read(&connection) {
+        let Ok(socket) = stream.try_clone() else { return };
+        let stream: Box<dyn Stream> = match &self.tls {
+            None => Box::new(stream),
+            Some(config) => match ServerConnection::new(config.clone()) {
+                Ok(session) => Box::new(StreamOwned::new(session, stream)),
+                Err(_) => return,
+            },
+        };
+        let mut connection = Connection { stream: BufWriter::new(stream), socket };
+        while let Some(request) = self.read(&mut connection) {
             match self.served.respond(&request, &mut connection) {
                 Ok(Turn::Close) | Err(_) => return,
                 Ok(Turn::Answered | Turn::Ordinary) => {}
@@ -336,8 +357,8 @@ impl Shared {
     }
 
     /// The next request; none when the client is done or sends what is none.
-    fn read(&self, connection: &Connection) -> Option<Request> {
-        let mut stream = connection.0.get_ref();
+    fn read(&self, connection: &mut Connection) -> Option<Request> {
+        let stream = connection.stream.get_mut();
         let mut head = Vec::new();
         let mut byte = [0];
         while !head.ends_with(b"\r\n\r\n") {

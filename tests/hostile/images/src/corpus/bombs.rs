@@ -239,9 +239,9 @@ fn inodes() -> Vec<Case> {
         .configure(small),
         case(
             "inode-bomb-of-implied-directories",
-            "Each entry's path makes two thousand directories that have no entry.",
+            "Each entry's path makes hundreds of directories that have no entry.",
             || {
-                let deep = "d/".repeat(2000) + "f";
+                let deep = "d/".repeat(240) + "f";
                 let tar =
                     (0..40).fold(Tar::new(), |tar, i| tar.long_file(format!("{i}/{deep}"), ""));
                 Layer::gzip(&tar.end())
@@ -365,11 +365,11 @@ fn memory() -> Vec<Case> {
         ),
         case(
             "implied-directory-names",
-            "Paths of thousands of components, whose every beginning somebody has to remember.",
+            "Deep paths, whose every beginning somebody has to remember: 29 MB of them.",
             || {
-                let deep = "d/".repeat(2000) + "f";
+                let deep = "d/".repeat(240) + "f";
                 let tar =
-                    (0..60).fold(Tar::new(), |tar, i| tar.long_file(format!("{i}/{deep}"), ""));
+                    (0..500).fold(Tar::new(), |tar, i| tar.long_file(format!("{i}/{deep}"), ""));
                 Layer::gzip(&tar.end())
             },
             Contain(|_| Ok(())),

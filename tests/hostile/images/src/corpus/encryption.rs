@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::case::Class::Encryption;
-use crate::case::Expect::{Accept, Reject};
+use crate::case::Expect::{Accept, Contain, Reject};
 use crate::case::{Case, Check, Expect, Hosts, Seen};
 use crate::compression::{gzip, zstd};
 use crate::image::{Image, LAYER, Layer};
@@ -195,15 +195,17 @@ pub(super) fn cases() -> Vec<Case> {
             },
             Reject(&["layer sha256"]),
         ),
-        changed(
+        case(
             "encrypted-with-a-key-of-another-broker",
-            "The key is to be fetched from a broker that the image names.",
-            |_, annotations| {
-                edit(annotations, PROVIDER, |packet| {
-                    packet["kid"] = json!("kbs://evil.example/default/image/own");
-                });
+            "The image names a broker of its own: the guest asks the one that it has, and no other.",
+            || {
+                encrypted(&gzip(&archive()), &archive(), "+gzip", |_, annotations| {
+                    edit(annotations, PROVIDER, |packet| {
+                        packet["kid"] = json!("kbs://evil.example/default/image/own");
+                    });
+                })
             },
-            Reject(&["layer sha256"]),
+            Contain(CONTENT),
         ),
         changed(
             "encrypted-with-a-key-by-path",

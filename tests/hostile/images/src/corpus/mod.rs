@@ -2,6 +2,7 @@
 
 mod bombs;
 mod cache;
+mod credentials;
 mod encryption;
 mod identity;
 mod leftovers;
@@ -26,6 +27,7 @@ pub fn corpus() -> Vec<Case> {
         identity::cases(),
         policy::cases(),
         transport::cases(),
+        credentials::cases(),
         cache::cases(),
         encryption::cases(),
         leftovers::cases(),

@@ -136,6 +136,7 @@ pub(super) fn cases() -> Vec<Case> {
         .configure(|config, hosts| {
             mirror(config, hosts);
             config.limits.stall = std::time::Duration::from_millis(500);
+            config.limits.connect = std::time::Duration::from_millis(500);
         }),
         case(
             "mirror-that-changes-a-manifest",

@@ -16,6 +16,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use nacre_hostile_images::authority::Authority;
 use nacre_hostile_images::case::{Case, Class, Expect, Hosts, Seen};
 use nacre_hostile_images::corpus;
 use nacre_hostile_images::registry::{Port, Served};
@@ -128,11 +129,16 @@ fn one(case: &Case) -> anyhow::Result<Report> {
     };
     let name = served.reference.take().unwrap_or_else(|| "app:latest".to_owned());
     let reference = format!("{}/{name}", hosts.registry);
-    let (registry, other) = (registry.serve(served), other.serve(elsewhere));
+    let authority = case.tls.then(Authority::make).transpose()?;
+    let (registry, other) =
+        (registry.serve(served, authority.as_ref()), other.serve(elsewhere, authority.as_ref()));
+    let certificate = authority.as_ref().map_or("", Authority::pem);
     let this = std::env::current_exe()?;
     let this = this.to_str().context("the test's own path is no text")?;
-    let child =
-        namespace(this, &[puller::COMMAND, case.name, &reference, &hosts.registry, &hosts.other])?;
+    let child = namespace(
+        this,
+        &[puller::COMMAND, case.name, &reference, &hosts.registry, &hosts.other, certificate],
+    )?;
     let report: Report = finish(child, case.time)?.parse()?;
     report.check(case)?;
     (case.audit)(&Seen { registry: registry.requests(), other: other.requests() })?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use nacre_hostile_images::case::{Case, Check, Expect, Hosts, Mode};
 use nacre_hostile_images::tree::Tree;
-use nacre_hostile_images::{STORE, WORLD, corpus};
+use nacre_hostile_images::{CERTIFICATE, PASSWORD, STORE, WORLD, corpus};
 use nacre_image_pull::{Image, PullConfig, PullError, Puller};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
@@ -47,6 +47,8 @@ impl Report {
                 for word in words {
                     ensure!(error.contains(word), "refused, but not with {word:?}: {error}");
                 }
+                let secret = PASSWORD.iter().any(|form| error.contains(form));
+                ensure!(!secret, "the error tells a password: {error}");
                 ensure!(
                     !error.chars().any(char::is_control) && error.len() < 2000,
                     "the error is not fit to print: {error:?}"
@@ -76,7 +78,7 @@ impl FromStr for Report {
 
 /// Does the work of a puller if the arguments say that this is one.
 pub(crate) fn serve(arguments: &[String]) -> Option<ExitCode> {
-    let [command, name, reference, registry, other] = arguments else { return None };
+    let [command, name, reference, registry, other, certificate] = arguments else { return None };
     let work = match &**command {
         COMMAND => report,
         VICTIM => victim,
@@ -84,7 +86,9 @@ pub(crate) fn serve(arguments: &[String]) -> Option<ExitCode> {
     };
     let hosts = Hosts { registry: registry.clone(), other: other.clone() };
     let case = corpus().into_iter().find(|case| case.name == name);
-    let done = case.context("no such case").and_then(|case| work(&Pull { case, reference, hosts }));
+    let done = case
+        .context("no such case")
+        .and_then(|case| work(&Pull { case, reference, hosts, certificate }));
     Some(match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -98,6 +102,8 @@ struct Pull<'a> {
     case: Case,
     reference: &'a str,
     hosts: Hosts,
+    /// PEM; empty if the servers speak no TLS.
+    certificate: &'a str,
 }
 
 fn report(pull: &Pull<'_>) -> anyhow::Result<()> {
@@ -106,6 +112,7 @@ fn report(pull: &Pull<'_>) -> anyhow::Result<()> {
         .context("failed to mount a tmpfs")?;
     plant()?;
     std::fs::create_dir(STORE)?;
+    std::fs::write(CERTIFICATE, pull.certificate)?;
     let before = Snapshot::take()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let pulled = runtime.block_on(pull.run())?;
@@ -159,8 +166,12 @@ impl Pull<'_> {
         let mut config = PullConfig::new(STORE);
         config.limits.connect = Duration::from_secs(2);
         config.limits.stall = Duration::from_secs(2);
-        config.registries.danger_plain_http =
-            vec![self.hosts.registry.clone(), self.hosts.other.clone()];
+        if self.certificate.is_empty() {
+            let both = [&self.hosts.registry, &self.hosts.other];
+            config.registries.danger_plain_http = both.map(Clone::clone).into();
+        } else {
+            config.registries.ca_file = Some(CERTIFICATE.into());
+        }
         (self.case.configure)(&mut config, &self.hosts);
         Puller::new(config)
     }
@@ -214,7 +225,7 @@ impl Pull<'_> {
     async fn kill_one(&self) -> anyhow::Result<()> {
         let mut child = Command::new(std::env::current_exe()?)
             .args([VICTIM, self.case.name, self.reference])
-            .args([&self.hosts.registry, &self.hosts.other])
+            .args([&*self.hosts.registry, &self.hosts.other, self.certificate])
             .stdout(Stdio::null())
             .spawn()?;
         self.something_in_the_store().await?;
