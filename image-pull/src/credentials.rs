@@ -158,9 +158,7 @@ impl Entry {
         let (user, password) = match (self.auth, self.username, self.password) {
             (Some(auth), _, _) if !auth.is_empty() => decode(&auth)?,
             (_, Some(user), Some(password)) if !user.is_empty() => (user, password),
-            (_, None | Some(_), None) | (_, None, Some(_)) | (_, Some(_), Some(_)) => {
-                return Ok(None);
-            }
+            _ => return Ok(None),
         };
         if user.contains(':') || !bounded(&user) || !bounded(&password) {
             return Err("the user name or password is too long or holds characters it may not");

@@ -11,27 +11,29 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
-    XattrFlags, chownat, fchmod, fchown, fsetxattr, fstat, futimens, linkat, lsetxattr, makedev,
-    mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, XattrFlags, fchmod, fsetxattr, futimens, linkat,
+    makedev, mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use rustix::process::{getegid, geteuid};
 
 use crate::PullError;
 use crate::archive::{Archive, ArchiveError, Entry, Kind, printable};
 use crate::budget::Share;
+use crate::directory_times::DirectoryTimes;
 use crate::file_content::FileContent;
+use crate::metadata::{Metadata, proc_path, times};
 use crate::removal::remove;
 
 const OPAQUE: &str = "trusted.overlay.opaque";
 pub(crate) const WHITEOUT: &[u8] = b".wh.";
 pub(crate) const OPAQUE_WHITEOUT: &[u8] = b".wh..wh..opq";
-const MAX_COMPONENT: usize = 255;
+pub(crate) const MAX_COMPONENT: usize = 255;
+/// Most directories above each other. Each is made by a system call of its own, however short its name.
+const MAX_DEPTH: usize = 256;
 const PARENT_FLAGS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 const OPEN_DIRECTORY: OFlags =
     OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
@@ -62,6 +64,17 @@ pub(crate) struct Extracted {
     /// The layer hides all layers below it. overlayfs does not look for the opaque mark at a layer's
     /// root, so whoever stacks the layers has to leave those out.
     pub(crate) opaque_root: bool,
+    /// Hard links to what this layer does not have. Whoever stacks the layers has to find it below.
+    pub(crate) links: Vec<Link>,
+}
+
+/// A hard link that leads out of its layer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    /// Where it is to be.
+    pub(crate) path: Vec<u8>,
+    /// What it is to be.
+    pub(crate) target: Vec<u8>,
 }
 
 /// Unpacks all entries of `archive` beneath `root`.
@@ -72,11 +85,13 @@ pub(crate) fn extract<R: io::Read>(
 ) -> Result<Extracted, ExtractError> {
     let mut tree = Tree {
         parent: None,
-        directory_times: Vec::new(),
+        directory_times: DirectoryTimes::default(),
+        budget,
         // Until its entry comes, the root is implied like any other directory.
         implied: HashSet::from([Vec::new()]),
         opaque_root: false,
-        inherits: inherits(&root),
+        links: Vec::new(),
+        metadata: Metadata::beneath(&root, budget),
         root: Rc::new(root),
     };
     while let Some(entry) = archive.next()? {
@@ -90,19 +105,20 @@ pub(crate) fn extract<R: io::Read>(
     tree.finish()
 }
 
-struct Tree {
+struct Tree<'a> {
+    budget: &'a Share,
     root: Rc<OwnedFd>,
     /// The parent of the last entry: the next is mostly its sibling.
     parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Set at the end: each new child changes its directory's.
-    directory_times: Vec<(Vec<u8>, Timestamps)>,
+    directory_times: DirectoryTimes,
     implied: HashSet<Vec<u8>>,
     opaque_root: bool,
-    /// New files may begin with another owner or group than 0.
-    inherits: bool,
+    links: Vec<Link>,
+    metadata: Metadata<'a>,
 }
 
-impl Tree {
+impl Tree<'_> {
     fn add<R: io::Read>(
         &mut self,
         entry: &Entry,
@@ -126,7 +142,7 @@ impl Tree {
             Kind::File => self.file(&at, name, entry, archive),
             Kind::Directory => self.directory(&at, name, &path, entry),
             Kind::Symlink => self.symlink(&at, name, entry),
-            Kind::HardLink => self.hard_link(&at, name, entry),
+            Kind::HardLink => self.hard_link(&at, name, &path, entry),
             Kind::Fifo => self.fifo(&at, name, entry),
         }
     }
@@ -138,10 +154,9 @@ impl Tree {
         }
         let root = openat(&self.root, ".", OPEN_DIRECTORY, Mode::empty())
             .map_err(|e| write_error(&entry.path, e))?;
-        self.set_metadata(&root, entry)?;
+        self.metadata.set(&root, entry)?;
         self.implied.remove(&[][..]);
-        self.directory_times.push((Vec::new(), times(entry)));
-        Ok(())
+        self.remember_times(&[], entry)
     }
 
     fn file<R: io::Read>(
@@ -160,7 +175,7 @@ impl Tree {
         archive.content(|piece| content.put(piece).map_err(|e| write_error(&entry.path, e)))?;
         let size = entry.sparse.as_ref().map_or(entry.size, |sparse| sparse.size);
         content.finish(size).map_err(|e| write_error(&entry.path, e))?;
-        self.set_metadata(&file, entry)?;
+        self.metadata.set(&file, entry)?;
         futimens(&file, &times(entry)).map_err(|e| write_error(&entry.path, e))
     }
 
@@ -177,8 +192,8 @@ impl Tree {
         if was_whiteout {
             set_opaque(&made, path)?;
         }
-        self.set_metadata(&made, entry)?;
-        self.directory_times.push((path.to_vec(), times(entry)));
+        self.metadata.set(&made, entry)?;
+        self.remember_times(path, entry)?;
         self.implied.remove(path);
         self.parent = Some((path.to_vec(), Rc::new(made)));
         Ok(())
@@ -190,12 +205,18 @@ impl Tree {
         }
         self.replacing(at, name, || symlinkat(&*entry.link, at, name))
             .map_err(|e| write_error(&entry.path, e))?;
-        self.set_link_metadata(at, name, entry)
+        self.metadata.set_link(at, name, entry)
     }
 
     /// Both ends are inside: the target's parent is resolved like any parent, the target itself is
     /// linked without following it. Owner and mode are the target's; the link's own are not applied.
-    fn hard_link(&mut self, at: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), ExtractError> {
+    fn hard_link(
+        &mut self,
+        at: &OwnedFd,
+        name: &[u8],
+        path: &[u8],
+        entry: &Entry,
+    ) -> Result<(), ExtractError> {
         let shown = printable(&entry.path);
         let target = normalise(&entry.link)?;
         let missing = || {
@@ -205,9 +226,14 @@ impl Tree {
             ))
         };
         let (target_parent, target_name) = split(&target).ok_or_else(missing)?;
-        let target_at = self.open_parent(target_parent).map_err(|_| missing())?;
-        let stat =
-            statat(&target_at, target_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|_| missing())?;
+        let target_at = match self.open_parent(target_parent) {
+            Err(Errno::NOENT) => return self.link_below(at, name, path, target),
+            other => other.map_err(|_| missing())?,
+        };
+        let stat = match statat(&target_at, target_name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return self.link_below(at, name, path, target),
+            other => other.map_err(|_| missing())?,
+        };
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile | FileType::Symlink | FileType::Fifo => {}
             FileType::Directory => {
@@ -223,11 +249,30 @@ impl Tree {
         }
     }
 
+    /// The target may be in a layer below, which this one knows nothing of.
+    fn link_below(
+        &mut self,
+        at: &OwnedFd,
+        name: &[u8],
+        path: &[u8],
+        target: Vec<u8>,
+    ) -> Result<(), ExtractError> {
+        self.budget.take_name(path.len() + target.len()).map_err(ExtractError::Budget)?;
+        self.replacing(at, name, || match statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(()),
+            Ok(_) => Err(Errno::EXIST),
+            Err(e) => Err(e),
+        })
+        .map_err(|e| write_error(path, e))?;
+        self.links.push(Link { path: path.to_vec(), target });
+        Ok(())
+    }
+
     fn fifo(&mut self, at: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), ExtractError> {
         let write_error = |e| write_error(&entry.path, e);
         self.replacing(at, name, || mknodat(at, name, FileType::Fifo, Mode::RUSR, 0))
             .map_err(write_error)?;
-        self.set_link_metadata(at, name, entry)?;
+        self.metadata.set_link(at, name, entry)?;
         // A descriptor that does not open the pipe cannot be chmod-ed itself, only by its name in /proc.
         let fifo =
             openat(at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
@@ -270,14 +315,14 @@ impl Tree {
         {
             return Ok(fd.clone());
         }
-        let fd = Rc::new(match self.open_parent(path) {
-            Ok(fd) => fd,
+        let fd = match self.open_parent(path) {
+            Ok(fd) => Rc::new(fd),
             Err(Errno::NOENT | Errno::NOTDIR) => self.imply(path)?,
             Err(Errno::LOOP) => {
                 return refused(format!("{} is a loop of symbolic links", printable(path)));
             }
             Err(e) => return Err(write_error(path, e)),
-        });
+        };
         self.parent = Some((path.to_vec(), fd.clone()));
         Ok(fd)
     }
@@ -295,12 +340,31 @@ impl Tree {
     }
 
     /// Makes a directory that has no entry (yet), with its parents.
-    fn imply(&mut self, path: &[u8]) -> Result<OwnedFd, ExtractError> {
-        let Some((parent, name)) = split(path) else {
-            return self.open_parent(path).map_err(|e| write_error(path, e));
+    fn imply(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, ExtractError> {
+        let mut missing = Vec::new();
+        let mut above = path;
+        let mut at = loop {
+            let Some((parent, name)) = split(above) else { break self.root.clone() };
+            missing.push((above, name));
+            match self.open_parent(parent) {
+                Ok(fd) => break Rc::new(fd),
+                Err(Errno::NOENT | Errno::NOTDIR) => above = parent,
+                Err(e) => return Err(write_error(parent, e)),
+            }
         };
-        let at = self.parent(parent)?;
-        match statat(&*at, name, AtFlags::SYMLINK_NOFOLLOW) {
+        for (path, name) in missing.into_iter().rev() {
+            at = Rc::new(self.imply_in(&at, path, name)?);
+        }
+        Ok(at)
+    }
+
+    fn imply_in(
+        &mut self,
+        at: &OwnedFd,
+        path: &[u8],
+        name: &[u8],
+    ) -> Result<OwnedFd, ExtractError> {
+        match statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => {}
             Err(e) => return Err(write_error(path, e)),
             Ok(stat) if is_whiteout(&stat) => {}
@@ -314,16 +378,25 @@ impl Tree {
                 ));
             }
         }
-        let was_whiteout = self.make_directory(&at, name).map_err(|e| write_error(path, e))?;
+        self.budget.take_entry().map_err(ExtractError::Budget)?;
+        let was_whiteout = self.make_directory(at, name).map_err(|e| write_error(path, e))?;
         let made =
-            openat(&*at, name, OPEN_DIRECTORY, Mode::empty()).map_err(|e| write_error(path, e))?;
+            openat(at, name, OPEN_DIRECTORY, Mode::empty()).map_err(|e| write_error(path, e))?;
         fchmod(&made, Mode::from_raw_mode(0o755)).map_err(|e| write_error(path, e))?;
         if was_whiteout {
             set_opaque(&made, path)?;
         } else {
+            self.budget.take_name(path.len()).map_err(ExtractError::Budget)?;
             self.implied.insert(path.to_vec());
         }
         Ok(made)
+    }
+
+    fn remember_times(&mut self, path: &[u8], entry: &Entry) -> Result<(), ExtractError> {
+        let cost = self.directory_times.cost(path);
+        self.budget.take_name(cost).map_err(ExtractError::Budget)?;
+        self.directory_times.push(path, times(entry));
+        Ok(())
     }
 
     /// Makes or keeps the directory `name`; whether it took the place of a whiteout, and so must not
@@ -361,68 +434,21 @@ impl Tree {
         }
     }
 
-    /// Owner, attributes, mode, in the order that lets each survive the next: a change of owner clears
-    /// set-user-ID and file capabilities.
-    fn set_metadata(&mut self, fd: &OwnedFd, entry: &Entry) -> Result<(), ExtractError> {
-        let write_error = |e| write_error(&entry.path, e);
-        if self.must_change_owner(entry) {
-            fchown(fd, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
-                .map_err(write_error)?;
-        }
-        for (name, value) in &entry.xattrs {
-            check_xattr(name, entry)?;
-            let set = fsetxattr(fd, &**name, value, XattrFlags::empty());
-            kept_or_unsupported(set, name, entry)?;
-        }
-        let mode = Mode::from_raw_mode(entry.mode);
-        // What is made in such a directory has its group.
-        self.inherits |= entry.kind == Kind::Directory && mode.contains(Mode::SGID);
-        fchmod(fd, mode).map_err(write_error)
-    }
-
-    /// The same for what cannot be opened: a symbolic link or a pipe.
-    fn set_link_metadata(
-        &mut self,
-        at: &OwnedFd,
-        name: &[u8],
-        entry: &Entry,
-    ) -> Result<(), ExtractError> {
-        let write_error = |e| write_error(&entry.path, e);
-        if self.must_change_owner(entry) {
-            let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-            chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(write_error)?;
-        }
-        for (xattr, value) in &entry.xattrs {
-            check_xattr(xattr, entry)?;
-            // No *at call sets attributes before Linux 6.13. The directory is named by its descriptor and
-            // the last component is not followed, so this goes nowhere else.
-            let path = [proc_path(at).as_bytes(), b"/", name].concat();
-            let set = lsetxattr(&*path, &**xattr, value, XattrFlags::empty());
-            kept_or_unsupported(set, xattr, entry)?;
-        }
-        utimensat(at, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW).map_err(write_error)
-    }
-
-    /// What was just made belongs to root. A directory may have been there before, as another's.
-    fn must_change_owner(&self, entry: &Entry) -> bool {
-        self.inherits || (entry.uid, entry.gid) != (0, 0) || entry.kind == Kind::Directory
-    }
-
-    fn finish(mut self) -> Result<Extracted, ExtractError> {
-        for (path, times) in self.directory_times.drain(..).rev() {
-            let path = if path.is_empty() { b"." } else { &path[..] };
+    fn finish(self) -> Result<Extracted, ExtractError> {
+        self.directory_times.for_each(|path, times| {
+            let path = if path.is_empty() { b"." } else { path };
             let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
             match openat2(&self.root, path, OPEN_DIRECTORY, Mode::empty(), resolve) {
-                Ok(directory) => futimens(&directory, &times).map_err(|e| write_error(path, e))?,
+                Ok(directory) => futimens(&directory, times).map_err(|e| write_error(path, e)),
                 // A later entry took its place.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(e) => return Err(write_error(path, e)),
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
+                Err(e) => Err(write_error(path, e)),
             }
-        }
+        })?;
+        self.budget.forget_names(self.directory_times.total() as u64);
         let mut implied: Vec<_> = self.implied.into_iter().collect();
         implied.sort_unstable();
-        Ok(Extracted { implied, opaque_root: self.opaque_root })
+        Ok(Extracted { implied, opaque_root: self.opaque_root, links: self.links })
     }
 }
 
@@ -430,7 +456,9 @@ impl Tree {
 /// writes it, and what it means depends on who reads it.
 pub(crate) fn normalise(path: &[u8]) -> Result<Vec<u8>, ExtractError> {
     let mut normal = Vec::with_capacity(path.len());
+    let mut depth = 0;
     for component in path.split(|b| *b == b'/') {
+        depth += usize::from(!component.is_empty());
         match component {
             b"" | b"." => {}
             b".." => {
@@ -439,6 +467,12 @@ pub(crate) fn normalise(path: &[u8]) -> Result<Vec<u8>, ExtractError> {
             _ if component.len() > MAX_COMPONENT => {
                 return refused(format!(
                     "a component of {} is longer than {MAX_COMPONENT} bytes",
+                    printable(path)
+                ));
+            }
+            _ if depth > MAX_DEPTH => {
+                return refused(format!(
+                    "the path {} has more than {MAX_DEPTH} directories above each other",
                     printable(path)
                 ));
             }
@@ -464,54 +498,6 @@ pub(crate) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     })
 }
 
-/// Whether a file that is made beneath `root` may have another owner or group than 0, because of who this
-/// process is or because of the directory's own group.
-fn inherits(root: &OwnedFd) -> bool {
-    let plain = fstat(root).is_ok_and(|stat| {
-        (stat.st_uid, stat.st_gid) == (0, 0)
-            && !Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID)
-    });
-    !plain || !geteuid().is_root() || !getegid().is_root()
-}
-
-/// overlayfs obeys attributes of its own name space: a layer that could set them could redirect a
-/// directory or take a file's content from elsewhere.
-fn check_xattr(name: &[u8], entry: &Entry) -> Result<(), ExtractError> {
-    let forbidden = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
-    if forbidden || name.is_empty() || name.len() > MAX_COMPONENT {
-        return refused(format!(
-            "{} carries the extended attribute {}, which images may not bring",
-            printable(&entry.path),
-            printable(name)
-        ));
-    }
-    Ok(())
-}
-
-/// Attributes of security modules or ACLs that this kernel does not have are dropped, as containerd
-/// does. File capabilities are not: a program would run without them.
-fn kept_or_unsupported(
-    set: Result<(), Errno>,
-    name: &[u8],
-    entry: &Entry,
-) -> Result<(), ExtractError> {
-    match set {
-        Err(Errno::OPNOTSUPP | Errno::PERM) if name != b"security.capability" => {
-            tracing::debug!(
-                entry = %printable(&entry.path), attribute = %printable(name),
-                "extended attribute is not supported here, dropped"
-            );
-            Ok(())
-        }
-        Err(e) => {
-            let what =
-                format!("{}: extended attribute {}", printable(&entry.path), printable(name));
-            Err(ExtractError::Write(what, e))
-        }
-        Ok(()) => Ok(()),
-    }
-}
-
 fn set_opaque(directory: &OwnedFd, path: &[u8]) -> Result<(), ExtractError> {
     fsetxattr(directory, OPAQUE, b"y", XattrFlags::empty()).map_err(|e| write_error(path, e))
 }
@@ -520,24 +506,11 @@ fn is_whiteout(stat: &rustix::fs::Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-fn times(entry: &Entry) -> Timestamps {
-    let (tv_sec, nanos) = entry.mtime;
-    Timestamps {
-        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-        last_modification: Timespec { tv_sec, tv_nsec: nanos.into() },
-    }
-}
-
-fn proc_path(fd: &impl AsFd) -> String {
-    use std::os::fd::AsRawFd;
-    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
-}
-
-fn refused<T>(problem: impl Into<String>) -> Result<T, ExtractError> {
+pub(crate) fn refused<T>(problem: impl Into<String>) -> Result<T, ExtractError> {
     Err(ExtractError::Refused(problem.into()))
 }
 
-fn write_error(path: &[u8], errno: Errno) -> ExtractError {
+pub(crate) fn write_error(path: &[u8], errno: Errno) -> ExtractError {
     ExtractError::Write(printable(path), errno)
 }
 

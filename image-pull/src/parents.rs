@@ -3,7 +3,8 @@
 //! A layer may hold `tmp/file` and no entry for `tmp`. overlayfs shows the topmost directory's owner
 //! and mode, so `/tmp` would lose its sticky bit. containerd copies them from the layer below while it
 //! unpacks; here layers are unpacked independently and shared between images, so the corrected
-//! directories go into one small layer of the image's own, on top of the others.
+//! directories go into one small layer of the image's own, on top of the others. So do hard links that
+//! lead from one layer to another.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -14,13 +15,13 @@ use std::sync::Arc;
 
 use nacre_trust::Digest;
 use rustix::fs::{
-    CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, fchmod,
-    fchown, fgetxattr, fstat, futimens, open, openat2,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid,
+    fchmod, fchown, fgetxattr, fstat, futimens, linkat, open, openat2,
 };
 use rustix::io::Errno;
 
-use crate::PullError;
 use crate::store::{Key, Lease, Store};
+use crate::{PullError, links};
 
 /// Corrects the implied directories of `layers` (bottom first): the tree to put on top of them, if
 /// any is needed.
@@ -29,23 +30,41 @@ pub(crate) async fn correct(
     manifest: Digest,
     layers: &[Arc<Lease>],
 ) -> Result<Option<Lease>, PullError> {
+    // The bottom layer has nobody to take anything from.
+    let implies = |layer: &Arc<Lease>| !layer.about.implied.is_empty();
+    let links = |layer: &Arc<Lease>| !layer.about.links.is_empty();
+    if !layers.iter().skip(1).any(implies) && !layers.iter().any(links) {
+        return Ok(None);
+    }
     let key = Key::Parents(manifest);
-    let _alone = store.lock(key).await;
+    let alone = store.lock(key).await;
     if let Some(tree) = store.find(key) {
         return Ok(Some(tree));
     }
+    let (store, layers) = (store.clone(), layers.to_vec());
+    let work = move || {
+        let made = make(&store, manifest, &layers);
+        drop(alone);
+        made
+    };
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(PullError::Abandoned))
+}
+
+fn make(
+    store: &Arc<Store>,
+    manifest: Digest,
+    layers: &[Arc<Lease>],
+) -> Result<Option<Lease>, PullError> {
     let path = |bytes: &Vec<u8>| PathBuf::from(OsString::from_vec(bytes.clone()));
-    // The bottom layer has nobody to take anything from.
     let implied = layers.iter().skip(1).flat_map(|layer| &layer.about.implied);
     let mut wrong: Vec<PathBuf> = implied.map(path).collect();
     wrong.sort_unstable();
     wrong.dedup();
-    if wrong.is_empty() {
-        return Ok(None);
-    }
     let stack: Vec<Layer<'_>> =
         layers.iter().rev().map(|layer| Layer::open(layer)).collect::<Result<_, _>>()?;
     wrong.retain(|path| effective(&stack, path).is_some_and(|found| found.corrected));
+    let links = links::resolve(&stack, layers)?;
+    wrong.extend(links.iter().filter_map(|(path, _)| path.parent()).map(Path::to_owned));
     if wrong.is_empty() {
         return Ok(None);
     }
@@ -54,6 +73,10 @@ pub(crate) async fn correct(
     for path in &wrong {
         std::fs::create_dir_all(tree.join(path))
             .map_err(|e| PullError::io(format!("failed to make {}", path.display()), e))?;
+    }
+    for (path, source) in &links {
+        linkat(source, "", CWD, tree.join(path), AtFlags::EMPTY_PATH)
+            .map_err(|e| PullError::io(format!("failed to link {}", path.display()), e.into()))?;
     }
     // Children first: making one changes its parent's time.
     let mut all: Vec<&Path> = wrong.iter().flat_map(|path| path.ancestors()).collect();
@@ -70,8 +93,8 @@ pub(crate) async fn correct(
     store.keep_parents(staging, manifest).map(Some)
 }
 
-struct Layer<'a> {
-    root: OwnedFd,
+pub(crate) struct Layer<'a> {
+    pub(crate) root: OwnedFd,
     implied: HashSet<&'a [u8]>,
 }
 
@@ -111,7 +134,7 @@ fn effective(stack: &[Layer<'_>], path: &Path) -> Option<Effective> {
 }
 
 /// The directory in one layer, and whether what lies below that layer is hidden at `path`.
-fn look(layer: &Layer<'_>, path: &Path) -> (Option<Stat>, bool) {
+pub(crate) fn look(layer: &Layer<'_>, path: &Path) -> (Option<Stat>, bool) {
     let mut last = false;
     let mut prefixes: Vec<&Path> = path.ancestors().collect();
     prefixes.reverse();

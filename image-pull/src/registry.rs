@@ -267,7 +267,7 @@ impl Registry {
         match tokio::time::timeout(self.limits.connect + self.limits.stall, answer).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(e)) => Err(self.clients.transport(registry, what, &e, begin)),
-            Err(_) => Err(self.stalled(registry, what).into()),
+            Err(_) => Err(self.stalled(registry, what)),
         }
     }
 
@@ -340,16 +340,15 @@ impl Registry {
                 },
                 retry: Some(Duration::ZERO),
             }),
-            Err(_) => Err(self.stalled(registry, what).into()),
+            Err(_) => Err(self.stalled(registry, what)),
         }
     }
 
-    fn stalled(&self, registry: &str, what: &str) -> PullError {
-        PullError::Stalled {
-            registry: registry.to_owned(),
-            what: what.to_owned(),
-            seconds: self.limits.stall.as_secs(),
-        }
+    fn stalled(&self, registry: &str, what: &str) -> Failure {
+        let (registry, what) = (registry.to_owned(), what.to_owned());
+        let seconds = self.limits.stall.as_secs();
+        let error = PullError::Stalled { registry, what, seconds };
+        Failure { error, retry: Some(Duration::ZERO) }
     }
 }
 

@@ -61,6 +61,16 @@ pub(crate) struct Lease {
     tree: Arc<Tree>,
 }
 
+impl Lease {
+    /// What names the tree.
+    pub(crate) fn digest(&self) -> Digest {
+        match self.key {
+            Key::Layer { diff_id, .. } => diff_id,
+            Key::Parents(manifest) => manifest,
+        }
+    }
+}
+
 impl std::ops::Deref for Lease {
     type Target = Tree;
 

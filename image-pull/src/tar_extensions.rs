@@ -8,6 +8,10 @@ use crate::tar_header::Header;
 
 /// Longest path or link target, in bytes: Linux's `PATH_MAX`.
 const MAX_PATH: usize = 4096;
+/// Most extended attributes of one entry.
+const MAX_ATTRIBUTES: usize = 64;
+/// Most bytes of their names and values: ext4 has room for less.
+const MAX_ATTRIBUTE_BYTES: usize = 64 << 10;
 /// What the twelve octal digits of a ustar size can hold.
 const MAX_OCTAL_SIZE: u64 = 0o77_777_777_777;
 
@@ -58,11 +62,25 @@ impl Extensions {
                     if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                         self.sparse.add(key, value)?;
                     } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                        self.xattrs.push((name.to_vec(), value.to_vec()));
+                        self.attribute(name, value)?;
                     }
                 }
             }
         }
+        Ok(())
+    }
+
+    fn attribute(&mut self, name: &[u8], value: &[u8]) -> Result<(), ArchiveError> {
+        let bytes = |(name, value): &(Vec<u8>, Vec<u8>)| name.len() + value.len();
+        let taken: usize = self.xattrs.iter().map(bytes).sum();
+        let all = taken + name.len() + value.len();
+        if self.xattrs.len() >= MAX_ATTRIBUTES || all > MAX_ATTRIBUTE_BYTES {
+            return refused(format!(
+                "an entry has more than {MAX_ATTRIBUTES} extended attributes, or more than \
+                 {MAX_ATTRIBUTE_BYTES} bytes of them"
+            ));
+        }
+        self.xattrs.push((name.to_vec(), value.to_vec()));
         Ok(())
     }
 

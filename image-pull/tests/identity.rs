@@ -250,6 +250,70 @@ async fn layers_go_with_the_last_image_that_uses_them() {
     panic!("the trash is never emptied");
 }
 
+#[tokio::test]
+async fn hard_links_lead_to_lower_layers() {
+    use std::os::unix::fs::PermissionsExt;
+    let base = layer("gzip", |tar| {
+        tar.directory("d", 0o710).file("d/a", "one").file("hidden", "h").file("b", "b")
+    });
+    let links = layer("gzip", |tar| {
+        let tar = tar.hard("d/same", "d/a").hard("covered", "d/a").hard("d/chain", "d/same");
+        tar.hard("gone", "/d/a").file("d/own", "o")
+    });
+    let top = layer("gzip", |tar| {
+        tar.file("covered", "new").file(".wh.gone", "").hard("d/late", "d/chain").hard("b", "d/a")
+    });
+    let server = Server::with_image(image(&[base.clone(), links, top]), |_, _, _| None);
+    let world = World::new(&server.host);
+    let pulled = world.pull(&format!("{}/app", server.host)).await.unwrap();
+    let root = world.mount(&pulled, "m");
+    for (name, is) in
+        [("d/a", "one"), ("d/same", "one"), ("d/chain", "one"), ("d/late", "one"), ("b", "one")]
+    {
+        assert_eq!(root.read(name), is, "{name}");
+    }
+    assert_eq!(root.read("covered"), "new");
+    assert!(!root.0.join("gone").exists());
+    assert_eq!(root.0.join("d").metadata().unwrap().permissions().mode() & 0o7777, 0o710);
+    drop((root, pulled));
+    assert_eq!(world.layers(), 0);
+
+    for (what, layers) in [
+        ("nowhere", vec![base.clone(), layer("", |tar| tar.hard("x", "nothing"))]),
+        ("in the bottom layer", vec![layer("", |tar| tar.hard("x", "d/a"))]),
+        ("a directory", vec![base.clone(), layer("", |tar| tar.hard("x", "d"))]),
+        (
+            "hidden between",
+            vec![
+                base.clone(),
+                layer("", |tar| tar.file("d/.wh.a", "")),
+                layer("gzip", |tar| tar.hard("x", "d/a")),
+            ],
+        ),
+        (
+            "behind an opaque directory",
+            vec![
+                base.clone(),
+                layer("", |tar| tar.file("d/.wh..wh..opq", "")),
+                layer("gzip", |tar| tar.hard("x", "d/a")),
+            ],
+        ),
+        (
+            "through a link",
+            vec![
+                layer("", |tar| tar.link("l", "/etc").file("etc/x", "")),
+                layer("gzip", |tar| tar.hard("y", "l/passwd")),
+            ],
+        ),
+    ] {
+        let server = Server::with_image(image(&layers), |_, _, _| None);
+        let world = World::new(&server.host);
+        let error = world.refuse(&format!("{}/app", server.host)).await;
+        assert!(error.contains("hard link"), "{what}: {error}");
+        assert_eq!(world.layers(), 0);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pulls_and_drops_at_the_same_time_do_not_harm_each_other() {
     let server = Server::with_image(sample(), |_, _, _| None);

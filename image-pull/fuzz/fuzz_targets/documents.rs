@@ -9,6 +9,8 @@ use nacre_trust::{Algorithm, Untrusted};
 mod error;
 #[path = "../../src/manifest.rs"]
 mod manifest;
+#[path = "../../src/platform.rs"]
+mod platform;
 #[path = "../../src/reference.rs"]
 mod reference;
 

@@ -2,8 +2,6 @@
 #![no_main]
 #![allow(dead_code, unexpected_cfgs)]
 
-use std::sync::Arc;
-
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::{Mode, OFlags};
 
@@ -12,16 +10,28 @@ use rustix::fs::{Mode, OFlags};
 mod archive;
 #[path = "../../src/budget.rs"]
 mod budget;
+#[path = "../../src/directory_times.rs"]
+mod directory_times;
 #[path = "../../src/error.rs"]
 mod error;
 #[path = "../../src/extract.rs"]
 mod extract;
+#[path = "../../src/file_content.rs"]
+mod file_content;
 #[path = "../../src/limits.rs"]
 mod limits;
+#[path = "../../src/metadata.rs"]
+mod metadata;
 #[path = "../../src/pax.rs"]
 mod pax;
 #[path = "../../src/removal.rs"]
 mod removal;
+#[path = "../../src/sparse.rs"]
+mod sparse;
+#[path = "../../src/tar_extensions.rs"]
+mod tar_extensions;
+#[path = "../../src/tar_header.rs"]
+mod tar_header;
 
 use error::PullError;
 use limits::Limits;
@@ -44,8 +54,8 @@ fuzz_target!(|bytes: &[u8]| {
     let root = world.path().join("root");
     std::fs::create_dir(&root).expect("writable");
     let fd = rustix::fs::open(&root, OFlags::DIRECTORY, Mode::empty()).expect("just made");
-    let limits = Limits { entries: 100, ..Limits::default() };
-    let budget = Arc::new(budget::Budget::new(&limits));
+    let limits = Limits { entries: 100, unpacked_bytes: 1 << 24, ..Limits::default() };
+    let budget = budget::Budget::new(&limits).share();
     let bytes = with_checksums(bytes);
     let _ = extract::extract(&mut archive::Archive::new(&bytes[..]), fd, &budget);
     assert_eq!(std::fs::read(&outside).expect("still there"), b"untouched");

@@ -172,16 +172,16 @@ impl Registry {
         let response = match credential {
             None => {
                 let url = service.get_url(path).ok_or_else(no_realm)?;
-                self.from_token_service(request, client, Method::GET, url, None, None).await?
+                self.ask_token_service(request, client, Method::GET, url, None, None).await?
             }
             Some(credential @ Credential::Password { .. }) => {
                 let url = service.get_url(path).ok_or_else(no_realm)?;
                 let basic = credential.basic().and_then(|basic| secret_header(&basic));
-                self.from_token_service(request, client, Method::GET, url, basic, None).await?
+                self.ask_token_service(request, client, Method::GET, url, basic, None).await?
             }
             Some(Credential::Identity(token)) => {
                 let form = refresh_form(service, path, token);
-                self.from_token_service(request, client, Method::POST, bare, None, Some(form))
+                self.ask_token_service(request, client, Method::POST, bare, None, Some(form))
                     .await?
             }
         };
@@ -203,7 +203,7 @@ impl Registry {
     }
 
     /// No redirect is followed: what is sent is for the token service only.
-    async fn from_token_service(
+    async fn ask_token_service(
         &self,
         request: &Request<'_>,
         client: &Client,

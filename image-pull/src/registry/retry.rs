@@ -50,7 +50,11 @@ impl Patience {
         let attempt = self.attempt;
         tracing::info!(error = %failure.error, attempt, "registry request failed, trying again");
         tokio::time::sleep(wait).await;
-        self.attempt += 1;
+        // A stall has taken its time already: one more attempt after it.
+        self.attempt += match failure.error {
+            PullError::Stalled { .. } => ATTEMPTS - 1,
+            _ => 1,
+        };
         Ok(())
     }
 }

@@ -282,6 +282,14 @@ impl Tar {
         self
     }
 
+    pub fn hard(mut self, path: &str, to: &str) -> Self {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Link);
+        header.set_size(0);
+        self.0.append_link(&mut header, path, to).unwrap();
+        self
+    }
+
     pub fn directory(mut self, path: &str, mode: u32) -> Self {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(tar::EntryType::Directory);
