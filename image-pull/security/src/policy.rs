@@ -53,9 +53,9 @@ pub enum PolicyError {
 /// for references by that tag alone.
 ///
 /// `identity` is what a signature must name. `repository` (the default): this repository, with any
-/// tag. `exact`: this very `repository:tag` (for references by digest: this repository). `any`: names
+/// tag. `exact`: this very `repository:tag` (for references by digest: this repository). `danger-any`: names
 /// are not looked at, so whoever can change the registry may put any image that these signers ever
-/// signed in the place of any other. Signatures of cosign 3 name no image; only `any` admits them.
+/// signed in the place of any other. Signatures of cosign 3 name no image; only `danger-any` admits them.
 /// `signed-as = "vendor.example/app"` (or with a tag) instead: that name, as for mirrors.
 ///
 /// `keyless`: a `trusted_root.json`, the OpenID issuer, and the name in the certificate, whole or as a

@@ -118,7 +118,7 @@ async fn strangers_are_refused() {
         let text = refused(&policy("repository"), &subject, &fake).await;
         assert!(text.contains("0 signatures, none by key"), "{text}");
         attach(&mut fake, &key(), &target(&subject, IMAGE), way);
-        let text = refused(&policy("any"), &subject, &fake).await;
+        let text = refused(&policy("danger-any"), &subject, &fake).await;
         assert!(text.contains("1 signature, none by key"), "{text}");
         assert!(text.contains("made by somebody else"), "{text}");
         assert!(text.contains("image r.example/team/app:v1 refused by the rule for"), "{text}");
@@ -137,13 +137,13 @@ async fn a_signature_cannot_be_moved_to_another_image() {
     let mut moved = sign::referrers_index(&moved_to, &bundle, None).unwrap();
     fake.push(&bundle);
     fake.push(&moved);
-    let text = refused(&policy("any"), &evil, &fake).await;
+    let text = refused(&policy("danger-any"), &evil, &fake).await;
     assert!(text.contains("the signature is for another image"), "{text}");
     fake.push(&classic);
     moved.manifest = classic.manifest.clone();
     moved.reference.push_str(".sig");
     fake.push(&moved);
-    let text = refused(&policy("any"), &evil, &fake).await;
+    let text = refused(&policy("danger-any"), &evil, &fake).await;
     assert!(text.contains("2 signatures"), "{text}");
     assert!(text.contains("the signature is for another image"), "{text}");
 }
@@ -158,7 +158,7 @@ async fn an_image_cannot_be_moved_to_another_name() {
         let elsewhere = Subject { path: "team/payments".into(), ..subject };
         let text = refused(&policy("repository"), &elsewhere, &fake).await;
         assert!(text.contains("the signature is for r.example/team/app:v1"), "{text}");
-        policy("any").admit(&elsewhere, &fake).await.unwrap();
+        policy("danger-any").admit(&elsewhere, &fake).await.unwrap();
     }
 }
 
@@ -214,12 +214,12 @@ async fn what_needs_no_signature_makes_no_request() {
         let text = format!("[[image]]\nmatch = \"r.example/**\"\naccept = \"{word}\"");
         ImagePolicy::parse(text.as_bytes()).unwrap()
     };
-    accept("any").admit(&subject, &fake).await.unwrap();
+    accept("danger-any").admit(&subject, &fake).await.unwrap();
     accept("pinned").admit(&pinned, &fake).await.unwrap();
     let text = refused(&accept("pinned"), &subject, &fake).await;
     assert!(text.contains("write it as name@sha256:digest"), "{text}");
     let other = Subject { host: "other.example".into(), ..subject.clone() };
-    let text = refused(&accept("any"), &other, &fake).await;
+    let text = refused(&accept("danger-any"), &other, &fake).await;
     assert!(text.contains("refused by the policy's default: it rejects"), "{text}");
     ImagePolicy::accept_any().admit(&subject, &fake).await.unwrap();
     // Not what the reference says.
@@ -228,9 +228,9 @@ async fn what_needs_no_signature_makes_no_request() {
         digest: Some(fake.image("r/x", b"x").manifests[0]),
         ..subject
     };
-    refused(&accept("any"), &wrong, &fake).await;
+    refused(&accept("danger-any"), &wrong, &fake).await;
     let nothing = Subject { manifests: vec![], digest: None, ..wrong };
-    refused(&accept("any"), &nothing, &fake).await;
+    refused(&accept("danger-any"), &nothing, &fake).await;
     assert!(fake.requests.lock().unwrap().is_empty());
 }
 
@@ -247,7 +247,7 @@ async fn hostile_registries_cost_a_bounded_number_of_requests() {
     manifest["layers"] = vec![layer; 5000].into();
     all.manifest = manifest.to_string().into_bytes();
     fake.push(&all);
-    let text = refused(&policy("any"), &subject, &fake).await;
+    let text = refused(&policy("danger-any"), &subject, &fake).await;
     assert!(text.contains("64 signatures"), "{text}");
     assert!(fake.requests.lock().unwrap().len() < 80);
     // Referrers without end.
@@ -260,7 +260,7 @@ async fn hostile_registries_cost_a_bounded_number_of_requests() {
     fake.push(&bundle);
     let index = index.to_string().into_bytes();
     fake.referrers.get_or_insert_default().insert(subject.manifests[0], index);
-    refused(&policy("any"), &subject, &fake).await;
+    refused(&policy("danger-any"), &subject, &fake).await;
     assert!(fake.requests.lock().unwrap().len() < 160);
 }
 
@@ -295,7 +295,7 @@ async fn broken_and_hostile_attachments_are_told() {
         let mut fake = with_key(&team);
         let subject = fake.image(IMAGE, b"manifest");
         fake.manifests.insert(tag(&subject), manifest.into_bytes());
-        let text = refused(&policy("any"), &subject, &fake).await;
+        let text = refused(&policy("danger-any"), &subject, &fake).await;
         assert!(text.contains(problem), "{text}");
     }
 }

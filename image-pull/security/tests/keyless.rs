@@ -26,7 +26,7 @@ fn bundle(name: &str) -> Value {
 
 fn policy(issuer: &str, identity: &str) -> ImagePolicy {
     let text = format!(
-        "[[image]]\nmatch = \"r.example/**\"\nidentity = \"any\"\nrequire = [{{ keyless = \
+        "[[image]]\nmatch = \"r.example/**\"\nidentity = \"danger-any\"\nrequire = [{{ keyless = \
          {{ trust-root = \"{ROOT}\", issuer = \"{issuer}\", identity = \"{identity}\" }} }}]"
     );
     ImagePolicy::parse(text.as_bytes()).unwrap()

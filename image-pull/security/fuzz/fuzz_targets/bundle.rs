@@ -13,7 +13,7 @@ const ROOT: &[u8] = include_bytes!("../../tests/vectors/trusted_root.json");
 const POLICY: &str = r#"
     [[image]]
     match = "**"
-    identity = "any"
+    identity = "danger-any"
     require = [{ keyless = { trust-root = "kbs:///a/b/c", issuer = "https://issuer.example", identity = "**" } }]
 "#;
 const MANIFEST: &[u8] = br#"{"layers":[{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json",

@@ -34,11 +34,11 @@ struct Document {
 }
 
 #[derive(Clone, Copy, std::default::Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum Default {
     #[default]
     Reject,
-    Accept,
+    DangerAccept,
 }
 
 #[derive(Deserialize)]
@@ -55,18 +55,18 @@ struct ImageTable {
 }
 
 #[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum Accept {
-    Any,
+    DangerAny,
     Pinned,
 }
 
 #[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 enum IdentityWord {
     Repository,
     Exact,
-    Any,
+    DangerAny,
 }
 
 #[derive(Deserialize)]
@@ -99,7 +99,7 @@ impl Native {
         }
         let default = match document.default {
             Default::Reject => Requirement::Nothing,
-            Default::Accept => Requirement::Anything,
+            Default::DangerAccept => Requirement::Anything,
         };
         let mut images = Vec::new();
         for table in document.image {
@@ -161,7 +161,7 @@ fn image(table: ImageTable, name: &str) -> Result<(Pattern, Rule), String> {
     let one = |requirement| vec![vec![requirement]];
     let clauses = match (table.require, table.accept, table.reject) {
         (Some(demands), None, None) => clauses(demands, &identity)?,
-        (None, Some(Accept::Any), None) => one(Requirement::Anything),
+        (None, Some(Accept::DangerAny), None) => one(Requirement::Anything),
         (None, Some(Accept::Pinned), None) => one(Requirement::Pinned),
         (None, None, Some(true)) => one(Requirement::Nothing),
         _ => {
@@ -190,7 +190,7 @@ fn identity(word: Option<IdentityWord>, signed_as: Option<&str>) -> Result<Ident
         }
         (None | Some(IdentityWord::Repository), None) => Ok(Identity::Repository),
         (Some(IdentityWord::Exact), None) => Ok(Identity::RepositoryDigestOrExact),
-        (Some(IdentityWord::Any), None) => Ok(Identity::Any),
+        (Some(IdentityWord::DangerAny), None) => Ok(Identity::Any),
     }
 }
 
@@ -293,7 +293,7 @@ mod tests {
         let policy = r#"
             [[image]]
             match = "r.example:5000/a/*:v*"
-            accept = "any"
+            accept = "danger-any"
             [[image]]
             match = "r.example:5000/a/**"
             accept = "pinned"
@@ -321,7 +321,10 @@ mod tests {
             ("default = \"maybe\"", "unknown variant"),
             ("[[image]]\nmatch = \"a.example/b\"", "say one of"),
             ("[[image]]\nmatch = \"a.example/b\"\nreject = false", "say one of"),
-            ("[[image]]\nmatch = \"a.example/b\"\nreject = true\naccept = \"any\"", "say one of"),
+            (
+                "[[image]]\nmatch = \"a.example/b\"\nreject = true\naccept = \"pinned\"",
+                "say one of",
+            ),
             ("[[image]]\nmatch = \"busybox\"\nreject = true", "matches nothing"),
             ("[[image]]\nmatch = \"a.example/b@sha256:00\"\nreject = true", "digests"),
             ("[[image]]\nmatch = \"a.example/b\"\nrequire = []", "1 to"),
