@@ -111,7 +111,6 @@ impl Images {
                 .proxy
                 .clone()
                 .map(|url| Proxy { url: Zeroizing::new(url), no_proxy: settings.no_proxy.clone() }),
-            ..Registries::default()
         };
         config.limits =
             Limits { total: settings.timeout.unwrap_or(config.limits.total), ..config.limits };
