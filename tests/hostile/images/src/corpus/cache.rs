@@ -14,7 +14,7 @@ use super::transport::{BLOB, CONTENT, image, is_layer};
 use crate::case::Class::Cache;
 use crate::case::Expect::{Accept, Reject};
 use crate::case::{Case, Hosts, Seen};
-use crate::registry::{Served, Turn};
+use crate::registry::{Request, Served, Turn};
 
 /// What a cache does when it is asked for the layer.
 #[derive(Clone, Copy)]
@@ -188,7 +188,7 @@ pub(super) fn cases() -> Vec<Case> {
         case!("cache-ends-early", "Half a layer.", Pieces(half, Then::End), Offer::Refuse).audit(
             |seen| {
                 let offsets: Vec<u64> =
-                    seen.registry.iter().filter(|r| is_layer(r)).map(|r| r.offset()).collect();
+                    seen.registry.iter().filter(|r| is_layer(r)).map(Request::offset).collect();
                 ensure!(offsets.first() > Some(&0), "not taken up where it ended: {offsets:?}");
                 Ok(())
             },

@@ -357,7 +357,8 @@ fn sizes() -> Vec<Case> {
 }
 
 fn documents() -> Vec<Case> {
-    let texts: [(&'static str, &'static str, fn(String) -> String); 6] = [
+    type Edit = fn(String) -> String;
+    let texts: [(&'static str, &'static str, Edit); 6] = [
         (
             "manifest-with-two-layers-fields",
             "A field twice: the first or the last may count.",
@@ -606,11 +607,10 @@ fn types() -> Vec<Case> {
             "The registry does not have the layer, but an address where it is.",
             |hosts| {
                 let url = format!("http://{}/elsewhere", hosts.other);
-                let image = image().edit_manifest(|manifest| {
+                image().edit_manifest(|manifest| {
                     manifest["layers"][0]["digest"] = json!(digest(b"missing"));
                     manifest["layers"][0]["urls"] = json!([url]);
-                });
-                image
+                })
             },
             Reject(&["has no layer"]),
         )

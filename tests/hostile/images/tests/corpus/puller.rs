@@ -21,7 +21,7 @@ pub(crate) const COMMAND: &str = "--pull-one";
 /// First argument of a process that pulls until it is killed.
 const VICTIM: &str = "--pull-until-killed";
 /// What is freed may be freed a little later.
-const FREED_WITHIN: Duration = Duration::from_secs(3);
+const FREED_WITHIN: Duration = Duration::from_secs(15);
 
 /// What a pull came to.
 #[derive(Debug)]

@@ -168,7 +168,7 @@ fn words(numbers: &mut Numbers) -> Vec<Vec<u8>> {
 const LETTERS: &[u8; 16] = b"etaoinshrdlucm_(";
 
 /// Of 256 pieces of a file, so many do not compress: chosen so that gzip packs 342 MB into 125.
-const INCOMPRESSIBLE: u64 = 30;
+const INCOMPRESSIBLE: u64 = 20;
 
 fn fill(content: &mut Vec<u8>, len: usize, words: &[Vec<u8>], numbers: &mut Numbers) {
     content.clear();
@@ -180,7 +180,7 @@ fn fill(content: &mut Vec<u8>, len: usize, words: &[Vec<u8>], numbers: &mut Numb
                 content.extend_from_slice(&numbers.next().to_le_bytes());
             } else {
                 // Few words make most of a text.
-                let rank = numbers.below(2048) * numbers.below(2048) / 2048;
+                let rank = (0..4).fold(2048, |rank, _| rank * numbers.below(2048) / 2048);
                 content.extend_from_slice(&words[usize::try_from(rank).unwrap_or_default()]);
             }
         }
