@@ -197,15 +197,18 @@ impl<'a> Blob<'a> {
         };
         match self.ask(&endpoint).await {
             Ok(()) => Ok(()),
-            Err(error) if endpoint.is_mirror => {
-                self.turn_back(Some(error.to_string()));
+            Err(error) => {
+                self.registry.pass_over(&endpoint, error)?;
+                self.turn_back(None);
                 Ok(())
             }
-            Err(error) => Err(error),
         }
     }
 
     async fn ask(&mut self, endpoint: &Endpoint) -> Result<(), PullError> {
+        if endpoint.is_mirror {
+            self.patience = Patience::with(endpoint);
+        }
         let resource = format!("blobs/{}", self.digest);
         let request = Request {
             endpoint,
@@ -319,11 +322,15 @@ impl<'a> Blob<'a> {
     /// A mirror is left; the registry is tried again, as often as makes sense.
     async fn troubled(&mut self, failure: Failure) -> Result<Fetched, PullError> {
         self.current = Current::Nothing;
-        if self.is_at_mirror() {
-            self.turn_back(Some(failure.error.to_string()));
-        } else {
-            self.since_trouble = 0;
-            self.patience.wait(failure).await?;
+        match self.ways.front() {
+            Some(Way::Endpoint(endpoint)) if endpoint.is_mirror => {
+                self.registry.pass_over(endpoint, failure.error)?;
+                self.turn_back(None);
+            }
+            _ => {
+                self.since_trouble = 0;
+                self.patience.wait(failure).await?;
+            }
         }
         Ok(Fetched::Nothing)
     }

@@ -7,9 +7,9 @@ use crate::{Limits, PullError};
 
 /// Bytes of directories' names that are kept in memory for all layers together, while they are unpacked
 /// and for as long as the image is there.
-const NAMES: u64 = 32 << 20;
+const NAMES: usize = 8 << 20;
 /// Bytes of extended attributes of all layers together. On tmpfs they are memory that no quota counts.
-const ATTRIBUTES: u64 = 32 << 20;
+const ATTRIBUTES: usize = 32 << 20;
 
 /// Counts down over all layers.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(crate) struct Share {
 
 impl Budget {
     pub(crate) fn new(limits: &Limits) -> Arc<Self> {
-        let limits = [limits.unpacked_bytes, limits.entries, NAMES, ATTRIBUTES];
+        let limits = [limits.unpacked_bytes, limits.entries, NAMES as u64, ATTRIBUTES as u64];
         Arc::new(Self { left: limits.map(AtomicU64::new), limits })
     }
 
@@ -115,11 +115,11 @@ mod tests {
         other.take_bytes(6).unwrap();
         other.take_entry().unwrap();
         assert!(other.take_bytes(1).is_err());
-        one.take_attribute(ATTRIBUTES as usize).unwrap();
+        one.take_attribute(ATTRIBUTES).unwrap();
         assert!(other.take_attribute(1).is_err());
-        one.take_name(NAMES as usize).unwrap();
+        one.take_name(NAMES).unwrap();
         assert!(other.take_name(1).is_err());
-        one.forget_names(NAMES);
+        one.forget_names(NAMES as u64);
         other.take_name(1).unwrap();
     }
 }

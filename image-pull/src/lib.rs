@@ -1,12 +1,18 @@
 //! Pulls a container image inside the guest: from a reference to a verified, unpacked, mounted root
 //! file system, and to the process that its configuration describes.
 //!
-//! Distrusted: the registry and everybody on the way to it, the image's author as far as the guest's
-//! own files go, and the host, which only sees encrypted traffic pass. What is trusted about an image
-//! is its digest; what a tag means is the registry's word.
+//! Distrusted: the registry, its mirrors and everybody on the way to them, the image's author as far as
+//! the guest's own files go, and the host with its cache of blobs, which may help and can do nothing else.
+//! What is trusted about an image is its digest, and what the owner's image policy says of it; what a tag
+//! means is the registry's word.
+//!
+//! Order of a pull: the tag is resolved once; the policy is asked by the reference that was asked for and
+//! gives the proof that fetching layers demands; keys of encrypted layers come from the key broker; then
+//! each layer in one pass, from the node's cache or a registry, verified before it counts.
 //!
 //! Never: content is used before its digest matched, a layer writes outside its own directory, a size
-//! from outside decides how much memory is taken, or a failed pull leaves anything behind.
+//! from outside decides how much memory is taken, credentials go to another host than theirs or over an
+//! unencrypted connection, or a failed pull leaves anything behind.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), nacre_image_pull::PullError> {

@@ -11,7 +11,8 @@ mod client;
 pub(crate) mod endpoint;
 pub(crate) mod retry;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -33,6 +34,8 @@ pub(crate) const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.docker.distribution.manifest.list.v2+json";
 const MAX_REDIRECTS: usize = 5;
+/// How long a mirror is left alone that did not answer.
+const AVOID: Duration = Duration::from_secs(60);
 /// Longest error page that is read, in bytes.
 const MAX_ERROR_PAGE: usize = 16 << 10;
 
@@ -50,6 +53,8 @@ pub(crate) struct Registry {
     registries: Registries,
     clients: Clients,
     keychain: Keychain,
+    /// Mirrors that cost time, and since when.
+    avoided: Mutex<HashMap<String, Instant>>,
 }
 
 /// An answer, and how it came.
@@ -72,6 +77,7 @@ impl Registry {
         Self {
             clients: Clients::new(&limits, &registries),
             keychain: Keychain::new(credentials, uris, resources),
+            avoided: Mutex::default(),
             limits,
             registries,
         }
@@ -83,7 +89,30 @@ impl Registry {
 
     /// Who may be asked, in order. The registry itself is the last.
     pub(crate) fn endpoints(&self, reference: &Reference) -> Vec<Endpoint> {
-        Endpoint::all(&self.registries, reference)
+        let mut endpoints = Endpoint::all(&self.registries, reference);
+        let avoided = self.avoided.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_good = |host: &String| avoided.get(host).is_none_or(|since| since.elapsed() > AVOID);
+        endpoints.retain(|endpoint| !endpoint.is_mirror || is_good(&endpoint.host));
+        endpoints
+    }
+
+    /// Why a mirror has no answer is logged, and the next is asked; the registry's own reason counts. A
+    /// mirror that cost time is left alone for a while.
+    pub(crate) fn pass_over(&self, endpoint: &Endpoint, error: PullError) -> Result<(), PullError> {
+        if !endpoint.is_mirror {
+            return Err(error);
+        }
+        tracing::warn!(mirror = endpoint.host, %error, "a mirror is passed over");
+        if matches!(
+            error,
+            PullError::Stalled { .. }
+                | PullError::Unreachable { .. }
+                | PullError::NameNotResolved { .. }
+        ) {
+            let mut avoided = self.avoided.lock().unwrap_or_else(PoisonError::into_inner);
+            avoided.insert(endpoint.host.clone(), Instant::now());
+        }
+        Ok(())
     }
 
     /// The registry itself.
@@ -101,7 +130,7 @@ impl Registry {
     ) -> Result<Fetched, PullError> {
         for endpoint in self.endpoints(reference) {
             match self.manifest_of(&endpoint, target, what).await {
-                Err(error) => endpoint.pass_over(error)?,
+                Err(error) => self.pass_over(&endpoint, error)?,
                 fetched => return fetched,
             }
         }
@@ -137,7 +166,7 @@ impl Registry {
         limit: u64,
     ) -> Result<(Vec<u8>, HeaderMap), PullError> {
         let request = Request { endpoint, resource, what, accept: Some(accept), offset: 0 };
-        let mut patience = Patience::new();
+        let mut patience = Patience::with(endpoint);
         loop {
             let response = self.get(&request, &mut patience).await?.response;
             let headers = response.headers().clone();
@@ -292,7 +321,11 @@ impl Registry {
             }
             _ => {
                 let retry = is_temporary(status).then(|| retry_after(answer.response.headers()));
-                let said = error_page(answer.response).await;
+                // An error page that repeats a password would carry it into events that the host reads.
+                let said = match self.keychain.has_told(request.endpoint) {
+                    true => String::new(),
+                    false => error_page(answer.response).await,
+                };
                 Err(Failure { error: request.problem(format!("status {status}{said}")), retry })
             }
         }

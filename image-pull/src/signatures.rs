@@ -43,7 +43,7 @@ impl Sources for Repository<'_> {
         let limit = self.registry.limits().manifest_bytes;
         for endpoint in self.registry.endpoints(self.reference) {
             let listed = self.registry.document(&endpoint, &resource, what, INDEX, limit).await;
-            match listed.map_err(|error| endpoint.pass_over(error)) {
+            match listed.map_err(|error| self.registry.pass_over(&endpoint, error)) {
                 Ok((body, _)) => return Ok(Some(body)),
                 Err(Ok(())) => {}
                 Err(Err(error)) => return present(Err(error)),
@@ -59,7 +59,9 @@ impl Sources for Repository<'_> {
         for endpoint in self.registry.endpoints(self.reference) {
             match self.blob_of(&endpoint, digest, size).await {
                 Ok(blob) => return Ok(blob),
-                Err(error) => endpoint.pass_over(error).map_err(|error| error.to_string())?,
+                Err(error) => {
+                    self.registry.pass_over(&endpoint, error).map_err(|error| error.to_string())?;
+                }
             }
         }
         Err("nobody has it".into())

@@ -126,6 +126,19 @@ async fn credentials_come_from_the_broker_when_they_are_needed() {
     assert!(error.contains("credentials of registries: kbs:///default/image/none"), "{error}");
 }
 
+#[tokio::test]
+async fn an_error_page_cannot_repeat_them() {
+    let identity = Identity::new();
+    let server =
+        Server::start_tls(&identity, |request, _, stream| match request.header("authorization") {
+            Some(sent) => reply(stream, "400 Bad Request", &[], format!("sent {sent}").as_bytes()),
+            None => challenge(stream, "Basic realm=\"r\"").ok_or(std::io::ErrorKind::Other.into()),
+        });
+    let config = docker_config(&server.host);
+    let error = world(registries(&identity, &config)).refuse(&format!("{}/app", server.host)).await;
+    assert!(error.contains("status 400") && !error.contains("YWxp"), "{error}");
+}
+
 /// A registry whose images need a token, which `token` gives out.
 fn with_tokens(
     identity: &Identity,

@@ -80,6 +80,12 @@ impl Keychain {
         self.authorizations.lock().expect("no panic under lock").get(key).cloned()
     }
 
+    /// This endpoint has seen credentials, and may show them to whoever reads its words.
+    pub(super) fn has_told(&self, endpoint: &Endpoint) -> bool {
+        let known = self.known(&(endpoint.host.clone(), endpoint.path.clone()));
+        known.is_some_and(|authorization| authorization.private)
+    }
+
     fn keep(&self, key: (String, String), authorization: Authorization) {
         self.authorizations.lock().expect("no panic under lock").insert(key, authorization);
     }

@@ -1,7 +1,7 @@
 //! Who is asked for the content of a repository: its mirrors in the owner's order, then the registry.
 
+use crate::Registries;
 use crate::reference::Reference;
-use crate::{PullError, Registries};
 
 /// One host that may have the content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,15 +46,6 @@ impl Endpoint {
             plain: registries.danger_plain_http.iter().any(|plain| plain == host),
             is_mirror: false,
         }
-    }
-
-    /// Why a mirror has no answer is logged, and the next is asked; the registry's own reason counts.
-    pub(crate) fn pass_over(&self, error: PullError) -> Result<(), PullError> {
-        if !self.is_mirror {
-            return Err(error);
-        }
-        tracing::warn!(mirror = self.host, %error, "a mirror is passed over");
-        Ok(())
     }
 
     pub(crate) fn scheme(&self) -> &'static str {

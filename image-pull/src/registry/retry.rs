@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::endpoint::Endpoint;
 use crate::PullError;
 
 /// Attempts in a row that bring nothing.
@@ -34,6 +35,11 @@ pub(crate) struct Patience {
 impl Patience {
     pub(crate) fn new() -> Self {
         Self { attempt: 1 }
+    }
+
+    /// With a mirror there is none: somebody else has the same.
+    pub(crate) fn with(endpoint: &Endpoint) -> Self {
+        Self { attempt: if endpoint.is_mirror { ATTEMPTS } else { 1 } }
     }
 
     /// Something came.
