@@ -176,10 +176,10 @@ fn entries(images: &[Made], name: &str) -> f64 {
     image.map_or(f64::NAN, |image| f64::from(image.entries))
 }
 
-fn mebibytes(bytes: u64) -> f64 {
+fn megabytes(bytes: u64) -> f64 {
     #[allow(clippy::cast_precision_loss, reason = "image sizes are far below 2^52")]
     let bytes = bytes as f64;
-    bytes / f64::from(1 << 20)
+    bytes / 1e6
 }
 
 fn table(samples: &[Samples], images: &[Made], runs: u32) -> String {
@@ -187,10 +187,10 @@ fn table(samples: &[Samples], images: &[Made], runs: u32) -> String {
     for image in images {
         let _ = writeln!(
             table,
-            "{}: {:.0} MiB packed, {:.0} MiB unpacked, {} layers, {} entries; medians of {runs}\n",
+            "{}: {:.0} MB packed, {:.0} MB unpacked, {} layers, {} entries; medians of {runs}\n",
             image.name,
-            mebibytes(image.packed()),
-            mebibytes(image.unpacked),
+            megabytes(image.packed()),
+            megabytes(image.unpacked),
             image.layers.len(),
             image.entries
         );

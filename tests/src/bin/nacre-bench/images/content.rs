@@ -33,7 +33,7 @@ impl Made {
 
 /// Entries and bytes of the layers of the larger image.
 const LAYERS: [(u32, u64); 4] =
-    [(6000, 200 << 20), (2500, 80 << 20), (1500, 42 << 20), (500, 20 << 20)];
+    [(6000, 200_000_000), (2500, 80_000_000), (1500, 42_000_000), (500, 20_000_000)];
 
 /// The larger image in gzip and zstd, and one of a single small layer.
 pub(super) fn make() -> anyhow::Result<Vec<Made>> {
