@@ -166,7 +166,8 @@ fn image(table: ImageTable, name: &str) -> Result<(Pattern, Rule), String> {
         (None, None, Some(true)) => one(Requirement::Nothing),
         _ => {
             return Err(
-                "say one of require = [..], accept = \"danger-any\" or \"pinned\", reject = true".into()
+                "say one of require = [..], accept = \"danger-any\" or \"pinned\", reject = true"
+                    .into(),
             );
         }
     };
