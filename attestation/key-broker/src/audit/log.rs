@@ -23,7 +23,8 @@ const BATCH: usize = 256;
 const TORN_SHOWN: usize = 4096;
 
 struct Order {
-    event: Event,
+    /// Without one, only the place in the queue counts.
+    event: Option<Event>,
     done: oneshot::Sender<Result<u64, AuditError>>,
 }
 
@@ -75,19 +76,27 @@ impl AuditLog {
 
     /// Writes an entry; on return it is on disk. Its number.
     pub(crate) async fn append(&self, event: Event) -> Result<u64, AuditError> {
-        let sender = self.orders.lock().map_err(|_| AuditError::Closed)?.clone();
-        let (done, written) = oneshot::channel();
-        let sent = sender.ok_or(AuditError::Closed)?.send(Order { event, done }).await;
-        sent.map_err(|_| AuditError::Closed)?;
-        written.await.map_err(|_| AuditError::Closed)?
+        self.order(Some(event)).await?.await.map_err(|_| AuditError::Closed)?
     }
 
     /// Writes an entry soon. It is on disk before any entry that is asked for later.
     pub(crate) async fn note(&self, event: Event) -> Result<(), AuditError> {
+        self.order(Some(event)).await.map(drop)
+    }
+
+    /// Waits until all is on disk that was to be written before. Whoever reads the log wants that.
+    pub(crate) async fn settle(&self) -> Result<(), AuditError> {
+        self.order(None).await?.await.map_err(|_| AuditError::Closed)?.map(drop)
+    }
+
+    async fn order(
+        &self,
+        event: Option<Event>,
+    ) -> Result<oneshot::Receiver<Result<u64, AuditError>>, AuditError> {
         let sender = self.orders.lock().map_err(|_| AuditError::Closed)?.clone();
-        let (done, _) = oneshot::channel();
+        let (done, written) = oneshot::channel();
         let sent = sender.ok_or(AuditError::Closed)?.send(Order { event, done }).await;
-        sent.map_err(|_| AuditError::Closed)
+        sent.map(|()| written).map_err(|_| AuditError::Closed)
     }
 
     /// Writes what waits and closes the log.
@@ -190,17 +199,23 @@ impl Writer {
             if queue.blocking_recv_many(&mut orders, BATCH) == 0 {
                 return;
             }
+            let asked: Vec<bool> = orders.iter().map(|order| order.event.is_some()).collect();
             let (events, waiting): (Vec<_>, Vec<_>) =
                 orders.drain(..).map(|order| (order.event, order.done)).unzip();
-            for (done, result) in waiting.into_iter().zip(self.write(events)) {
+            let mut written = self.write(events.into_iter().flatten().collect()).into_iter();
+            for (done, asked) in waiting.into_iter().zip(asked) {
+                let result = if asked { written.next() } else { Some(Ok(self.head.seq)) };
                 // Who asked may have gone away; the entry stays.
-                let _ = done.send(result);
+                let _ = done.send(result.unwrap_or(Err(AuditError::Closed)));
             }
         }
     }
 
     /// Writes entries and waits for the disk. One result for each.
     fn write(&mut self, events: Vec<Event>) -> Vec<Result<u64, AuditError>> {
+        if events.is_empty() {
+            return Vec::new();
+        }
         let mut text = String::new();
         let mut head = self.head.clone();
         let mut results = Vec::with_capacity(events.len());
@@ -317,6 +332,19 @@ mod tests {
         }
         log.close();
         assert!(matches!(log.append(event("late")).await, Err(AuditError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn who_reads_after_settling_reads_what_was_noted_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = AuditLog::open(directory.path(), 1 << 20, None).unwrap();
+        for number in 0..200 {
+            log.note(event(&number.to_string())).await.unwrap();
+            log.settle().await.unwrap();
+            assert_eq!(find(directory.path(), &format!("id-{number}"), 1).unwrap().len(), 1);
+        }
+        log.close();
+        assert!(matches!(log.settle().await, Err(AuditError::Closed)));
     }
 
     #[tokio::test]

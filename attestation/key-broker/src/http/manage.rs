@@ -53,6 +53,14 @@ pub(super) async fn record(broker: &Broker, caller: &Caller, event: Event) -> Re
     })
 }
 
+/// Waits for refusals that are still to be written down: nobody is kept waiting for those but who reads them.
+async fn settled(broker: &Broker, caller: &Caller) -> Result<(), Refusal> {
+    broker.audit.settle().await.map_err(|error| {
+        tracing::error!("{error}");
+        caller.refuse(ErrorKind::Internal, "the audit log cannot be written")
+    })
+}
+
 /// `POST /kbs/v0/resource/{repository}/{kind}/{tag}`.
 pub(super) async fn set(
     State(broker): State<Arc<Broker>>,
@@ -157,6 +165,7 @@ pub(super) async fn audit(
     Query(range): Query<Range>,
 ) -> Result<Response, Refusal> {
     let limit = range.limit.unwrap_or(PAGE).min(PAGE);
+    settled(&broker, &caller).await?;
     let entries = on_disk(&broker, &caller, move |broker| {
         audit::list(broker.audit.directory(), range.after, limit).map_err(|error| error.to_string())
     })
@@ -177,6 +186,7 @@ pub(super) async fn explain(
     {
         return Err(caller.refuse(ErrorKind::InvalidRequest, "that is no identifier of a request"));
     }
+    settled(&broker, &caller).await?;
     let wanted = request.clone();
     let entries = on_disk(&broker, &caller, move |broker| {
         audit::find(broker.audit.directory(), &wanted, FILES).map_err(|error| error.to_string())
