@@ -1,5 +1,8 @@
 //! Documents and digests that lie.
 
+mod documents;
+mod kinds;
+
 use nacre_trust::{Algorithm, Digest};
 use serde_json::{Value, json};
 
@@ -7,7 +10,7 @@ use crate::case::Class::Identity;
 use crate::case::Expect::{Accept, Contain, Reject};
 use crate::case::{Case, Check, Expect, Hosts, Seen};
 use crate::compression::{gzip, zstd};
-use crate::image::{CONFIG, INDEX, Image, LAYER, Layer, MANIFEST, descriptor, digest, index};
+use crate::image::{Image, LAYER, Layer, MANIFEST, digest, index};
 use crate::registry::Served;
 use crate::tar::Tar;
 
@@ -33,10 +36,18 @@ const CONTENT: Check = |tree| tree.holds("f", "content");
 const CHANGED: Expect = Reject(&["content was changed"]);
 
 pub(super) fn cases() -> Vec<Case> {
-    [digests(), diff_ids(), sizes(), documents(), types(), platforms(), layers()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        digests(),
+        diff_ids(),
+        sizes(),
+        documents::documents(),
+        kinds::types(),
+        kinds::platforms(),
+        layers(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn digests() -> Vec<Case> {
@@ -352,372 +363,6 @@ fn sizes() -> Vec<Case> {
                 Served::default().index(&index([entry]), &[image])
             },
             Reject(&["descriptor says"]),
-        ),
-    ]
-}
-
-fn documents() -> Vec<Case> {
-    type Edit = fn(String) -> String;
-    let texts: [(&'static str, &'static str, Edit); 6] = [
-        (
-            "manifest-with-two-layers-fields",
-            "A field twice: the first or the last may count.",
-            |text| text.replacen('{', "{\"layers\":[],", 1),
-        ),
-        ("manifest-with-two-config-fields", "The same with the configuration.", |text| {
-            let config = descriptor(CONFIG, b"{}");
-            text.replacen('{', &format!("{{\"config\":{config},"), 1)
-        }),
-        ("manifest-with-a-second-document", "A second document behind the first.", |text| {
-            text + "{\"schemaVersion\":2}"
-        }),
-        ("manifest-with-a-byte-order-mark", "A mark that some readers skip.", |text| {
-            format!("\u{feff}{text}")
-        }),
-        ("manifest-cut", "Half a manifest.", |text| text[..text.len() / 2].to_owned()),
-        ("manifest-of-a-web-page", "What a captive portal sends.", |_| {
-            "<!doctype html><title>Log in</title>".to_owned()
-        }),
-    ];
-    let mut cases: Vec<Case> = texts
-        .into_iter()
-        .map(|(name, attack, edit)| {
-            let make = move |_: &Hosts| image().manifest_text(edit);
-            case(name, attack, make, Reject(&["manifest", "JSON"])).audit(nothing_fetched)
-        })
-        .collect();
-    cases.extend([
-        case(
-            "manifest-and-index-in-one",
-            "A document with layers and manifests: an image for one reader, an index for the other \
-             (CVE-2021-41190).",
-            |_| image().edit_manifest(|manifest| manifest["manifests"] = json!([])),
-            Reject(&["contradicts"]),
-        ),
-        case(
-            "index-and-manifest-in-one",
-            "The same, called an index.",
-            |_| {
-                let other = image().descriptor("linux", "amd64");
-                let index = image().edit_manifest(|manifest| {
-                    manifest["manifests"] = json!([other]);
-                    manifest["mediaType"] = json!(INDEX);
-                });
-                index.content_type(Some(INDEX))
-            },
-            Reject(&["contradicts"]),
-        ),
-        case(
-            "type-against-content-type",
-            "The document says manifest, the registry says index (CVE-2021-41190).",
-            |_| image().content_type(Some(INDEX)),
-            Reject(&["ambiguous"]),
-        ),
-        case(
-            "type-against-index",
-            "The index says that its child is an index, the child says manifest.",
-            |_| {
-                let image = image();
-                let mut entry = image.descriptor("linux", "amd64");
-                entry["mediaType"] = json!("application/vnd.docker.distribution.manifest.v2+json");
-                Served::default().index(&index([entry]), &[image])
-            },
-            Reject(&["ambiguous"]),
-        ),
-        case(
-            "no-type-at-all",
-            "Neither the document nor the registry says what it is.",
-            |_| {
-                image()
-                    .edit_manifest(|manifest| manifest["mediaType"] = Value::Null)
-                    .content_type(None)
-            },
-            Reject(&["mediaType"]),
-        ),
-        case(
-            "type-from-the-registry-only",
-            "The document does not say what it is; OCI lets it.",
-            |_| image().edit_manifest(|manifest| manifest["mediaType"] = Value::Null),
-            Accept(CONTENT),
-        ),
-        case(
-            "type-with-parameters",
-            "A Content-Type with capitals and a character set.",
-            |_| {
-                let kind = MANIFEST.replace("application", "Application") + " ; charset=utf-8";
-                image().content_type(Some(&kind))
-            },
-            Accept(CONTENT),
-        ),
-        case(
-            "schema-1",
-            "A manifest of 2014, whose digest does not cover what is run.",
-            |_| {
-                image().edit_manifest(|manifest| {
-                    *manifest = json!({
-                        "schemaVersion": 1,
-                        "name": "app",
-                        "tag": "latest",
-                        "fsLayers": [{ "blobSum": digest(b"x") }],
-                        "history": [],
-                    });
-                })
-            },
-            Reject(&["schemaVersion"]),
-        ),
-        case(
-            "index-in-an-index",
-            "An index whose entry is an index: a chain without end.",
-            |_| {
-                let image = image();
-                let inner = index([image.descriptor("linux", "amd64")]);
-                let body = inner.to_string().into_bytes();
-                let mut entry = descriptor(INDEX, &body);
-                entry["platform"] = json!({ "os": "linux", "architecture": "amd64" });
-                Served::default().index(&index([entry]), &[image]).document(
-                    digest(&body),
-                    &*body,
-                    &[("Content-Type", INDEX)],
-                )
-            },
-            Reject(&["index"]),
-        ),
-        case(
-            "inline-data",
-            "A descriptor that brings its own content, another than its digest names.",
-            |_| {
-                image().edit_manifest(|manifest| {
-                    manifest["config"]["data"] = json!("e30=");
-                    manifest["layers"][0]["data"] = json!("e30=");
-                })
-            },
-            Contain(CONTENT),
-        ),
-        case(
-            "config-cut",
-            "A configuration that is no document.",
-            |_| image().raw_config("{\"os\":\"linux\""),
-            Reject(&["image configuration"]),
-        ),
-    ]);
-    cases
-}
-
-fn types() -> Vec<Case> {
-    let kinds: [(&'static str, &'static str, &'static str, Expect); 6] = [
-        (
-            "layer-of-wasm",
-            "A layer that is a program for another machine.",
-            "application/vnd.wasm.content.layer.v1+wasm",
-            Reject(&["not a layer type"]),
-        ),
-        (
-            "layer-of-unknown-compression",
-            "A compression that nobody here has.",
-            "application/vnd.oci.image.layer.v1.tar+xz",
-            Reject(&["not a layer type"]),
-        ),
-        (
-            "layer-compressed-twice",
-            "A type that says gzip twice.",
-            "application/vnd.oci.image.layer.v1.tar+gzip+gzip",
-            Reject(&["not a layer type"]),
-        ),
-        ("layer-without-a-type", "An empty type.", "", Reject(&["not a layer type"])),
-        (
-            "layer-encrypted-without-keys",
-            "A layer that says it is encrypted, and not how.",
-            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
-            Reject(&["encrypt"]),
-        ),
-        (
-            "layer-of-docker",
-            "The name that Docker gives to the same.",
-            "application/vnd.docker.image.rootfs.diff.tar.gzip",
-            Accept(CONTENT),
-        ),
-    ];
-    let mut cases: Vec<Case> = kinds
-        .into_iter()
-        .map(|(name, attack, kind, expect)| {
-            let make = move |_: &Hosts| {
-                image().edit_manifest(|manifest| manifest["layers"][0]["mediaType"] = json!(kind))
-            };
-            case(name, attack, make, expect)
-        })
-        .collect();
-    cases.extend([
-        case(
-            "artifact",
-            "A chart, which is stored like an image.",
-            |_| {
-                image().edit_manifest(|manifest| {
-                    manifest["config"]["mediaType"] =
-                        json!("application/vnd.cncf.helm.config.v1+json");
-                })
-            },
-            Reject(&["artifact"]),
-        ),
-        case(
-            "foreign-layer",
-            "A layer that is kept elsewhere: its address must never be asked.",
-            |hosts| {
-                let url = format!("http://{}/layer", hosts.other);
-                image().edit_manifest(|manifest| {
-                    manifest["layers"][0]["mediaType"] =
-                        json!("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip");
-                    manifest["layers"][0]["urls"] = json!([url]);
-                })
-            },
-            Reject(&["outside the registry"]),
-        )
-        .audit(nobody_else),
-        case(
-            "nondistributable-layer",
-            "The same in OCI's words.",
-            |hosts| {
-                let url = format!("http://{}/layer", hosts.other);
-                image().edit_manifest(|manifest| {
-                    manifest["layers"][0]["mediaType"] =
-                        json!("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip");
-                    manifest["layers"][0]["urls"] = json!([url]);
-                })
-            },
-            Reject(&["outside the registry"]),
-        )
-        .audit(nobody_else),
-        case(
-            "urls-of-an-ordinary-layer",
-            "An ordinary layer, config and manifest with addresses elsewhere: nobody asks there.",
-            |hosts| {
-                let url = format!("http://{}/elsewhere", hosts.other);
-                let image = image().edit_manifest(|manifest| {
-                    manifest["layers"][0]["urls"] = json!([url]);
-                    manifest["config"]["urls"] = json!([url]);
-                });
-                let mut entry = image.descriptor("linux", "amd64");
-                entry["urls"] = json!([url]);
-                Served::default().index(&index([entry]), &[image])
-            },
-            Contain(CONTENT),
-        )
-        .audit(nobody_else),
-        case(
-            "urls-of-a-missing-layer",
-            "The registry does not have the layer, but an address where it is.",
-            |hosts| {
-                let url = format!("http://{}/elsewhere", hosts.other);
-                image().edit_manifest(|manifest| {
-                    manifest["layers"][0]["digest"] = json!(digest(b"missing"));
-                    manifest["layers"][0]["urls"] = json!([url]);
-                })
-            },
-            Reject(&["has no layer"]),
-        )
-        .audit(nobody_else),
-    ]);
-    cases
-}
-
-fn nobody_else(seen: &Seen) -> anyhow::Result<()> {
-    anyhow::ensure!(seen.other.is_empty(), "another server was asked: {:?}", seen.other);
-    Ok(())
-}
-
-fn platforms() -> Vec<Case> {
-    fn of(os: &str, architecture: &str) -> Image {
-        let image: Image = Tar::new().file("f", format!("{os}/{architecture}")).into();
-        image.edit_config(|config| {
-            config["os"] = json!(os);
-            config["architecture"] = json!(architecture);
-        })
-    }
-    vec![
-        case(
-            "image-of-another-machine",
-            "An image for another processor.",
-            |_| of("linux", "arm64"),
-            Reject(&["linux/arm64"]),
-        ),
-        case(
-            "image-of-another-system",
-            "An image for another system.",
-            |_| of("windows", "amd64"),
-            Reject(&["windows/amd64"]),
-        ),
-        case(
-            "index-without-our-platform",
-            "An index of others; the error names them.",
-            |_| {
-                let others = [of("linux", "arm64"), of("windows", "amd64")];
-                let entries = [
-                    others[0].descriptor("linux", "arm64"),
-                    others[1].descriptor("windows", "amd64"),
-                ];
-                Served::default().index(&index(entries), &others)
-            },
-            Reject(&["linux/amd64", "linux/arm64"]),
-        ),
-        case(
-            "index-lies-about-the-platform",
-            "The index says amd64, the configuration arm64.",
-            |_| {
-                let image = of("linux", "arm64");
-                let entry = image.descriptor("linux", "amd64");
-                Served::default().index(&index([entry]), &[image])
-            },
-            Reject(&["linux/arm64"]),
-        ),
-        case(
-            "index-empty",
-            "An index of nothing.",
-            |_| Served::default().index(&index([]), &[]),
-            Reject(&["index"]),
-        ),
-        case(
-            "index-of-two-without-platforms",
-            "Two images and no word on which is whose: none is guessed.",
-            |_| {
-                let images = [image(), other()];
-                let entries = images.each_ref().map(|image| descriptor(MANIFEST, &image.manifest));
-                Served::default().index(&index(entries), &images)
-            },
-            Reject(&["index"]),
-        ),
-        case(
-            "index-with-attestations",
-            "BuildKit's index: what comes with unknown/unknown is no image.",
-            |_| {
-                let (image, attestation) = (image(), other());
-                let entries = [
-                    attestation.descriptor("unknown", "unknown"),
-                    image.descriptor("linux", "amd64"),
-                ];
-                Served::default().index(&index(entries), &[image, attestation])
-            },
-            Accept(CONTENT),
-        ),
-        case(
-            "index-with-a-better-variant",
-            "Two images for amd64, one of them for newer processors than there may be.",
-            |_| {
-                let (image, newer) = (image(), other());
-                let mut entry = newer.descriptor("linux", "amd64");
-                entry["platform"]["variant"] = json!("v4");
-                let entries = [entry, image.descriptor("linux", "amd64")];
-                Served::default().index(&index(entries), &[image, newer])
-            },
-            Accept(CONTENT),
-        ),
-        case(
-            "index-names-our-platform-twice",
-            "Two images for the same platform: the first counts, as everywhere.",
-            |_| {
-                let images = [image(), other()];
-                let entries = images.each_ref().map(|image| image.descriptor("linux", "amd64"));
-                Served::default().index(&index(entries), &images)
-            },
-            Accept(CONTENT),
         ),
     ]
 }
