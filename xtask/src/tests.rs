@@ -59,25 +59,44 @@ impl TestProgram {
         Some(Self { package, target, path, is_story })
     }
 
-    /// As `cargo test` announces and starts it.
-    fn run(&self, command: &mut Command, filter: Option<&str>) -> Result<()> {
+    /// Its name for people.
+    fn name(&self) -> String {
         let package = self.package.file_name().unwrap_or_default().to_string_lossy();
-        println!("     Running {} of {package}", self.target);
+        format!("{} of {package}", self.target)
+    }
+
+    /// As `cargo test` announces and starts it. Whether all its tests passed.
+    fn run(&self, command: &mut Command, filter: Option<&str>) -> Result<bool> {
+        println!("     Running {}", self.name());
         let status = command.args(filter).current_dir(&self.package).status();
         let status = status.with_context(|| format!("failed to start {}", self.path.display()))?;
-        if !status.success() {
-            bail!("tests of {package} failed ({status}): {}; see above", self.target);
-        }
-        Ok(())
+        Ok(status.success())
     }
+}
+
+/// Runs all of them, so that one run shows all that fails.
+fn run_all<'a>(
+    programs: impl Iterator<Item = &'a TestProgram>,
+    filter: Option<&str>,
+    command: impl Fn(&TestProgram) -> Result<Command>,
+) -> Result<()> {
+    let mut failed = Vec::new();
+    for program in programs {
+        if !program.run(&mut command(program)?, filter)? {
+            failed.push(program.name());
+        }
+    }
+    if !failed.is_empty() {
+        bail!("tests failed: {}; see above", failed.join(", "));
+    }
+    Ok(())
 }
 
 /// Unit and integration tests of the crates, and the examples in their documentation.
 pub(crate) fn crates(tree: &Tree, compiled: &Compiled, filter: Option<&str>) -> Result<()> {
     let step = Step::new("tests of the crates");
-    for program in compiled.0.iter().filter(|program| !program.is_story) {
-        program.run(&mut tree.command(&program.path), filter)?;
-    }
+    let programs = compiled.0.iter().filter(|program| !program.is_story);
+    run_all(programs, filter, |program| Ok(tree.command(&program.path)))?;
     let mut cargo = tree.cargo("test");
     run(cargo.args(SELECTION).arg("--doc").args(filter))?;
     step.done();
@@ -100,12 +119,13 @@ pub(crate) fn with_vms(
     for name in &left_out {
         step.say(format!("SKIPPED: tests named {name}..."));
     }
-    for program in compiled.0.iter().filter(|program| program.is_story) {
+    let programs = compiled.0.iter().filter(|program| program.is_story);
+    run_all(programs, filter, |program| {
         let mut command = tree.root_command(&program.path)?;
         command.arg("--test-threads=1");
         command.args(left_out.iter().flat_map(|name| ["--skip", name]));
-        program.run(&mut command, filter)?;
-    }
+        Ok(command)
+    })?;
     step.done();
     Ok(())
 }

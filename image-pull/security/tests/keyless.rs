@@ -340,7 +340,7 @@ async fn malformed_bundles_are_refused() {
     let root = vector("trusted_root.json");
     let policy = policy(ISSUER, IDENTITY);
     let text = bundle("dsse.json").to_string();
-    let twice = text.replacen("{\"dsseEnvelope\":", "{\"dsseEnvelope\":{},\"dsseEnvelope\":", 1);
+    let twice = text.replacen("\"dsseEnvelope\":", "\"dsseEnvelope\":{},\"dsseEnvelope\":", 1);
     assert_ne!(twice, text);
     let oversize = format!("{text}{}", " ".repeat(1024 * 1024));
     let (fake, subject) = repository(&bundle("dsse.json"), &root);
