@@ -31,6 +31,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use nacre_protocol::initdata::{FileError, read_file};
 use nacre_protocol::kbs::ResourceUri;
 use nacre_protocol::sealed;
 use serde::Deserialize;
@@ -55,26 +56,9 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// Why the files cannot be used. Never with their contents.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
-    /// It breaks TOML's rules, has an unknown key, or a value has another type.
-    #[error("{file} in the pod's initdata, line {line}: {problem}")]
-    Form {
-        /// Which file.
-        file: &'static str,
-        /// Counted from 1.
-        line: usize,
-        /// What the parser says.
-        problem: String,
-    },
-    /// A value cannot be used.
-    #[error("{file} in the pod's initdata: {key} {problem}")]
-    Value {
-        /// Which file.
-        file: &'static str,
-        /// Such as `policy`.
-        key: String,
-        /// What is wrong and what to do.
-        problem: String,
-    },
+    /// One of them is not as it should be.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Both files speak.
     #[error(
         "the pod's initdata has an {IMAGE_TOML} and a table [image] in {CDH_TOML}, which may contradict \
@@ -202,10 +186,11 @@ impl Settings {
     /// # Errors
     /// The first thing that cannot be used.
     pub fn read(files: &BTreeMap<String, String>) -> Result<Self, SettingsError> {
-        let cdh = files.get(CDH_TOML).map(|text| parse::<CdhToml>(CDH_TOML, text)).transpose()?;
+        let cdh =
+            files.get(CDH_TOML).map(|text| read_file::<CdhToml>(CDH_TOML, text)).transpose()?;
         let mut settings = match (files.get(IMAGE_TOML), cdh.and_then(|cdh| cdh.image)) {
             (Some(_), Some(_)) => return Err(SettingsError::Both),
-            (Some(text), None) => parse::<ImageToml>(IMAGE_TOML, text)?.check(files)?,
+            (Some(text), None) => read_file::<ImageToml>(IMAGE_TOML, text)?.check(files)?,
             (None, Some(image)) => image.check()?,
             (None, None) => Self::default(),
         };
@@ -252,10 +237,8 @@ impl ImageToml {
 
 impl CdhImage {
     fn check(self) -> Result<Settings, SettingsError> {
-        let value = |key: &str, problem: &str| SettingsError::Value {
-            file: CDH_TOML,
-            key: format!("image.{key}"),
-            problem: problem.to_owned(),
+        let value = |key: &str, problem: &str| {
+            SettingsError::from(FileError::value(CDH_TOML, &format!("image.{key}"), problem))
         };
         let resource = |key: &str, text: &str| {
             text.parse::<ResourceUri>().map_err(|error| value(key, &error.to_string()))
@@ -298,9 +281,8 @@ impl CdhImage {
 
 impl Settings {
     fn bounded(self, file: &'static str) -> Result<Self, SettingsError> {
-        let too_much = |key: &str, problem: String| {
-            Err(SettingsError::Value { file, key: key.to_owned(), problem })
-        };
+        let too_much =
+            |key: &str, problem: String| Err(FileError::value(file, key, problem).into());
         let mirrors: Vec<&String> = self.mirrors.values().flatten().collect();
         for (key, count) in [
             ("layer_keys", self.layer_keys.len()),
@@ -333,15 +315,6 @@ impl Settings {
     }
 }
 
-fn parse<T: for<'de> Deserialize<'de>>(file: &'static str, text: &str) -> Result<T, SettingsError> {
-    toml::from_str(text).map_err(|error: toml::de::Error| {
-        let before = error.span().map_or(0, |span| span.start).min(text.len());
-        let line = 1 + text.as_bytes()[..before].iter().filter(|byte| **byte == b'\n').count();
-        let problem = error.message().lines().next().unwrap_or_default();
-        SettingsError::Form { file, line, problem: problem.chars().take(200).collect() }
-    })
-}
-
 fn login(text: String) -> Result<Login, SettingsError> {
     if text.starts_with(sealed::PREFIX) {
         return Ok(Login::Sealed(text));
@@ -354,7 +327,7 @@ fn uri(key: &str, text: &str) -> Result<ResourceUri, SettingsError> {
 }
 
 fn value(key: &str, problem: impl Into<String>) -> SettingsError {
-    SettingsError::Value { file: IMAGE_TOML, key: key.to_owned(), problem: problem.into() }
+    FileError::value(IMAGE_TOML, key, problem).into()
 }
 
 #[cfg(test)]

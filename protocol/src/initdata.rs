@@ -6,6 +6,8 @@
 //! vouches for it is [`Initdata::digest`], where the guest's hardware reports it. Every decoding here
 //! is bounded before anything is known about the bytes.
 
+mod file;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read};
@@ -17,6 +19,8 @@ use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 use serde::Deserialize;
 use sha2::Digest as _;
+
+pub use file::{FileError, read_file};
 
 /// Annotation of a pod that carries its initdata: base64 of gzip of the TOML document.
 pub const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
@@ -224,11 +228,8 @@ impl Initdata {
     pub fn parse(text: &str) -> Result<Initdata, InitdataError> {
         within("a document", text.len(), TEXT_LIMIT)?;
         let document: Document = toml::from_str(text).map_err(|error| {
-            let before = error.span().map_or(0, |span| span.start).min(text.len());
-            let line = 1 + text.as_bytes()[..before].iter().filter(|b| **b == b'\n').count();
-            // Its first line only, and no quotation of the text.
-            let problem = error.message().lines().next().unwrap_or_default();
-            InitdataError::Document { line, problem: problem.chars().take(200).collect() }
+            let (line, problem) = file::place(text, &error);
+            InitdataError::Document { line, problem }
         })?;
         if document.version != VERSION {
             return Err(InitdataError::Version(short(&document.version)));

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nacre_protocol::initdata::Initdata;
+use nacre_protocol::initdata::{FileError, Initdata, read_file};
 use nacre_protocol::kbs::ResourceUri;
 use serde::Deserialize;
 use toml::Value;
@@ -32,26 +32,9 @@ const LONGEST_PATH: usize = 512;
 /// Why the files cannot be used. Never with their contents.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ConfigError {
-    /// It breaks TOML's rules, or a value has another type.
-    #[error("{file} in the pod's initdata, line {line}: {problem}")]
-    Form {
-        /// Which file.
-        file: &'static str,
-        /// Counted from 1.
-        line: usize,
-        /// What the parser says.
-        problem: String,
-    },
-    /// A value cannot be used.
-    #[error("{file} in the pod's initdata: {key} {problem}")]
-    Value {
-        /// Which file.
-        file: &'static str,
-        /// Such as `kbc.url`.
-        key: String,
-        /// What is wrong and what to do.
-        problem: String,
-    },
+    /// One of them is not as it should be.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The files name two brokers.
     #[error(
         "aa.toml and cdh.toml in the pod's initdata name different {0}: this guest talks to one key broker"
@@ -139,8 +122,8 @@ impl SecretsConfig {
     pub(crate) fn read(initdata: Option<&Initdata>) -> Result<Self, ConfigError> {
         let Some(initdata) = initdata else { return Ok(Self::default()) };
         let file = |name: &str| initdata.files().get(name).map(String::as_str);
-        let aa: Aa = file(AA).map(|text| parse(AA, text)).transpose()?.unwrap_or_default();
-        let cdh: Cdh = file(CDH).map(|text| parse(CDH, text)).transpose()?.unwrap_or_default();
+        let aa: Aa = file(AA).map(|text| read_file(AA, text)).transpose()?.unwrap_or_default();
+        let cdh: Cdh = file(CDH).map(|text| read_file(CDH, text)).transpose()?.unwrap_or_default();
         say_unused(AA, "", &aa.rest);
         say_unused(CDH, "", &cdh.rest);
         let of_aa = aa.token_configs.map(broker_of_aa).transpose()?.flatten();
@@ -153,15 +136,6 @@ impl SecretsConfig {
         }
         Ok(Self { broker, credentials })
     }
-}
-
-fn parse<T: for<'de> Deserialize<'de>>(file: &'static str, text: &str) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|error: toml::de::Error| {
-        let before = error.span().map_or(0, |span| span.start).min(text.len());
-        let line = 1 + text.as_bytes()[..before].iter().filter(|byte| **byte == b'\n').count();
-        let problem = error.message().lines().next().unwrap_or_default();
-        ConfigError::Form { file, line, problem: problem.chars().take(200).collect() }
-    })
 }
 
 /// These files belong to other programs, too: what they know beyond this guest is no mistake.
@@ -260,7 +234,7 @@ fn is_credential_path(path: &str) -> bool {
 }
 
 fn value(file: &'static str, key: &str, problem: impl Into<String>) -> ConfigError {
-    ConfigError::Value { file, key: key.to_owned(), problem: problem.into() }
+    FileError::value(file, key, problem).into()
 }
 
 #[cfg(test)]
