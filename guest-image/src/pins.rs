@@ -22,6 +22,18 @@ pub struct Pins {
     pub qemu: Vec<Package>,
     /// containerd releases for the tests, by their `major.minor`.
     pub containerd: BTreeMap<String, Package>,
+    /// Firmware of confidential guests.
+    pub firmware: Vec<Package>,
+    /// QEMU 11 with the libraries it needs.
+    pub qemu_11: ProgramPin,
+}
+
+/// A program of another suite with all that it is linked against.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgramPin {
+    /// The program, its data, the dynamic loader and the libraries.
+    pub packages: Vec<Package>,
 }
 
 /// The guest's kernel and what is taken from its package.
@@ -133,6 +145,8 @@ impl Pins {
             .into_iter()
             .chain(&self.qemu)
             .chain(self.containerd.values())
+            .chain(&self.firmware)
+            .chain(&self.qemu_11.packages)
     }
 }
 

@@ -4,6 +4,7 @@
 //! Everything it makes is beneath `target/`; outside of it only missing Debian packages are installed.
 
 mod build;
+mod confidential;
 mod interop;
 mod lint;
 mod setup;
@@ -54,7 +55,8 @@ enum Command {
     Image,
     /// Build all programs with --release
     Build,
-    /// Install what is missing: Debian packages, and QEMU beneath target/ if the system's is too old
+    /// Install what is missing: Debian packages; beneath target/ QEMU if the system's is too old, and what
+    /// confidential guests need
     Setup,
     /// Formatting, clippy and dependency rules
     Lint,
@@ -105,7 +107,10 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     let tree = Tree::new()?;
     match command {
-        Command::Setup => setup::prepare(&tree, Purpose::Vms),
+        Command::Setup => {
+            setup::prepare(&tree, Purpose::Vms)?;
+            confidential::fetch(&tree)
+        }
         Command::Build => {
             setup::prepare(&tree, Purpose::Building)?;
             build::programs(&tree)
@@ -144,6 +149,7 @@ fn run(command: Command) -> Result<()> {
             build::guest_programs(&tree)?;
             build::image(&tree)?;
             let missing = setup::further_containerds(&tree)?;
+            confidential::fetch(&tree)?;
             let tree = tree.with_test_programs();
             let compiled = tests::compile(&tree)?;
             tests::crates(&tree, &compiled, filter.as_deref())?;
