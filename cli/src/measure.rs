@@ -6,7 +6,6 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use nacre_configuration::{Config, DEFAULT_PATH, Tee};
 use nacre_emulated::Launch;
-use nacre_hypervisor::kernel_command_line;
 use nacre_verifier::{Hex, ReferenceValues, SnpPolicy, SnpReferences, TcbMinimum, Values};
 
 use crate::Verdict;
@@ -55,10 +54,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         [] => (1..=config.vm.max_vcpus).collect(),
         given => given.to_vec(),
     };
-    let command_line = kernel_command_line(&config.kernel_parameters())?;
+    let guest = config.guest()?;
     let firmware = config.qemu_paths().firmware().context("the firmware is not there")?;
-    let (kernel, initrd) = (&config.vm.kernel, &config.vm.initrd);
-    let launch = Launch::of_files(&firmware, kernel, initrd, &command_line, 1)?;
+    let launch = Launch::of_files(&firmware, &guest.kernel, &guest.initrd, &guest.command_line, 1)?;
     let mut measurements = Vec::new();
     for count in vcpus {
         let most = config.vm.max_vcpus;

@@ -12,6 +12,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use nacre_hypervisor::{Accelerator, QemuPaths};
+use nacre_image_manifest::GuestImage;
+pub use nacre_image_manifest::OpenError;
 use nacre_protocol::channel::kernel_parameter;
 use serde::Deserialize;
 
@@ -87,10 +89,10 @@ pub struct VmSection {
     pub qemu: PathBuf,
     /// Directories with QEMU's data and firmware, searched in this order.
     pub firmware_dirs: Vec<PathBuf>,
-    /// Guest kernel.
-    pub kernel: PathBuf,
-    /// Initial RAM disk with the agent.
-    pub initrd: PathBuf,
+    /// Directory of the guest image.
+    pub image: PathBuf,
+    /// Whether its development initrd is booted.
+    pub danger_development_image: bool,
     /// What runs the guest's instructions.
     pub accelerator: AcceleratorKey,
     /// What vouches for the guest.
@@ -139,6 +141,17 @@ pub enum Tee {
     None,
     /// An emulated AMD secure processor: for development.
     EmulatedSnp,
+}
+
+/// What a guest is booted from: all of it is measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guest {
+    /// Kernel.
+    pub kernel: PathBuf,
+    /// Initial RAM disk with the agent.
+    pub initrd: PathBuf,
+    /// The kernel's whole command line.
+    pub command_line: String,
 }
 
 /// `[emulated]`
@@ -243,8 +256,8 @@ impl Default for VmSection {
         VmSection {
             qemu: "/opt/nacre/bin/qemu-system-x86_64".into(),
             firmware_dirs: vec!["/opt/nacre/share/qemu".into(), "/opt/nacre/share/seabios".into()],
-            kernel: "/opt/nacre/share/nacre/vmlinux".into(),
-            initrd: "/opt/nacre/share/nacre/initrd.img".into(),
+            image: "/opt/nacre/share/nacre".into(),
+            danger_development_image: false,
             accelerator: AcceleratorKey::Auto,
             tee: Tee::None,
             vcpus: 1,
@@ -328,8 +341,7 @@ impl Config {
         let vm = &self.vm;
         for (key, path) in [
             ("vm.qemu", &vm.qemu),
-            ("vm.kernel", &vm.kernel),
-            ("vm.initrd", &vm.initrd),
+            ("vm.image", &vm.image),
             ("emulated.directory", &self.emulated.directory),
             ("storage.directory", &self.storage.directory),
         ]
@@ -393,9 +405,24 @@ impl Config {
         Ok(())
     }
 
-    /// Kernel parameters for the guest, each one word.
-    #[must_use]
-    pub fn kernel_parameters(&self) -> Vec<String> {
+    /// What guests are booted from.
+    ///
+    /// # Errors
+    /// If there is no image where the configuration says.
+    pub fn guest(&self) -> Result<Guest, OpenError> {
+        let image = GuestImage::open(&self.vm.image)?;
+        let initrd = if self.vm.danger_development_image {
+            image.development_initrd()
+        } else {
+            image.initrd()
+        };
+        let words = [image.command_line().to_owned()].into_iter().chain(self.kernel_parameters());
+        let command_line = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+        Ok(Guest { kernel: image.vmlinux(), initrd, command_line })
+    }
+
+    /// What this configuration adds to the image's kernel parameters, each one word.
+    fn kernel_parameters(&self) -> Vec<String> {
         let mut parameters = vec![format!("{}={}", kernel_parameter::LOG, self.agent.log)];
         match self.vm.tee {
             Tee::None => {}
@@ -465,6 +492,7 @@ mod tests {
             ("[vm]\nboot_timeout_seconds = 601", "vm.boot_timeout_seconds"),
             ("[vm]\nqemu = \"qemu\"", "vm.qemu is \"qemu\": give an absolute path"),
             ("[vm]\nfirmware_dirs = [\"x\"]", "vm.firmware_dirs"),
+            ("[vm]\nimage = \"here\"", "vm.image is \"here\": give an absolute path"),
             ("[vm]\naccelerator = \"xen\"", "xen"),
             ("[vm]\nkernel_parameters = \"a\\nb\"", "vm.kernel_parameters"),
             ("[vm]\ntee = \"sgx\"", "sgx"),

@@ -10,7 +10,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::pins::{Package, Sha256Hex};
+use nacre_image_manifest::Sha256Hex;
+
+use crate::pins::Package;
 use crate::sources::Origin;
 pub use crate::sources::SourcesError;
 use crate::{FileError, Progress, make_directory, read, replace_file};

@@ -2,20 +2,21 @@
 
 use std::path::Path;
 
+use nacre_image_manifest::{
+    Artifact, DEVELOPMENT_MARK, Entry, FORMAT, Initrd, Kernel, MANIFEST, Manifest, Sha256Hex,
+};
+
 use crate::certificates::{self, CertificatesError};
+use crate::command_line::command_line;
 use crate::cpio::{Archive, CpioError, Node};
 use crate::elf::{Elf, ElfError};
 use crate::kernel::{self, KernelError};
-use crate::manifest::{self, Artifact, Initrd, Kernel, Manifest};
 use crate::modules::{self, Module, ModuleError};
 use crate::pins::Pins;
 use crate::{FileError, Progress, make_directory, read, replace_file};
 
 /// What the initrd may take, compressed, in bytes.
 pub const MAX_COMPRESSED_INITRD: usize = 12 << 20;
-
-/// The file, in the initrd's root, that only the development image has.
-pub const DEVELOPMENT_MARK: &str = "etc/nacre/development";
 
 /// The level of the compressed size that is stated; the booted file is not compressed.
 const ZSTD_LEVEL: i32 = 9;
@@ -75,7 +76,7 @@ pub enum ImageError {
     TooBig(usize),
 }
 
-/// Builds `vmlinux`, `initrd.img`, `initrd-development.img` and `manifest.json` in `out_dir`: the same
+/// Builds `vmlinux`, `vmlinuz`, `initrd.img`, `initrd-development.img` and `manifest.json` in `out_dir`: the same
 /// bytes for the same inputs. Each file is replaced in one step, and only if it differs.
 ///
 /// The initrd is not compressed: the guest would have to decompress it at every start. Under software
@@ -83,8 +84,9 @@ pub enum ImageError {
 pub fn build(inputs: Inputs, out_dir: &Path, progress: Progress) -> Result<Manifest, ImageError> {
     let pins = inputs.pins;
     progress("kernel: taking the ELF file out of the bzImage");
-    let bzimage = inputs.kernel.join("boot").join(format!("vmlinuz-{}", pins.kernel.release));
-    let vmlinux = kernel::vmlinux(&read(&bzimage)?)?;
+    let bzimage =
+        read(&inputs.kernel.join("boot").join(format!("vmlinuz-{}", pins.kernel.release)))?;
+    let vmlinux = kernel::vmlinux(&bzimage)?;
 
     progress("initrd: gathering programs, modules and certificates");
     let archive = initrd(inputs)?;
@@ -98,25 +100,29 @@ pub fn build(inputs: Inputs, out_dir: &Path, progress: Progress) -> Result<Manif
     let development = [initrd.as_slice(), &development_mark()?.to_bytes()].concat();
 
     let manifest = Manifest {
+        format: FORMAT,
         kernel: Kernel {
             release: pins.kernel.release.clone(),
             package: (&pins.kernel.package).into(),
             vmlinux: Artifact::new("vmlinux", &vmlinux),
+            bzimage: Artifact::new("vmlinuz", &bzimage),
         },
         initrd: Initrd {
             file: Artifact::new("initrd.img", &initrd),
             zstd_size: zstd_size as u64,
             development: Artifact::new("initrd-development.img", &development),
         },
+        command_line: command_line(),
         certificates: (&pins.certificates).into(),
-        files: manifest::list(&archive),
+        files: list(&archive),
     };
     make_directory(out_dir)?;
     replace_file(&out_dir.join("vmlinux"), &vmlinux)?;
+    replace_file(&out_dir.join("vmlinuz"), &bzimage)?;
     replace_file(&out_dir.join("initrd.img"), &initrd)?;
     replace_file(&out_dir.join("initrd-development.img"), &development)?;
     let json = serde_json::to_string_pretty(&manifest).expect("a manifest is plain data") + "\n";
-    replace_file(&out_dir.join("manifest.json"), json.as_bytes())?;
+    replace_file(&out_dir.join(MANIFEST), json.as_bytes())?;
     progress(&format!(
         "{} files, initrd {:.1} MiB ({:.1} MiB with zstd -{ZSTD_LEVEL}), kernel {:.1} MiB",
         manifest.files.len(),
@@ -168,6 +174,25 @@ fn development_mark() -> Result<Archive, CpioError> {
     }
     archive.add(DEVELOPMENT_MARK, 0o444, Node::File(Vec::new()))?;
     Ok(archive)
+}
+
+/// One entry of the manifest for each of the archive, in its order.
+fn list(archive: &Archive) -> Vec<Entry> {
+    let entry = |(path, mode, node): (&str, u32, &Node)| {
+        let (kind, bytes) = match node {
+            Node::Directory => ("directory".to_owned(), None),
+            Node::File(bytes) => ("file".to_owned(), Some(bytes)),
+            Node::CharDevice(major, minor) => (format!("character device {major}:{minor}"), None),
+        };
+        Entry {
+            path: format!("/{path}"),
+            kind,
+            mode: format!("{mode:04o}"),
+            size: bytes.map(|bytes| bytes.len() as u64),
+            sha256: bytes.map(|bytes| Sha256Hex::of(bytes)),
+        }
+    };
+    archive.entries().map(entry).collect()
 }
 
 /// A program's bytes, checked to run in a guest that has no loader and no libraries.

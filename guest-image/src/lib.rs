@@ -10,19 +10,18 @@
 //! not the pinned one is refused. It never reads the host's kernel, modules or certificates.
 
 pub mod certificates;
+mod command_line;
 pub mod cpio;
 pub mod debian;
 mod elf;
 mod image;
 pub mod kernel;
-mod manifest;
 pub mod modules;
 pub mod pins;
 mod sources;
 
-pub use image::{DEVELOPMENT_MARK, ImageError, Inputs, MAX_COMPRESSED_INITRD, build};
-pub use manifest::{Artifact, Entry, Initrd, Kernel, Manifest, Origin};
-pub use pins::{Package, Pins, Sha256Hex};
+pub use image::{ImageError, Inputs, MAX_COMPRESSED_INITRD, build};
+pub use pins::{Package, Pins};
 
 use std::fs;
 use std::io::{self, Write};

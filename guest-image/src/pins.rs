@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use nacre_image_manifest::{Origin, Sha256Hex};
+use serde::Deserialize;
 
 /// The pins of this source tree.
 const SHIPPED: &str = include_str!("../pins.toml");
@@ -72,46 +72,16 @@ impl Package {
     }
 }
 
+impl From<&Package> for Origin {
+    fn from(package: &Package) -> Self {
+        let Package { name, version, sha256, .. } = package.clone();
+        Self { package: name, version, sha256 }
+    }
+}
+
 impl fmt::Display for Package {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.name, self.version)
-    }
-}
-
-/// A SHA-256 as 64 lowercase hexadecimal digits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Sha256Hex(String);
-
-impl Sha256Hex {
-    /// The hash of `bytes`.
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(hex::encode(Sha256::digest(bytes)))
-    }
-}
-
-impl fmt::Display for Sha256Hex {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl From<Sha256Hex> for String {
-    fn from(hash: Sha256Hex) -> Self {
-        hash.0
-    }
-}
-
-impl TryFrom<String> for Sha256Hex {
-    type Error = PinsError;
-
-    fn try_from(text: String) -> Result<Self, PinsError> {
-        let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-        if text.len() == 64 && text.bytes().all(digit) {
-            Ok(Self(text))
-        } else {
-            Err(PinsError::Hash(text))
-        }
     }
 }
 
@@ -121,9 +91,6 @@ pub enum PinsError {
     /// Not the TOML that is expected.
     #[error("the pins cannot be read: {0}")]
     Toml(#[from] toml::de::Error),
-    /// A hash that is none.
-    #[error("{0:?} is no SHA-256: 64 lowercase hexadecimal digits are needed")]
-    Hash(String),
     /// Text that would become an apt argument or a path.
     #[error("the pinned {field} {value:?} holds a character that Debian's {field}s do not have")]
     Text {

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::slice::from_ref;
 
 use nacre_guest_image::debian::Store;
-use nacre_guest_image::{DEVELOPMENT_MARK, Inputs, Manifest, Pins, Sha256Hex, build};
+use nacre_guest_image::{Inputs, Pins, build};
+use nacre_image_manifest::{DEVELOPMENT_MARK, GuestImage, Manifest, Sha256Hex};
 
 const SILENT: &dyn Fn(&str) = &|_| {};
 
@@ -75,11 +76,15 @@ fn two_builds_give_the_same_bytes_and_the_manifest_describes_them() {
     let Some(world) = World::new() else { return };
     let (manifest, first) = world.build("first");
     let (_, second) = world.build("second");
+    assert_eq!(GuestImage::open(&first).unwrap().manifest(), &manifest);
     let (first, second) = (files(&first), files(&second));
     assert!(first == second, "two builds of the same inputs differ");
 
     let names: Vec<_> = first.keys().map(String::as_str).collect();
-    assert_eq!(names, ["initrd-development.img", "initrd.img", "manifest.json", "vmlinux"]);
+    assert_eq!(
+        names,
+        ["initrd-development.img", "initrd.img", "manifest.json", "vmlinux", "vmlinuz"]
+    );
     let written: Manifest = serde_json::from_slice(&first["manifest.json"]).unwrap();
     assert_eq!(written, manifest);
     assert_eq!(manifest.initrd.file.sha256, Sha256Hex::of(&first["initrd.img"]));
@@ -89,6 +94,8 @@ fn two_builds_give_the_same_bytes_and_the_manifest_describes_them() {
     let mark = String::from_utf8_lossy(mark);
     assert!(mark.contains(DEVELOPMENT_MARK) && mark.len() < 1024);
     assert_eq!(manifest.kernel.vmlinux.sha256, Sha256Hex::of(&first["vmlinux"]));
+    assert_eq!(manifest.kernel.bzimage.sha256, Sha256Hex::of(&first["vmlinuz"]));
+    assert!(manifest.command_line.starts_with("console=hvc0 "));
 
     let paths: Vec<_> = manifest.files.iter().map(|file| file.path.as_str()).collect();
     for expected in [

@@ -28,7 +28,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use accelerator::{Accelerator, AcceleratorChoice, KvmProbe};
-pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion, kernel_command_line};
+pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion};
 
 /// Name of the virtio-serial port that carries the agent channel where the host has no vhost-vsock.
 /// The guest agent looks for it by this name.
@@ -82,8 +82,8 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// Initial RAM disk of the guest.
     pub initrd: PathBuf,
-    /// Kernel parameters appended to the backend's own, each a word such as `nacre.log=info`.
-    pub kernel_parameters: Vec<String>,
+    /// The guest kernel's parameters, whole, as they are measured: printable ASCII, at most 2047 bytes.
+    pub command_line: String,
     /// Virtual processors, 1 to 255.
     pub vcpus: u32,
     /// Guest memory in MiB, at least 128.

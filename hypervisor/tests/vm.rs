@@ -192,7 +192,7 @@ async fn processors_and_memory_are_what_was_asked_for() {
         lab.config("echo cpus=$($B nproc) $($B grep MemTotal /proc/meminfo); $B poweroff -f");
     config.vcpus = 2;
     config.memory_mib = 384;
-    config.kernel_parameters = vec!["nacre.test=a,b".into()];
+    config.command_line.push_str(" nacre.test=a,b");
     let vm = lab.backend.launch(config).await.unwrap();
     assert!(timeout(PATIENCE, vm.wait()).await.unwrap().clean, "{}", vm.console_tail());
     let console = vm.console_tail();
@@ -299,16 +299,12 @@ async fn a_configuration_that_cannot_work_is_refused_by_field() {
             refused(lab.refused(|c| c.netns = Some("/dev/null".into())).await),
         ),
         (
-            "kernel_parameters: has \"a b\"",
-            refused(lab.refused(|c| c.kernel_parameters = vec!["a b".into()]).await),
+            "command_line: is \"a\\nb\"",
+            refused(lab.refused(|c| c.command_line = "a\nb".into()).await),
         ),
         (
-            "kernel_parameters: has \"a\\nb\"",
-            refused(lab.refused(|c| c.kernel_parameters = vec!["a\nb".into()]).await),
-        ),
-        (
-            "kernel_parameters: are ",
-            refused(lab.refused(|c| c.kernel_parameters = vec!["a".repeat(2048)]).await),
+            "command_line: has 1 bytes more",
+            refused(lab.refused(|c| c.command_line = "a".repeat(2048)).await),
         ),
         (
             "nics: [0].tap",

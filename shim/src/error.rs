@@ -62,6 +62,12 @@ impl Coded for crate::network::NetworkError {
     }
 }
 
+impl Coded for nacre_configuration::OpenError {
+    fn code(&self) -> Code {
+        Code::FAILED_PRECONDITION
+    }
+}
+
 impl Coded for nacre_hypervisor::QemuError {
     fn code(&self) -> Code {
         Code::FAILED_PRECONDITION

@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::thread;
 
-use nacre_configuration::{Config, Tee};
+use nacre_configuration::{Config, Guest, Tee};
 use nacre_emulated::{Launch, LaunchError, Processor, ProcessorError, Root, RootError, RsaBits};
-use nacre_hypervisor::{SerialPort, kernel_command_line};
+use nacre_hypervisor::SerialPort;
 use nacre_protocol::channel::PROCESSOR_PORT_NAME;
 use nacre_protocol::initdata::Initdata;
 
@@ -22,8 +22,6 @@ pub(crate) enum EmulationError {
     Root(#[from] RootError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    #[error(transparent)]
-    CommandLine(#[from] nacre_hypervisor::LaunchError),
     #[error("vm.firmware_dirs: {0}")]
     Firmware(std::io::Error),
     #[error("the emulated secure processor: {0}")]
@@ -45,9 +43,7 @@ impl Coded for EmulationError {
 pub(crate) struct Emulation {
     directory: PathBuf,
     firmware: PathBuf,
-    kernel: PathBuf,
-    initrd: PathBuf,
-    command_line: String,
+    guest: Guest,
     vcpus: u32,
     debug: bool,
     host_data: [u8; 32],
@@ -58,6 +54,7 @@ impl Emulation {
     /// What the configuration says, and the port that the machine must have; none without emulation.
     pub(crate) fn of(
         config: &Config,
+        guest: &Guest,
         vcpus: u32,
         initdata: Option<&Initdata>,
     ) -> Result<Option<(Emulation, SerialPort)>, EmulationError> {
@@ -69,9 +66,7 @@ impl Emulation {
         let emulation = Emulation {
             directory: config.emulated.directory.clone(),
             firmware: config.qemu_paths().firmware().map_err(EmulationError::Firmware)?,
-            kernel: config.vm.kernel.clone(),
-            initrd: config.vm.initrd.clone(),
-            command_line: kernel_command_line(&config.kernel_parameters())?,
+            guest: guest.clone(),
             vcpus,
             debug: config.emulated.danger_debug,
             host_data: initdata.map_or([0; 32], |initdata| initdata.digest().host_data()),
@@ -90,9 +85,9 @@ impl Emulation {
         let root = Root::open_or_create(&self.directory, RsaBits::AsAmd)?;
         let launch = Launch::of_files(
             &self.firmware,
-            &self.kernel,
-            &self.initrd,
-            &self.command_line,
+            &self.guest.kernel,
+            &self.guest.initrd,
+            &self.guest.command_line,
             self.vcpus,
         )?;
         let launch = if self.debug { launch.danger_debug() } else { launch };
@@ -127,7 +122,7 @@ mod tests {
     use super::*;
 
     /// A node whose guest image is a few bytes, and whose root was made for tests.
-    fn node() -> (tempfile::TempDir, Config) {
+    fn node() -> (tempfile::TempDir, Config, Guest) {
         let directory = tempfile::tempdir().unwrap();
         let write = |name: &str, content: &[u8]| {
             let path = directory.path().join(name);
@@ -135,23 +130,25 @@ mod tests {
             path
         };
         let mut config = Config::default();
-        config.vm.kernel = write("vmlinux", b"kernel");
-        config.vm.initrd = write("initrd.img", b"initrd");
+        let guest = Guest {
+            kernel: write("vmlinux", b"kernel"),
+            initrd: write("initrd.img", b"initrd"),
+            command_line: "quiet".into(),
+        };
         write("qboot.rom", &[1; 4096]);
         config.vm.firmware_dirs = vec![directory.path().to_owned()];
         config.vm.tee = Tee::EmulatedSnp;
         config.emulated.directory = directory.path().join("emulated");
         Root::open_or_create(&config.emulated.directory, RsaBits::ForTests).unwrap();
-        (directory, config)
+        (directory, config, guest)
     }
 
     #[tokio::test]
     async fn the_guest_is_told_what_was_launched_and_bound_to_its_initdata() {
-        let (_directory, mut config) = node();
-        assert_eq!(config.kernel_parameters()[1], "nacre.tee=emulated-snp");
+        let (_directory, mut config, guest) = node();
         let initdata = Initdata::new(Algorithm::Sha384, [("a".into(), "b".into())].into()).unwrap();
         let ask = async |config: &Config, initdata: Option<&Initdata>| {
-            let (emulation, port) = Emulation::of(config, 2, initdata).unwrap().unwrap();
+            let (emulation, port) = Emulation::of(config, &guest, 2, initdata).unwrap().unwrap();
             assert_eq!(port.name, "org.nacre.processor.0");
             let mut guest = port.socket;
             // A request that comes before the launch is measured waits.
@@ -163,8 +160,7 @@ mod tests {
         let report = ask(&config, Some(&initdata)).await;
         // Attestation report: POLICY at 0x08, MEASUREMENT at 0x90, HOST_DATA at 0xc0.
         assert_eq!(report[0xc0..0xe0], initdata.digest().host_data());
-        let line = kernel_command_line(&config.kernel_parameters()).unwrap();
-        let launch = Launch::new(&[1; 4096], b"kernel", b"initrd", &line, 2).unwrap();
+        let launch = Launch::new(&[1; 4096], b"kernel", b"initrd", "quiet", 2).unwrap();
         assert_eq!(report[0x90..0xc0], nacre_emulated::measure(&launch));
         assert_eq!(report[0x0a], 0b0011, "hyper-threads and the bit that is one");
         config.emulated.danger_debug = true;
@@ -175,13 +171,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_missing_is_named_and_without_emulation_nothing_is() {
-        let (directory, mut config) = node();
+        let (directory, mut config, guest) = node();
         std::fs::remove_file(directory.path().join("vmlinux")).unwrap();
-        let (emulation, _port) = Emulation::of(&config, 1, None).unwrap().unwrap();
+        let (emulation, _port) = Emulation::of(&config, &guest, 1, None).unwrap().unwrap();
         let error = emulation.start().await.unwrap_err().to_string();
         assert!(error.contains("vmlinux to measure it"), "{error}");
         config.vm.tee = Tee::None;
         config.vm.firmware_dirs = vec!["/nowhere".into()];
-        assert!(Emulation::of(&config, 1, None).unwrap().is_none());
+        assert!(Emulation::of(&config, &guest, 1, None).unwrap().is_none());
     }
 }

@@ -103,8 +103,9 @@ impl Sandbox {
         };
         run_dir.write(&record).doing(&starting)?;
 
+        let guest = config.guest().doing(&starting)?;
         let (emulation, port) =
-            Emulation::of(config, size.vcpus, initdata.as_ref()).doing(&starting)?.unzip();
+            Emulation::of(config, &guest, size.vcpus, initdata.as_ref()).doing(&starting)?.unzip();
         let disks = initdata.iter().map(|initdata| initdata::disk(initdata, run_dir.path()));
         let mut disks: Vec<_> = disks.collect::<Result<_, _>>().doing(&starting)?;
         disks.extend(scratch_disk::make(&config.storage, size.scratch_disk_mib).doing(&starting)?);
@@ -112,9 +113,9 @@ impl Sandbox {
         let machine = VmConfig {
             id: id.to_owned(),
             run_dir: run_dir.path().to_owned(),
-            kernel: config.vm.kernel.clone(),
-            initrd: config.vm.initrd.clone(),
-            kernel_parameters: config.kernel_parameters(),
+            kernel: guest.kernel,
+            initrd: guest.initrd,
+            command_line: guest.command_line,
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
             disks,

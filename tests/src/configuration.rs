@@ -41,13 +41,12 @@ pub(crate) fn write(world: &World) -> anyhow::Result<()> {
 
 fn shim_config(products: &Products) -> String {
     format!(
-        "[vm]\nqemu = {:?}\nfirmware_dirs = {:?}\nkernel = {:?}\ninitrd = {:?}\n\
+        "[vm]\nqemu = {:?}\nfirmware_dirs = {:?}\nimage = {:?}\n\
              accelerator = \"auto\"\nboot_timeout_seconds = 120\n\n\
              [registry]\ndanger_plain_http = [{:?}]\n",
         products.qemu(),
         products.firmware_dirs(),
-        products.kernel(),
-        products.initrd(),
+        products.image(),
         registry::ADDRESS,
     )
 }

@@ -57,24 +57,24 @@ impl Products {
         self.programs.join("nacre")
     }
 
+    /// The guest image's directory.
+    pub fn image(&self) -> PathBuf {
+        self.prefix.join("image")
+    }
+
     /// The guest's kernel, an ELF file.
     pub fn kernel(&self) -> PathBuf {
-        self.prefix.join("image/vmlinux")
+        self.image().join("vmlinux")
     }
 
     /// The guest's initrd.
     pub fn initrd(&self) -> PathBuf {
-        self.prefix.join("image/initrd.img")
-    }
-
-    /// The development image's initrd.
-    pub fn development_initrd(&self) -> PathBuf {
-        self.prefix.join("image/initrd-development.img")
+        self.image().join("initrd.img")
     }
 
     /// What the guest image consists of.
     pub fn manifest(&self) -> PathBuf {
-        self.prefix.join("image/manifest.json")
+        self.image().join("manifest.json")
     }
 
     /// Where the root of this installation's emulated secure processors is, or will be.

@@ -262,13 +262,49 @@ impl World {
     pub fn danger_record(&self) -> anyhow::Result<&'static str> {
         const DIRECTORY: &str = "/run/world/requests";
         fs::create_dir_all(self.path(DIRECTORY))?;
-        let ordinary = format!("{:?}", self.products.initrd());
-        let development = format!("{:?}", self.products.development_initrd());
         self.configure_shim(|text| {
-            let text = text.replace(&ordinary, &development);
+            let text = text.replace("[vm]\n", "[vm]\ndanger_development_image = true\n");
             format!("{text}\n[agent]\ndanger_record = {DIRECTORY:?}\n")
         })?;
         Ok(DIRECTORY)
+    }
+
+    /// Pods that start from now on boot the guest image with `name`, a file of it, as `change` makes it.
+    pub fn change_image(
+        &self,
+        name: &str,
+        change: impl FnOnce(Vec<u8>) -> Vec<u8>,
+    ) -> anyhow::Result<()> {
+        const DIRECTORY: &str = "/run/world/image";
+        let directory = self.path(DIRECTORY);
+        match fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => fs::create_dir(&directory)?,
+        }
+        let original = self.products.image();
+        fs::write(directory.join(name), change(fs::read(original.join(name))?))?;
+        for entry in fs::read_dir(&original)? {
+            let entry = entry?;
+            if entry.file_name() != name {
+                std::os::unix::fs::symlink(entry.path(), directory.join(entry.file_name()))?;
+            }
+        }
+        self.configure_image(DIRECTORY.as_ref())
+    }
+
+    /// Pods that start from now on boot the guest image as it was built.
+    pub fn restore_image(&self) -> anyhow::Result<()> {
+        self.configure_image(&self.products.image())
+    }
+
+    fn configure_image(&self, directory: &Path) -> anyhow::Result<()> {
+        self.configure_shim(|text| {
+            let line = |line: &str| match line.strip_prefix("image = ") {
+                Some(_) => format!("image = {directory:?}\n"),
+                None => format!("{line}\n"),
+            };
+            text.lines().map(line).collect()
+        })
     }
 
     /// Somebody steps between the shim and the guests that start from now on.

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::fs;
-
 use nacre_tests::{Broker, Declaration, Image, PodBuilder, World, container};
 
 const SECRET: &str = "kbs:///default/web/password";
@@ -103,16 +101,12 @@ async fn another_initrd_byte_another_policy_or_a_debug_launch_gets_nothing() {
     let image = world.push(&Image::busybox("app")).unwrap();
 
     // One more byte in the initrd, behind what the kernel unpacks.
-    let original = fs::read(world.products().initrd()).unwrap();
-    let changed = "/run/world/initrd.img";
-    fs::write(world.path(changed), [original.as_slice(), &[0]].concat()).unwrap();
-    let initrd = format!("{:?}", world.products().initrd());
-    world.configure_shim(|text| text.replace(&initrd, &format!("{changed:?}"))).unwrap();
+    world.change_image("initrd.img", |bytes| [bytes.as_slice(), &[0]].concat()).unwrap();
     let told = refusal(&world, granted(&world, &broker, asks(&image))).await;
     assert!(told.contains("snp-measurement"), "{told}");
     let explained = broker.explain(&told).unwrap();
     assert!(explained.contains("snp-measurement") && explained.contains("found"), "{explained}");
-    world.configure_shim(|text| text.replace(&format!("{changed:?}"), &initrd)).unwrap();
+    world.restore_image().unwrap();
 
     // The host brings another policy: the guest is genuine, but not the one that was granted.
     let lax = world.pod("web").with(asks(&image)).exec_allowed().secrets_of(&broker);

@@ -158,7 +158,7 @@ async fn a_mistaken_configuration_is_explained() {
         clear(&error, started, &[named]);
         world.configure_shim(|_| sane).unwrap();
     }
-    world.configure_shim(|text| text.replace("vmlinux", "not-there")).unwrap();
+    world.configure_shim(|text| text.replace("/image", "/not-there")).unwrap();
     clear(&world.pod("mistaken").await.unwrap_err(), Instant::now(), &["not-there"]);
     nothing_left(&world).await;
 }

@@ -19,7 +19,6 @@ use async_trait::async_trait;
 
 use crate::bounded_log::BoundedLog;
 use crate::{Accelerator, AcceleratorChoice, Hypervisor, KvmProbe, LaunchError, Vm, VmConfig};
-pub use pod_machine::kernel_command_line;
 use pod_machine::{FIRMWARE, PodMachine, QemuEnds, agent_socket};
 use process::{QemuProcess, host};
 use vm::QemuVm;

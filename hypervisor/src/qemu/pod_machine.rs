@@ -17,26 +17,6 @@ use super::command_line::{
 use crate::{AGENT_SERIAL_PORT, AGENT_VSOCK_PORT, AcceleratorChoice, AgentChannel};
 use crate::{DiskImage, LaunchError, VmConfig};
 
-/// Kernel parameters of every VM, before those of the configuration. They are part of what is
-/// measured of a guest, so the same for every pod.
-const KERNEL_PARAMETERS: &[&str] = &[
-    "console=hvc0",
-    "quiet",
-    // A guest that panics ends at once, by a reset, which ends QEMU (-no-reboot).
-    "panic=-1",
-    "reboot=t",
-    // The machine has no HPET to check the time stamp counter against; unchecked it is good, while
-    // against jiffies it would be found unstable on a busy host.
-    "tsc=reliable",
-    "no_timer_check",
-    // Known-answer tests of every cipher, a third of the boot: the kernel is a pinned, measured build.
-    "cryptomgr.notests",
-    // With one processor the kernel would rewrite each lock prefix, which is slow to emulate.
-    "noreplace-smp",
-    // Translates names in the formats of trace events, which nobody reads here; a tenth of the boot.
-    "initcall_blacklist=trace_eval_init",
-];
-
 /// Firmware of every VM: it loads the kernel and nothing else.
 pub(super) const FIRMWARE: &str = "qboot.rom";
 
@@ -65,7 +45,6 @@ const KERNEL_COMMAND_LINE_MAX: usize = 2047;
 pub(super) struct PodMachine {
     config: VmConfig,
     netns: Option<File>,
-    kernel_command_line: String,
 }
 
 /// How the guest's agent will be reached.
@@ -105,8 +84,8 @@ impl PodMachine {
         check_nics(&config)?;
         check_serial_ports(&config)?;
         let netns = config.netns.as_deref().map(open_netns).transpose()?;
-        let kernel_command_line = kernel_command_line(&config.kernel_parameters)?;
-        Ok(PodMachine { config, netns, kernel_command_line })
+        check_command_line(&config.command_line)?;
+        Ok(PodMachine { config, netns })
     }
 
     pub(super) fn take_netns(&mut self) -> Option<File> {
@@ -205,27 +184,9 @@ impl PodMachine {
         }
         line.add(&Kernel(config.kernel))
             .add(&Initrd(config.initrd))
-            .add(&KernelCommandLine(self.kernel_command_line));
+            .add(&KernelCommandLine(config.command_line));
         line
     }
-}
-
-/// The kernel command line of a VM whose [`VmConfig::kernel_parameters`] are `extra`: what is measured.
-pub fn kernel_command_line(extra: &[String]) -> Result<String, LaunchError> {
-    const FIELD: &str = "kernel_parameters";
-    for parameter in extra {
-        if parameter.is_empty() || !parameter.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return refuse(FIELD, format!("has {parameter:?}; give words of printable ASCII"));
-        }
-    }
-    let words: Vec<&str> =
-        KERNEL_PARAMETERS.iter().copied().chain(extra.iter().map(String::as_str)).collect();
-    let line = words.join(" ");
-    if line.len() > KERNEL_COMMAND_LINE_MAX {
-        let surplus = line.len() - KERNEL_COMMAND_LINE_MAX;
-        return refuse(FIELD, format!("are {surplus} bytes more than a kernel takes"));
-    }
-    Ok(line)
 }
 
 /// The socket behind the agent's virtio-serial port.
@@ -245,6 +206,18 @@ fn is_name(text: &str, longest: usize) -> bool {
 fn check_id(id: &str) -> Result<(), LaunchError> {
     if !is_name(id, ID_MAX) {
         return refuse("id", format!("must be 1 to {ID_MAX} characters of A-Z a-z 0-9 . _ -"));
+    }
+    Ok(())
+}
+
+fn check_command_line(line: &str) -> Result<(), LaunchError> {
+    const FIELD: &str = "command_line";
+    if !line.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
+        return refuse(FIELD, format!("is {line:?}; give words of printable ASCII"));
+    }
+    if line.len() > KERNEL_COMMAND_LINE_MAX {
+        let surplus = line.len() - KERNEL_COMMAND_LINE_MAX;
+        return refuse(FIELD, format!("has {surplus} bytes more than a kernel takes"));
     }
     Ok(())
 }
@@ -413,7 +386,7 @@ mod tests {
             run_dir: dir.to_owned(),
             kernel: dir.join("vmlinux"),
             initrd: dir.join("initrd.img"),
-            kernel_parameters: vec!["nacre.log=info".into()],
+            command_line: "console=hvc0 nacre.log=info".into(),
             vcpus: 2,
             memory_mib: 512,
             disks: vec![
@@ -498,7 +471,7 @@ mod tests {
 -device virtio-net-pci,netdev=net0,mac=02:00:00:00:00:07,host_mtu=1500,romfile=,disable-legacy=on
 -kernel DIR/vmlinux
 -initrd DIR/initrd.img
--append console=hvc0 quiet panic=-1 reboot=t tsc=reliable no_timer_check cryptomgr.notests noreplace-smp initcall_blacklist=trace_eval_init nacre.log=info
+-append console=hvc0 nacre.log=info
 "
         );
     }

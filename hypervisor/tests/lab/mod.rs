@@ -17,6 +17,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// One VM at a time: they are measured in seconds of processor time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// Parameters of every guest here.
+const COMMAND_LINE: &str = "console=hvc0 quiet panic=-1 reboot=t tsc=reliable no_timer_check \
+                            cryptomgr.notests noreplace-smp";
+
 pub(crate) struct Lab {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) kernel: PathBuf,
@@ -62,7 +66,7 @@ impl Lab {
             run_dir,
             kernel: self.kernel.clone(),
             initrd,
-            kernel_parameters: vec![],
+            command_line: COMMAND_LINE.to_owned(),
             vcpus: 1,
             memory_mib: 256,
             disks: vec![],

@@ -1,7 +1,5 @@
 //! The second part: a key broker gives a secret to a pod that proves what it is, and to no other.
 
-use std::fs;
-
 use anyhow::{Context as _, ensure};
 use nacre_tests::{Broker, Image, PodBuilder, World, container};
 
@@ -28,16 +26,11 @@ pub(crate) async fn story(world: &World) -> anyhow::Result<()> {
     step.done(&format!("the pod proved what it is, and reads its secret: \"{SECRET}\""));
 
     let step = Step::begin("one more byte in the guest's initrd");
-    let changed = "/run/world/initrd.img";
-    let original = world.products().initrd();
-    let bytes = fs::read(&original)?;
-    fs::write(world.path(changed), [bytes.as_slice(), &[0]].concat())?;
-    let (original, changed) = (format!("{original:?}"), format!("{changed:?}"));
-    world.configure_shim(|text| text.replace(&original, &changed))?;
+    world.change_image("initrd.img", |bytes| [bytes.as_slice(), &[0]].concat())?;
     let reason = refused(world, granted()?, "snp-measurement").await?;
     step.done("with one more byte in the initrd the pod is refused");
     note(&reason);
-    world.configure_shim(|text| text.replace(&changed, &original))?;
+    world.restore_image()?;
 
     let step = Step::begin("another policy");
     let lax = declared(world, &broker, &image).settings("allow.exec_any = true");

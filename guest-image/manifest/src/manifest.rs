@@ -1,18 +1,25 @@
-//! What the image is made of, for people and for programs: `manifest.json` beside it.
+//! What the image is made of, for people and for programs: `manifest.json`.
 
 use serde::{Deserialize, Serialize};
 
-use crate::cpio::{Archive, Node};
-use crate::pins::{Package, Sha256Hex};
+use crate::Sha256Hex;
+
+/// The version of the format that this crate reads and writes.
+pub const FORMAT: u32 = 2;
 
 /// The whole manifest; the order of fields is the order in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
     /// The kernel and where it comes from.
     pub kernel: Kernel,
     /// The initrd as it is booted.
     pub initrd: Initrd,
+    /// The kernel's parameters, the same for every pod. A node's configuration may add words, which are
+    /// measured like these.
+    pub command_line: String,
     /// Where the certificate authorities come from.
     pub certificates: Origin,
     /// Every entry of the initrd, sorted by path.
@@ -27,8 +34,10 @@ pub struct Kernel {
     pub release: String,
     /// Its Debian package.
     pub package: Origin,
-    /// The uncompressed ELF kernel that is booted.
+    /// The uncompressed ELF kernel, which a machine without firmware of its own starts directly.
     pub vmlinux: Artifact,
+    /// The same kernel as its package has it, which UEFI firmware starts: in SEV-SNP and TDX guests.
+    pub bzimage: Artifact,
 }
 
 /// The initrd.
@@ -46,6 +55,7 @@ pub struct Initrd {
 
 /// A file beside the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Artifact {
     /// Its name.
     pub name: String,
@@ -86,33 +96,9 @@ pub struct Entry {
 }
 
 impl Artifact {
-    pub(crate) fn new(name: &str, bytes: &[u8]) -> Self {
+    /// Describes a file of these bytes.
+    #[must_use]
+    pub fn new(name: &str, bytes: &[u8]) -> Self {
         Self { name: name.to_owned(), size: bytes.len() as u64, sha256: Sha256Hex::of(bytes) }
     }
-}
-
-impl From<&Package> for Origin {
-    fn from(package: &Package) -> Self {
-        let Package { name, version, sha256, .. } = package.clone();
-        Self { package: name, version, sha256 }
-    }
-}
-
-/// One entry for each of the archive, in its order.
-pub(crate) fn list(archive: &Archive) -> Vec<Entry> {
-    let entry = |(path, mode, node): (&str, u32, &Node)| {
-        let (kind, bytes) = match node {
-            Node::Directory => ("directory".to_owned(), None),
-            Node::File(bytes) => ("file".to_owned(), Some(bytes)),
-            Node::CharDevice(major, minor) => (format!("character device {major}:{minor}"), None),
-        };
-        Entry {
-            path: format!("/{path}"),
-            kind,
-            mode: format!("{mode:04o}"),
-            size: bytes.map(|bytes| bytes.len() as u64),
-            sha256: bytes.map(|bytes| Sha256Hex::of(bytes)),
-        }
-    };
-    archive.entries().map(entry).collect()
 }

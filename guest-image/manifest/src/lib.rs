@@ -1,0 +1,22 @@
+//! The directory of a guest image: kernel, initrd and `manifest.json`, which says what they are.
+//!
+//! Whoever launches, measures or builds on an image opens it here. A directory's contents are taken for
+//! what they are, files that somebody installed: the manifest is bounded and checked when it is opened, the
+//! files when somebody asks for it. It never writes, and it decides nothing about trust: that a guest booted
+//! these files is known only once it is attested.
+
+#![forbid(unsafe_code)]
+
+mod image;
+mod manifest;
+mod sha256;
+
+pub use image::{GuestImage, OpenError};
+pub use manifest::{Artifact, Entry, FORMAT, Initrd, Kernel, Manifest, Origin};
+pub use sha256::{NoHash, Sha256Hex};
+
+/// The file, in the initrd's root, that only the development image has.
+pub const DEVELOPMENT_MARK: &str = "etc/nacre/development";
+
+/// The manifest's name in the directory.
+pub const MANIFEST: &str = "manifest.json";
