@@ -16,6 +16,7 @@
 
 mod accelerator;
 mod bounded_log;
+mod confidential;
 mod qemu;
 mod sys;
 
@@ -28,6 +29,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use accelerator::{Accelerator, AcceleratorChoice, KvmProbe};
+pub use confidential::{
+    Confidential, GuestPolicy, IdBlock, IdBlockError, QuoteService, SnpCpu, SnpLaunch,
+    TdAttributes, TdxLaunch, UnknownCpu, UnknownQuoteService,
+};
 pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion};
 
 /// Name of the virtio-serial port that carries the agent channel where the host has no vhost-vsock.
