@@ -13,7 +13,10 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use nacre_evidence::snp::{KernelHashes, LaunchDigest, PageType, VMSA_GPA, kernel_hashes_page};
+use nacre_evidence::snp::{
+    KernelHashes, LaunchDigest, PageType, ProcessorState, RESET_VECTOR, VMSA_GPA,
+    kernel_hashes_page,
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::CPUID;
@@ -139,7 +142,9 @@ pub fn measure(launch: &Launch) -> [u8; 48] {
     digest.update_range(FOUR_GIB - launch.firmware.len() as u64, &launch.firmware);
     let hashes = kernel_hashes_page(&launch.hashes, 0).expect("the table is smaller than a page");
     digest.update(PageType::Normal, HASHES_GPA, &hashes);
-    let state = processor_state();
+    const SNP_ACTIVE: u64 = 1;
+    let (entry, signature) = (RESET_VECTOR, signature());
+    let state = ProcessorState { entry, signature, features: SNP_ACTIVE }.page();
     for _ in 0..launch.vcpus {
         digest.update(PageType::Vmsa, VMSA_GPA, &state);
     }
@@ -159,47 +164,6 @@ fn hash(path: &Path) -> Result<[u8; 32], LaunchError> {
         }
     };
     hash().map_err(|source| LaunchError::File { path: path.to_owned(), source })
-}
-
-/// A VMSA page (AMD64 Architecture Programmer's Manual, volume 2, appendix B, "State Save Area for
-/// SEV-ES") with the state after reset (the same, "Processor Initialization State").
-fn processor_state() -> [u8; PAGE_SIZE] {
-    const SNP_ACTIVE: u64 = 1;
-    let mut page = [0; PAGE_SIZE];
-    let mut put = |offset: usize, value: &[u8]| {
-        page[offset..offset + value.len()].copy_from_slice(value);
-    };
-    let mut segment = |offset: usize, selector: u16, attributes: u16, base: u64| {
-        put(offset, &selector.to_le_bytes());
-        put(offset + 2, &attributes.to_le_bytes());
-        put(offset + 4, &0xffff_u32.to_le_bytes());
-        put(offset + 8, &base.to_le_bytes());
-    };
-    const DATA: u16 = 0x93;
-    segment(0x00, 0, DATA, 0); // ES
-    segment(0x10, 0xf000, 0x9b, 0xffff_0000); // CS
-    segment(0x20, 0, DATA, 0); // SS
-    segment(0x30, 0, DATA, 0); // DS
-    segment(0x40, 0, DATA, 0); // FS
-    segment(0x50, 0, DATA, 0); // GS
-    segment(0x60, 0, 0, 0); // GDTR
-    segment(0x70, 0, 0x82, 0); // LDTR
-    segment(0x80, 0, 0, 0); // IDTR
-    segment(0x90, 0, 0x8b, 0); // TR
-    put(0x0d0, &0x1000_u64.to_le_bytes()); // EFER: SVME
-    put(0x148, &0x40_u64.to_le_bytes()); // CR4: MCE
-    put(0x158, &0x10_u64.to_le_bytes()); // CR0: ET
-    put(0x160, &0x400_u64.to_le_bytes()); // DR7
-    put(0x168, &0xffff_0ff0_u64.to_le_bytes()); // DR6
-    put(0x170, &2_u64.to_le_bytes()); // RFLAGS
-    put(0x178, &0xfff0_u64.to_le_bytes()); // RIP
-    put(0x268, &0x0007_0406_0007_0406_u64.to_le_bytes()); // G_PAT
-    put(0x310, &u64::from(signature()).to_le_bytes()); // RDX
-    put(0x3b0, &SNP_ACTIVE.to_le_bytes()); // SEV_FEATURES
-    put(0x3e8, &1_u64.to_le_bytes()); // XCR0
-    put(0x408, &0x1f80_u32.to_le_bytes()); // MXCSR
-    put(0x410, &0x37f_u16.to_le_bytes()); // X87_FCW
-    page
 }
 
 /// `CPUID` function 1 `EAX` of the emulated processor.
@@ -276,11 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn processors_begin_at_the_reset_vector() {
-        let state = processor_state();
-        // CS base 0xffff0000 and RIP 0xfff0; a Genoa's signature in RDX.
-        assert_eq!(state[0x18..0x20], 0xffff_0000_u64.to_le_bytes());
-        assert_eq!(state[0x178..0x180], 0xfff0_u64.to_le_bytes());
-        assert_eq!(state[0x310..0x314], 0x00a1_0f11_u32.to_le_bytes());
+    fn the_emulated_processor_is_a_genoa() {
+        assert_eq!(signature(), 0x00a1_0f11);
     }
 }

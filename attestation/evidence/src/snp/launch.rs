@@ -3,7 +3,7 @@
 
 use sha2::{Digest as _, Sha256, Sha384};
 
-const PAGE_SIZE: usize = 4096;
+pub(super) const PAGE_SIZE: usize = 4096;
 
 /// Address that the firmware uses for each VMSA page: the highest page of 52 bits less 4 KiB
 /// granularity (ABI, `SNP_LAUNCH_FINISH`).

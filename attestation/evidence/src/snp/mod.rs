@@ -8,6 +8,7 @@ pub mod json;
 mod launch;
 mod report;
 mod values;
+mod vmsa;
 
 pub use certificates::{
     CERTIFICATE_COUNT_LIMIT, CERTIFICATE_LIMIT, CertType, Certificate, CertificateTable, Guid,
@@ -18,3 +19,4 @@ pub use values::{
     Cpuid, FirmwareVersion, GuestPolicy, KeyInfo, Mitigations, PlatformInfo, Product, SigningKey,
     Tcb,
 };
+pub use vmsa::{ProcessorState, RESET_VECTOR};
