@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use nacre_image_manifest::{
-    Artifact, DEVELOPMENT_MARK, Entry, FORMAT, Initrd, Kernel, MANIFEST, Manifest, Sha256Hex,
+    Artifact, Entry, FORMAT, Initrd, Kernel, MANIFEST, Manifest, development_mark,
 };
 
 use crate::certificates::{self, CertificatesError};
@@ -16,7 +16,7 @@ use crate::pins::Pins;
 use crate::{FileError, Progress, make_directory, read, replace_file};
 
 /// What the initrd may take, compressed, in bytes.
-pub const MAX_COMPRESSED_INITRD: usize = 12 << 20;
+pub const MAX_COMPRESSED_INITRD: u64 = 12 << 20;
 
 /// The level of the compressed size that is stated; the booted file is not compressed.
 const ZSTD_LEVEL: i32 = 9;
@@ -73,7 +73,7 @@ pub enum ImageError {
         "the initrd takes {0} bytes compressed, more than {MAX_COMPRESSED_INITRD}: is the agent \
          stripped and built with --release?"
     )]
-    TooBig(usize),
+    TooBig(u64),
 }
 
 /// Builds `vmlinux`, `vmlinuz`, `initrd.img`, `initrd-development.img` and `manifest.json` in `out_dir`: the same
@@ -90,14 +90,10 @@ pub fn build(inputs: Inputs, out_dir: &Path, progress: Progress) -> Result<Manif
 
     progress("initrd: gathering programs, modules and certificates");
     let archive = initrd(inputs)?;
-    let initrd = archive.to_bytes();
-    let zstd_size = zstd::bulk::compress(&initrd, ZSTD_LEVEL).map_or(usize::MAX, |z| z.len());
-    if zstd_size > MAX_COMPRESSED_INITRD {
-        return Err(ImageError::TooBig(zstd_size));
+    let packed = pack(&archive);
+    if packed.described.zstd_size > MAX_COMPRESSED_INITRD {
+        return Err(ImageError::TooBig(packed.described.zstd_size));
     }
-
-    // The kernel unpacks archives that follow each other into one root.
-    let development = [initrd.as_slice(), &development_mark()?.to_bytes()].concat();
 
     let manifest = Manifest {
         format: FORMAT,
@@ -107,29 +103,15 @@ pub fn build(inputs: Inputs, out_dir: &Path, progress: Progress) -> Result<Manif
             vmlinux: Artifact::new("vmlinux", &vmlinux),
             bzimage: Artifact::new("vmlinuz", &bzimage),
         },
-        initrd: Initrd {
-            file: Artifact::new("initrd.img", &initrd),
-            zstd_size: zstd_size as u64,
-            development: Artifact::new("initrd-development.img", &development),
-        },
+        initrd: packed.described.clone(),
         command_line: command_line(),
         certificates: (&pins.certificates).into(),
-        files: list(&archive),
+        extensions: Vec::new(),
+        files: Entry::list(&archive),
     };
     make_directory(out_dir)?;
-    replace_file(&out_dir.join("vmlinux"), &vmlinux)?;
-    replace_file(&out_dir.join("vmlinuz"), &bzimage)?;
-    replace_file(&out_dir.join("initrd.img"), &initrd)?;
-    replace_file(&out_dir.join("initrd-development.img"), &development)?;
-    let json = serde_json::to_string_pretty(&manifest).expect("a manifest is plain data") + "\n";
-    replace_file(&out_dir.join(MANIFEST), json.as_bytes())?;
-    progress(&format!(
-        "{} files, initrd {:.1} MiB ({:.1} MiB with zstd -{ZSTD_LEVEL}), kernel {:.1} MiB",
-        manifest.files.len(),
-        mebibytes(initrd.len()),
-        mebibytes(zstd_size),
-        mebibytes(vmlinux.len()),
-    ));
+    write(out_dir, &manifest, [&vmlinux, &bzimage], &packed)?;
+    progress(&sizes(&manifest));
     Ok(manifest)
 }
 
@@ -166,33 +148,57 @@ fn initrd(inputs: Inputs) -> Result<Archive, ImageError> {
     Ok(archive)
 }
 
-/// What makes a development image of the ordinary one.
-fn development_mark() -> Result<Archive, CpioError> {
-    let mut archive = Archive::default();
-    for directory in ["etc", "etc/nacre"] {
-        archive.add(directory, 0o755, Node::Directory)?;
-    }
-    archive.add(DEVELOPMENT_MARK, 0o444, Node::File(Vec::new()))?;
-    Ok(archive)
+/// An initrd in its two forms, and what the manifest says of them.
+pub(crate) struct Packed {
+    initrd: Vec<u8>,
+    development: Vec<u8>,
+    pub(crate) described: Initrd,
 }
 
-/// One entry of the manifest for each of the archive, in its order.
-fn list(archive: &Archive) -> Vec<Entry> {
-    let entry = |(path, mode, node): (&str, u32, &Node)| {
-        let (kind, bytes) = match node {
-            Node::Directory => ("directory".to_owned(), None),
-            Node::File(bytes) => ("file".to_owned(), Some(bytes)),
-            Node::CharDevice(major, minor) => (format!("character device {major}:{minor}"), None),
-        };
-        Entry {
-            path: format!("/{path}"),
-            kind,
-            mode: format!("{mode:04o}"),
-            size: bytes.map(|bytes| bytes.len() as u64),
-            sha256: bytes.map(|bytes| Sha256Hex::of(bytes)),
-        }
+/// Writes the archive's bytes.
+pub(crate) fn pack(archive: &Archive) -> Packed {
+    let initrd = archive.to_bytes();
+    let zstd_size = zstd::bulk::compress(&initrd, ZSTD_LEVEL).map_or(usize::MAX, |z| z.len());
+    let development = [initrd.as_slice(), &development_mark()].concat();
+    let described = Initrd {
+        file: Artifact::new("initrd.img", &initrd),
+        zstd_size: zstd_size as u64,
+        development: Artifact::new("initrd-development.img", &development),
     };
-    archive.entries().map(entry).collect()
+    Packed { initrd, development, described }
+}
+
+/// Puts the image's files into `directory`, the manifest last. Each is replaced in one step, and only if it
+/// differs.
+pub(crate) fn write(
+    directory: &Path,
+    manifest: &Manifest,
+    [vmlinux, bzimage]: [&[u8]; 2],
+    packed: &Packed,
+) -> Result<(), FileError> {
+    let [vmlinux_file, bzimage_file, initrd, development] = manifest.artifacts();
+    let files = [
+        (vmlinux_file, vmlinux),
+        (bzimage_file, bzimage),
+        (initrd, &packed.initrd),
+        (development, &packed.development),
+    ];
+    for (file, bytes) in files {
+        replace_file(&directory.join(&file.name), bytes)?;
+    }
+    replace_file(&directory.join(MANIFEST), &manifest.to_bytes())
+}
+
+/// A line about the sizes of what was built.
+pub(crate) fn sizes(manifest: &Manifest) -> String {
+    let Initrd { file, zstd_size, .. } = &manifest.initrd;
+    format!(
+        "{} files, initrd {:.1} MiB ({:.1} MiB with zstd -{ZSTD_LEVEL}), kernel {:.1} MiB",
+        manifest.files.len(),
+        mebibytes(file.size),
+        mebibytes(*zstd_size),
+        mebibytes(manifest.kernel.vmlinux.size),
+    )
 }
 
 /// A program's bytes, checked to run in a guest that has no loader and no libraries.
@@ -207,7 +213,7 @@ fn program(path: &Path) -> Result<Vec<u8>, ImageError> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a size for people")]
-fn mebibytes(bytes: usize) -> f64 {
+fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 

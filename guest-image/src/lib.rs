@@ -11,7 +11,6 @@
 
 pub mod certificates;
 mod command_line;
-pub mod cpio;
 pub mod debian;
 mod elf;
 mod image;
@@ -19,6 +18,8 @@ pub mod kernel;
 pub mod modules;
 pub mod pins;
 mod sources;
+
+pub use nacre_image_manifest::cpio;
 
 pub use image::{ImageError, Inputs, MAX_COMPRESSED_INITRD, build};
 pub use pins::{Package, Pins};

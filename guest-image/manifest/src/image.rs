@@ -1,14 +1,19 @@
 //! An image in its directory.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::manifest::{FORMAT, Manifest};
-use crate::{Artifact, MANIFEST};
+use crate::{Artifact, MANIFEST, MEASUREMENTS};
 
 /// A manifest beyond this size is none, in bytes; the shipped one has about 10 KiB.
 const MANIFEST_LIMIT: u64 = 4 * 1024 * 1024;
+/// A file beyond this size is no kernel and no initrd, in bytes.
+const ARTIFACT_LIMIT: u64 = 512 * 1024 * 1024;
+/// More steps than anybody makes from a released image.
+const EXTENSIONS_LIMIT: usize = 64;
 /// `COMMAND_LINE_SIZE` of x86 Linux is 2048 with its end.
 const COMMAND_LINE_LIMIT: usize = 2047;
 
@@ -20,6 +25,14 @@ pub enum OpenError {
     Read {
         /// The directory.
         directory: PathBuf,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The manifest that was named cannot be read.
+    #[error("the manifest {path} cannot be read: {source}")]
+    ReadManifest {
+        /// The file.
+        path: PathBuf,
         /// What the system answered.
         source: io::Error,
     },
@@ -38,6 +51,7 @@ pub enum OpenError {
 pub struct GuestImage {
     directory: PathBuf,
     manifest: Manifest,
+    manifest_file: Artifact,
 }
 
 impl GuestImage {
@@ -47,22 +61,45 @@ impl GuestImage {
     /// If there is none, or it is not one that this crate reads.
     pub fn open(directory: &Path) -> Result<GuestImage, OpenError> {
         let path = directory.join(MANIFEST);
-        let mut bytes = Vec::new();
-        let read = File::open(&path)
-            .and_then(|file| file.take(MANIFEST_LIMIT + 1).read_to_end(&mut bytes));
-        if let Err(source) = read {
-            return Err(OpenError::Read { directory: directory.to_owned(), source });
+        let bytes = match fs::metadata(&path) {
+            // A pipe would have no end.
+            Ok(found) if !found.is_file() => Err(io::Error::other("it is no regular file")),
+            _ => read(&path),
+        };
+        let bytes =
+            bytes.map_err(|source| OpenError::Read { directory: directory.to_owned(), source })?;
+        Self::of(directory, path, &bytes)
+    }
+
+    /// The image in `directory`, to be judged by a manifest that stands elsewhere: the owner's own copy,
+    /// which nobody exchanged together with the files.
+    ///
+    /// # Errors
+    /// If it cannot be read, or it is not one that this crate reads.
+    pub fn open_by(directory: &Path, manifest: &Path) -> Result<GuestImage, OpenError> {
+        let path = manifest.to_owned();
+        match read(manifest) {
+            Ok(bytes) => Self::of(directory, path, &bytes),
+            Err(source) => Err(OpenError::ReadManifest { path, source }),
         }
-        match parse(&bytes) {
-            Ok(manifest) => Ok(GuestImage { directory: directory.to_owned(), manifest }),
-            Err(problem) => Err(OpenError::Manifest { path, problem }),
-        }
+    }
+
+    fn of(directory: &Path, path: PathBuf, bytes: &[u8]) -> Result<GuestImage, OpenError> {
+        let manifest = parse(bytes).map_err(|problem| OpenError::Manifest { path, problem })?;
+        let manifest_file = Artifact::new(MANIFEST, bytes);
+        Ok(GuestImage { directory: directory.to_owned(), manifest, manifest_file })
     }
 
     /// What the manifest says.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The manifest as a file. Its hash stands for the whole image, since it has the hash of all else.
+    #[must_use]
+    pub fn manifest_file(&self) -> &Artifact {
+        &self.manifest_file
     }
 
     /// Where it is.
@@ -106,6 +143,12 @@ impl GuestImage {
     }
 }
 
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MANIFEST_LIMIT + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 fn parse(bytes: &[u8]) -> Result<Manifest, String> {
     /// What every version has.
     #[derive(serde::Deserialize)]
@@ -122,12 +165,19 @@ fn parse(bytes: &[u8]) -> Result<Manifest, String> {
         return Err(format!("it has {found}, this program reads {FORMAT}: build the image anew"));
     }
     let manifest: Manifest = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let Manifest { kernel, initrd, command_line, .. } = &manifest;
-    for artifact in [&kernel.vmlinux, &kernel.bzimage, &initrd.file, &initrd.development] {
+    let command_line = &manifest.command_line;
+    let mut names = BTreeSet::from([MANIFEST, MEASUREMENTS]);
+    for artifact in manifest.artifacts() {
         let name = artifact.name.as_str();
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
             return Err(format!("{name:?} is no plain file name"));
+        }
+        if !names.insert(name) {
+            return Err(format!("it names {name:?} for two things"));
+        }
+        if artifact.size > ARTIFACT_LIMIT {
+            return Err(format!("{name:?} has more than {ARTIFACT_LIMIT} bytes"));
         }
     }
     let printable = |byte: u8| byte.is_ascii_graphic() || byte == b' ';
@@ -135,6 +185,9 @@ fn parse(bytes: &[u8]) -> Result<Manifest, String> {
         return Err(format!(
             "its command_line is not printable ASCII of at most {COMMAND_LINE_LIMIT} bytes"
         ));
+    }
+    if manifest.extensions.len() > EXTENSIONS_LIMIT {
+        return Err(format!("it was made in more than {EXTENSIONS_LIMIT} steps"));
     }
     Ok(manifest)
 }
@@ -167,7 +220,7 @@ mod tests {
 
     fn opened(bytes: &[u8]) -> Result<GuestImage, String> {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join(MANIFEST), bytes).unwrap();
+        fs::write(directory.path().join(MANIFEST), bytes).unwrap();
         GuestImage::open(directory.path()).map_err(|error| error.to_string())
     }
 
@@ -193,6 +246,9 @@ mod tests {
             let error = changed("/kernel/vmlinux/name", json!(name));
             assert!(error.contains("no plain file name"), "{error}");
         }
+        assert!(changed("/kernel/vmlinux/name", json!("vmlinuz")).contains("for two things"));
+        assert!(changed("/kernel/vmlinux/name", json!(MANIFEST)).contains("for two things"));
+        assert!(changed("/initrd/file/size", json!(ARTIFACT_LIMIT + 1)).contains("more than"));
         assert!(changed("/command_line", json!("a\nb")).contains("printable ASCII"));
         assert!(changed("/command_line", json!("a".repeat(2048))).contains("at most 2047"));
         assert!(changed("/initrd/file/sha256", json!("AB")).contains("64 lowercase"));

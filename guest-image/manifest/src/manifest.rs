@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Sha256Hex;
+use crate::cpio::{Archive, Node};
 
 /// The version of the format that this crate reads and writes.
 pub const FORMAT: u32 = 2;
@@ -22,8 +23,45 @@ pub struct Manifest {
     pub command_line: String,
     /// Where the certificate authorities come from.
     pub certificates: Origin,
+    /// What owners put in, step by step; the first step's base is an image of this project.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub extensions: Vec<Extension>,
     /// Every entry of the initrd, sorted by path.
     pub files: Vec<Entry>,
+}
+
+/// An image made from another one by `nacre image build`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Extension {
+    /// Hash of the manifest of the image that this one was made from.
+    pub base: Sha256Hex,
+    /// Certificate authorities, sorted by their hashes.
+    pub certificates: Vec<AddedCertificate>,
+    /// Kernel modules, in the order in which they can be loaded.
+    pub modules: Vec<AddedModule>,
+}
+
+/// A certificate authority that TLS in the guest trusts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddedCertificate {
+    /// Its subject's distinguished name (RFC 4514).
+    pub subject: String,
+    /// Hash of the certificate (DER): what is called its fingerprint.
+    pub sha256: Sha256Hex,
+}
+
+/// A module of the guest's kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddedModule {
+    /// Its name, with underscores.
+    pub name: String,
+    /// Whether the guest loads it at its start; the others are what such modules depend on.
+    pub loaded: bool,
+    /// Hash of the file as it was given; the initrd holds it uncompressed and without signature.
+    pub sha256: Sha256Hex,
 }
 
 /// The kernel.
@@ -95,10 +133,53 @@ pub struct Entry {
     pub sha256: Option<Sha256Hex>,
 }
 
+impl Manifest {
+    /// The files beside the manifest.
+    #[must_use]
+    pub fn artifacts(&self) -> [&Artifact; 4] {
+        let Manifest { kernel, initrd, .. } = self;
+        [&kernel.vmlinux, &kernel.bzimage, &initrd.file, &initrd.development]
+    }
+
+    /// As it is written: the same bytes for the same content.
+    ///
+    /// # Panics
+    /// Never: a manifest is plain data.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let json = serde_json::to_string_pretty(self).expect("a manifest is plain data");
+        (json + "\n").into_bytes()
+    }
+}
+
 impl Artifact {
     /// Describes a file of these bytes.
     #[must_use]
     pub fn new(name: &str, bytes: &[u8]) -> Self {
         Self { name: name.to_owned(), size: bytes.len() as u64, sha256: Sha256Hex::of(bytes) }
+    }
+}
+
+impl Entry {
+    /// One entry for each of the archive, in its order.
+    #[must_use]
+    pub fn list(archive: &Archive) -> Vec<Entry> {
+        let entry = |(path, mode, node): (&str, u32, &Node)| {
+            let (kind, bytes) = match node {
+                Node::Directory => ("directory".to_owned(), None),
+                Node::File(bytes) => ("file".to_owned(), Some(bytes)),
+                Node::CharDevice(major, minor) => {
+                    (format!("character device {major}:{minor}"), None)
+                }
+            };
+            Entry {
+                path: format!("/{path}"),
+                kind,
+                mode: format!("{mode:04o}"),
+                size: bytes.map(|bytes| bytes.len() as u64),
+                sha256: bytes.map(|bytes| Sha256Hex::of(bytes)),
+            }
+        };
+        archive.entries().map(entry).collect()
     }
 }

@@ -154,8 +154,7 @@ impl<'a> Reader<'a> {
 
     fn name(&mut self, size: u32) -> Result<&'a str, Defect> {
         let size = usize::try_from(size).ok().filter(|size| (2..=PATH_MAX).contains(size));
-        let (end, name) =
-            self.take(size.ok_or(Defect::Name)?)?.split_last().ok_or(Defect::Name)?;
+        let (end, name) = self.take(size.ok_or(Defect::Name)?)?.split_last().ok_or(Defect::Name)?;
         if *end != 0 {
             return Err(Defect::Name);
         }
