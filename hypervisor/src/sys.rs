@@ -1,6 +1,7 @@
 //! The few calls that Rust's type system cannot vouch for.
 #![allow(unsafe_code)]
 
+use std::arch::x86_64::{CpuidResult, __cpuid};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -59,6 +60,15 @@ pub(crate) fn set_guest_cid(vhost_vsock: &File, cid: u32) -> std::io::Result<()>
     let result =
         unsafe { libc::ioctl(vhost_vsock.as_raw_fd(), VHOST_VSOCK_SET_GUEST_CID, &raw const cid) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// What the processor answers to `CPUID` with `leaf` in EAX, and 0 in ECX.
+pub(crate) fn cpuid(leaf: u32) -> CpuidResult {
+    // SAFETY: every x86-64 processor has the instruction; it touches registers only. (Newer compilers know.)
+    #[allow(unused_unsafe)]
+    unsafe {
+        __cpuid(leaf)
+    }
 }
 
 /// The process that [`std::process::Child::id`] names.
