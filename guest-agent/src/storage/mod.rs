@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use nacre_protocol::channel::SCRATCH_DISK_SERIAL;
 
+use crate::devices::Machine;
 use crate::disk::{self, DiskError};
 use crate::error::RpcError;
 use crate::modules::{ModuleError, Modules};
@@ -86,14 +87,21 @@ impl StorageError {
 /// The guest's storage: mounted once, when something first needs it.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestStorage {
-    modules: Arc<Modules>,
+    scratch_disk: Option<PathBuf>,
     prepared: Arc<OnceLock<Result<ImageStore, StorageError>>>,
 }
 
 impl GuestStorage {
-    /// Nothing is done yet.
-    pub(crate) fn new(modules: Arc<Modules>) -> Self {
-        Self { modules, prepared: Arc::default() }
+    /// Looks for a scratch disk and loads its drivers. Nothing is mounted yet; what goes wrong is told when
+    /// something needs the storage.
+    pub(crate) fn find(machine: &Machine, modules: &Modules) -> Self {
+        let prepared = OnceLock::new();
+        let found = scratch_disk(machine, modules).unwrap_or_else(|error| {
+            tracing::error!("{error}");
+            prepared.get_or_init(|| Err(error));
+            None
+        });
+        Self { scratch_disk: found, prepared: Arc::new(prepared) }
     }
 
     /// The store; made by the first caller, while others wait. If that failed, it stays failed: there is no
@@ -102,7 +110,7 @@ impl GuestStorage {
         let this = self.clone();
         let make = move || {
             let prepared = this.prepared.get_or_init(|| {
-                prepare(&this.modules, Path::new(ROOT))
+                prepare(this.scratch_disk.as_deref(), Path::new(ROOT))
                     .inspect_err(|error| tracing::error!("{error}"))
             });
             prepared.as_ref().cloned().map_err(ToString::to_string)
@@ -114,13 +122,22 @@ impl GuestStorage {
     }
 }
 
+/// The disk that the host lends, ready to be used.
+fn scratch_disk(machine: &Machine, modules: &Modules) -> Result<Option<PathBuf>, StorageError> {
+    let disk = disk::find(machine, modules, SCRATCH_DISK_SERIAL)?;
+    if disk.is_some() {
+        encrypted::load_drivers(modules)?;
+    }
+    Ok(disk)
+}
+
 /// Mounts what there is on `root`.
-fn prepare(modules: &Modules, root: &Path) -> Result<ImageStore, StorageError> {
+fn prepare(scratch_disk: Option<&Path>, root: &Path) -> Result<ImageStore, StorageError> {
     fs::create_dir_all(root)
         .map_err(StorageError::step(format!("make the directory {}", root.display())))?;
     let begun = Instant::now();
-    let (kind, capacity_bytes) = match disk::find(modules, SCRATCH_DISK_SERIAL)? {
-        Some(disk) => (Kind::EncryptedDisk, encrypted::mount(modules, &disk, root)?),
+    let (kind, capacity_bytes) = match scratch_disk {
+        Some(disk) => (Kind::EncryptedDisk, encrypted::mount(disk, root)?),
         None => (Kind::Memory, memory::mount(root)?),
     };
     let store = ImageStore { root: root.to_owned(), capacity_bytes, kind };
@@ -171,13 +188,14 @@ impl fmt::Display for ImageStore {
         match self.kind {
             Kind::Memory => write!(
                 f,
-                "{mebibytes} MiB in the VM's memory, half of it; give the pod more memory \
-                 (annotation io.nacre.vm.memory_mib) or a scratch disk \
-                 (io.nacre.vm.scratch_disk_mib)"
+                "{mebibytes} MiB in the VM's memory; say how large the pod's images are \
+                 (annotation io.nacre.vm.images_mib), or give it more memory \
+                 (io.nacre.vm.memory_mib) or a scratch disk (io.nacre.vm.scratch_disk_mib)"
             ),
             Kind::EncryptedDisk => write!(
                 f,
-                "{mebibytes} MiB on the pod's scratch disk; give the pod a larger one                  (annotation io.nacre.vm.scratch_disk_mib)"
+                "{mebibytes} MiB on the pod's scratch disk; give the pod a larger one \
+                 (annotation io.nacre.vm.scratch_disk_mib)"
             ),
         }
     }
