@@ -7,6 +7,9 @@ use crate::{FileError, list, read};
 /// Where the ca-certificates package keeps Mozilla's authorities, one PEM file each.
 const DIRECTORY: &str = "usr/share/ca-certificates/mozilla";
 
+/// Where the initrd has them.
+pub(crate) const BUNDLE: &str = "etc/ssl/certs/ca-certificates.crt";
+
 /// Why there is no bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificatesError {

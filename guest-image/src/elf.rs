@@ -6,6 +6,7 @@ use std::ops::Range;
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
 const MACHINE_X86_64: u16 = 62;
+const TYPE_RELOCATABLE: u16 = 1;
 const SEGMENT_INTERPRETER: u32 = 3;
 const SEGMENT_NOTE: u32 = 4;
 
@@ -42,6 +43,11 @@ impl<'a> Elf<'a> {
             return Err(ElfError::Kind);
         }
         Ok(elf)
+    }
+
+    /// Whether it is an object file, as kernel modules are.
+    pub(crate) fn is_relocatable(&self) -> Result<bool, ElfError> {
+        Ok(self.u16(16)? == TYPE_RELOCATABLE)
     }
 
     /// Whether it names a dynamic loader: such a program does not run without one.

@@ -118,10 +118,12 @@ pub fn build(inputs: Inputs, out_dir: &Path, progress: Progress) -> Result<Manif
 /// The root file system the kernel starts the agent in.
 fn initrd(inputs: Inputs) -> Result<Archive, ImageError> {
     let mut archive = Archive::default();
-    for directory in ["dev", "etc", "etc/ssl", "etc/ssl/certs", "proc", "run", "sys"] {
+    for directory in ["dev", "etc", "etc/nacre", "etc/ssl", "etc/ssl/certs", "proc", "run", "sys"] {
         archive.add(directory, 0o755, Node::Directory)?;
     }
     archive.add("tmp", 0o1777, Node::Directory)?;
+    let epoch = format!("{}\n", inputs.pins.epoch);
+    archive.add("etc/nacre/epoch", 0o444, Node::File(epoch.into_bytes()))?;
     // The kernel opens it for /init before anything is mounted on /dev.
     archive.add("dev/console", 0o600, Node::CharDevice(5, 1))?;
     archive.add("init", 0o755, Node::File(program(inputs.agent)?))?;
@@ -133,17 +135,17 @@ fn initrd(inputs: Inputs) -> Result<Archive, ImageError> {
     archive.add("pause_bundle/rootfs/pause", 0o755, Node::File(program(inputs.pause)?))?;
 
     let bundle = certificates::bundle(inputs.certificates)?;
-    archive.add("etc/ssl/certs/ca-certificates.crt", 0o644, Node::File(bundle))?;
+    archive.add(certificates::BUNDLE, 0o644, Node::File(bundle))?;
 
     let kernel = &inputs.pins.kernel;
     let modules = modules::resolve(inputs.kernel, &kernel.release, &kernel.modules)?;
-    for directory in ["lib", "lib/modules", "lib/modules/nacre"] {
+    for directory in ["lib", "lib/modules", modules::DIRECTORY] {
         archive.add(directory, 0o755, Node::Directory)?;
     }
     let order = modules::order_file(&modules).into_bytes();
-    archive.add("lib/modules/nacre/modules.order", 0o644, Node::File(order))?;
+    archive.add(modules::ORDER, 0o644, Node::File(order))?;
     for Module { name, content, .. } in modules {
-        archive.add(&format!("lib/modules/nacre/{name}.ko"), 0o644, Node::File(content))?;
+        archive.add(&modules::path_of(&name), 0o644, Node::File(content))?;
     }
     Ok(archive)
 }

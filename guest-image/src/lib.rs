@@ -4,15 +4,22 @@
 //! installed ([`debian`]), and taken out of its bzImage so that the VM starts it directly ([`kernel`]).
 //! The initrd holds the agent, the pause program, the few modules a VM needs ([`modules`]) and the
 //! certificate authorities of a pinned package ([`certificates`]); [`cpio`] writes it without clocks,
-//! owners or directory order. A JSON manifest lists every file ([`Manifest`]).
+//! owners or directory order. A JSON manifest lists every file.
+//!
+//! An owner makes an image of one's own from one that is there ([`extend`]), with further authorities
+//! ([`authorities`]) and modules ([`drivers`]).
 //!
 //! It runs on a build machine and trusts it, but neither mirrors nor caches: a package whose hash is
-//! not the pinned one is refused. It never reads the host's kernel, modules or certificates.
+//! not the pinned one is refused, and so is a base that is not what its manifest says. It never reads
+//! the host's kernel, modules or certificates.
 
+pub mod authorities;
 pub mod certificates;
 mod command_line;
 pub mod debian;
+pub mod drivers;
 mod elf;
+mod extend;
 mod image;
 pub mod kernel;
 pub mod modules;
@@ -21,6 +28,7 @@ mod sources;
 
 pub use nacre_image_manifest::cpio;
 
+pub use extend::{Additions, ExtendError, extend};
 pub use image::{ImageError, Inputs, MAX_COMPRESSED_INITRD, build};
 pub use pins::{Package, Pins};
 

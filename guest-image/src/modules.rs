@@ -10,7 +10,7 @@
 //! as a taint.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -19,6 +19,15 @@ use crate::elf::{Elf, ElfError};
 use crate::{FileError, list, read};
 
 const SUFFIX: &str = ".ko.xz";
+
+/// Where the initrd has its modules.
+pub(crate) const DIRECTORY: &str = "lib/modules/nacre";
+
+/// In the initrd: a line for each module, its name and what must be loaded before it.
+pub(crate) const ORDER: &str = "lib/modules/nacre/modules.order";
+
+/// More than the largest driver that is known, uncompressed, in bytes.
+pub(crate) const MAX_MODULE: u64 = 128 << 20;
 
 /// One module to pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +47,7 @@ pub enum ModuleError {
     #[error(transparent)]
     File(#[from] FileError),
     /// No such file.
-    #[error("the kernel package has no module {0:?} as a {SUFFIX} file")]
+    #[error("there is no module {0:?}: the kernel package has no such {SUFFIX} file")]
     Absent(String),
     /// It cannot be unpacked to be read.
     #[error("failed to decompress the module {name:?} with xz: {reason}")]
@@ -84,14 +93,34 @@ pub fn resolve(
     release: &str,
     wanted: &[String],
 ) -> Result<Vec<Module>, ModuleError> {
-    let directory = package_root.join("lib/modules").join(release).join("kernel");
-    let mut files = BTreeMap::new();
-    index(&directory, &mut files)?;
-    let mut resolver = Resolver { files, release, found: Vec::new(), open: Vec::new() };
+    let files = PackageFiles::of(package_root, release)?;
+    let source = |name: &str| match files.path(name) {
+        Some(path) => decompress(name, &read(path)?).map(Some),
+        None => Ok(None),
+    };
+    let mut resolver = Resolver::new(release, Vec::new(), &source);
     for name in wanted {
         resolver.add(name)?;
     }
     Ok(resolver.found)
+}
+
+/// Where the modules of an unpacked kernel package are.
+#[derive(Debug, Default)]
+pub(crate) struct PackageFiles(BTreeMap<String, PathBuf>);
+
+impl PackageFiles {
+    pub(crate) fn of(package_root: &Path, release: &str) -> Result<Self, FileError> {
+        let directory = package_root.join("lib/modules").join(release).join("kernel");
+        let mut files = BTreeMap::new();
+        index(&directory, &mut files)?;
+        Ok(Self(files))
+    }
+
+    /// Its file, compressed.
+    pub(crate) fn path(&self, name: &str) -> Option<&Path> {
+        self.0.get(name).map(PathBuf::as_path)
+    }
 }
 
 /// The text file beside the modules: a line for each, its name and what must be loaded before it.
@@ -103,6 +132,11 @@ pub fn order_file(modules: &[Module]) -> String {
     modules.iter().map(|module| line(module) + "\n").collect()
 }
 
+/// Where the initrd has the module of this name.
+pub(crate) fn path_of(name: &str) -> String {
+    format!("{DIRECTORY}/{name}.ko")
+}
+
 /// Notes the path of each module beneath `directory` by its name.
 fn index(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), FileError> {
     for path in list(directory)? {
@@ -112,35 +146,47 @@ fn index(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<(), 
         }
         let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(SUFFIX));
         if let Some(name) = name {
-            files.insert(name.replace('-', "_"), path.clone());
+            files.insert(kernel_name(name), path.clone());
         }
     }
     Ok(())
 }
 
-struct Resolver<'a> {
-    files: BTreeMap<String, PathBuf>,
+/// The uncompressed file of the module of this name, signed or not; none if there is no such module.
+pub(crate) type Source<'a> = &'a dyn Fn(&str) -> Result<Option<Vec<u8>>, ModuleError>;
+
+/// Follows what modules depend on.
+pub(crate) struct Resolver<'a> {
+    source: Source<'a>,
     release: &'a str,
-    found: Vec<Module>,
+    /// In an order in which they can be loaded.
+    pub(crate) found: Vec<Module>,
     /// Modules whose dependencies are being followed.
     open: Vec<String>,
 }
 
-impl Resolver<'_> {
-    fn add(&mut self, name: &str) -> Result<(), ModuleError> {
+impl<'a> Resolver<'a> {
+    /// Begins with modules that are there already.
+    pub(crate) fn new(release: &'a str, found: Vec<Module>, source: Source<'a>) -> Self {
+        Self { source, release, found, open: Vec::new() }
+    }
+
+    /// Adds a module behind all that it depends on.
+    pub(crate) fn add(&mut self, name: &str) -> Result<(), ModuleError> {
         if self.found.iter().any(|module| module.name == name) {
             return Ok(());
         }
         if self.open.iter().any(|open| open == name) {
             return Err(ModuleError::Cycle(name.to_owned()));
         }
-        let path = self.files.get(name).ok_or_else(|| ModuleError::Absent(name.to_owned()))?;
-        let mut content = decompress(name, &read(path)?)?;
+        let content = (self.source)(name)?;
+        let mut content = content.ok_or_else(|| ModuleError::Absent(name.to_owned()))?;
         remove_signature(name, &mut content)?;
-        let direct = self.direct_dependencies(name, &content)?;
+        let info = Modinfo::read(name, &content)?;
+        info.check_release(name, self.release)?;
         self.open.push(name.to_owned());
         let mut dependencies: Vec<String> = Vec::new();
-        for needed in direct {
+        for needed in info.depends {
             self.add(&needed)?;
             let known = self.found.iter().find(|module| module.name == needed);
             let before = known.into_iter().flat_map(|module| module.dependencies.clone());
@@ -154,32 +200,59 @@ impl Resolver<'_> {
         self.found.push(Module { name: name.to_owned(), dependencies, content });
         Ok(())
     }
+}
 
-    fn direct_dependencies(&self, name: &str, module: &[u8]) -> Result<Vec<String>, ModuleError> {
+/// What a module says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Modinfo {
+    /// Its name.
+    pub(crate) name: Option<String>,
+    /// The kernel it was built for: release, and options that matter.
+    pub(crate) vermagic: String,
+    /// What it depends on directly.
+    pub(crate) depends: Vec<String>,
+}
+
+impl Modinfo {
+    /// Reads the `.modinfo` section of `module`, which is called `name` in errors.
+    pub(crate) fn read(name: &str, module: &[u8]) -> Result<Self, ModuleError> {
         let of = |source| ModuleError::Elf { name: name.to_owned(), source };
         let none = || ModuleError::NoModinfo(name.to_owned());
         let modinfo = Elf::parse(module).and_then(|elf| elf.section(".modinfo")).map_err(of)?;
-        let fields = std::str::from_utf8(modinfo.ok_or_else(none)?).map_err(|_| none())?;
-        let field = |key: &str| {
-            let value = fields.split('\0').find_map(|field| field.strip_prefix(key));
-            value.ok_or_else(none)
-        };
-        let built_for = field("vermagic=")?.split(' ').next().unwrap_or_default();
-        if built_for != self.release {
-            return Err(ModuleError::Release {
-                name: name.to_owned(),
-                found: built_for.to_owned(),
-                expected: self.release.to_owned(),
-            });
-        }
-        let depends = field("depends=")?.split(',').filter(|name| !name.is_empty());
-        Ok(depends.map(|name| name.replace('-', "_")).collect())
+        // Authors' names stand there in any encoding.
+        let fields: Vec<_> =
+            modinfo.ok_or_else(none)?.split(|byte| *byte == 0).filter_map(ascii).collect();
+        let field = |key: &str| fields.iter().find_map(|field| field.strip_prefix(key));
+        let depends = field("depends=").ok_or_else(none)?.split(',');
+        Ok(Self {
+            name: field("name=").map(kernel_name),
+            vermagic: field("vermagic=").ok_or_else(none)?.trim_end().to_owned(),
+            depends: depends.filter(|name| !name.is_empty()).map(kernel_name).collect(),
+        })
     }
+
+    fn check_release(&self, name: &str, expected: &str) -> Result<(), ModuleError> {
+        let found = self.vermagic.split(' ').next().unwrap_or_default();
+        if found == expected {
+            return Ok(());
+        }
+        let (name, found, expected) = (name.to_owned(), found.to_owned(), expected.to_owned());
+        Err(ModuleError::Release { name, found, expected })
+    }
+}
+
+fn ascii(field: &[u8]) -> Option<&str> {
+    std::str::from_utf8(field).ok().filter(|field| field.is_ascii())
+}
+
+/// A module's name as the kernel writes it.
+pub(crate) fn kernel_name(name: &str) -> String {
+    name.replace('-', "_")
 }
 
 /// Cuts off an appended signature: its bytes, a descriptor (`struct module_signature` in the kernel's
 /// `include/linux/module_signature.h`) and a mark.
-fn remove_signature(name: &str, module: &mut Vec<u8>) -> Result<(), ModuleError> {
+pub(crate) fn remove_signature(name: &str, module: &mut Vec<u8>) -> Result<(), ModuleError> {
     const MARK: &[u8] = b"~Module signature appended~\n";
     const DESCRIPTOR: usize = 12; // the last four bytes: the signature's length, big-endian
     let damaged = || ModuleError::Signature(name.to_owned());
@@ -191,7 +264,8 @@ fn remove_signature(name: &str, module: &mut Vec<u8>) -> Result<(), ModuleError>
     Ok(())
 }
 
-fn decompress(name: &str, compressed: &[u8]) -> Result<Vec<u8>, ModuleError> {
+/// Inflates what xz made, up to [`MAX_MODULE`].
+pub(crate) fn decompress(name: &str, compressed: &[u8]) -> Result<Vec<u8>, ModuleError> {
     let failed = |reason: String| ModuleError::Xz { name: name.to_owned(), reason };
     let mut xz = Command::new("xz")
         .args(["--decompress", "--stdout", "--memlimit=256MiB"])
@@ -200,17 +274,24 @@ fn decompress(name: &str, compressed: &[u8]) -> Result<Vec<u8>, ModuleError> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| failed(format!("{error}; is xz-utils installed?")))?;
-    let input = xz.stdin.take();
-    let output = thread::scope(|scope| {
+    let (input, inflated) = (xz.stdin.take(), xz.stdout.take());
+    let content = thread::scope(|scope| {
         scope.spawn(move || {
             // A write that fails means that xz stopped; it says why itself.
             input.map(|mut input| input.write_all(compressed))
         });
-        xz.wait_with_output()
-    })
-    .map_err(|error| failed(error.to_string()))?;
+        let mut content = Vec::new();
+        // Closing the pipe is what stops it, where there is more.
+        let read = inflated.map(|pipe| pipe.take(MAX_MODULE + 1).read_to_end(&mut content));
+        read.transpose().map(|_| content)
+    });
+    let output = xz.wait_with_output().map_err(|error| failed(error.to_string()))?;
+    let content = content.map_err(|error| failed(error.to_string()))?;
+    if content.len() as u64 > MAX_MODULE {
+        return Err(failed(format!("it inflates to more than {MAX_MODULE} bytes")));
+    }
     if output.status.success() {
-        Ok(output.stdout)
+        Ok(content)
     } else {
         Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }

@@ -14,6 +14,8 @@ const SHIPPED: &str = include_str!("../pins.toml");
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pins {
+    /// Before this moment, in seconds since 1970 (UTC), the image cannot run: the guest's clock is wrong.
+    pub epoch: u64,
     /// The guest's kernel.
     pub kernel: KernelPin,
     /// The package whose certificate authorities the guest trusts for TLS.
