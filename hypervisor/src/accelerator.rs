@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::memory_encryption::MemoryEncryption;
 use crate::qemu::QemuError;
 
 /// The accelerator an administrator asks for.
@@ -29,6 +30,15 @@ pub enum AcceleratorChoice {
         /// For people: what is missing for KVM, or that emulation was asked for.
         why: String,
     },
+}
+
+/// What a host can do for guests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostCapabilities {
+    /// What runs them.
+    pub accelerator: AcceleratorChoice,
+    /// What SEV-SNP guests have to repeat, if the processor has SEV-SNP.
+    pub memory_encryption: Option<MemoryEncryption>,
 }
 
 /// What the host offers for hardware virtualization.

@@ -17,6 +17,7 @@
 mod accelerator;
 mod bounded_log;
 mod confidential;
+mod memory_encryption;
 mod qemu;
 mod sys;
 
@@ -28,11 +29,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use accelerator::{Accelerator, AcceleratorChoice, KvmProbe};
+pub use accelerator::{Accelerator, AcceleratorChoice, HostCapabilities, KvmProbe};
 pub use confidential::{
     Confidential, GuestPolicy, IdBlock, IdBlockError, QuoteService, SnpCpu, SnpLaunch,
     TdAttributes, TdxLaunch, UnknownCpu, UnknownQuoteService,
 };
+pub use memory_encryption::MemoryEncryption;
 pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion};
 
 /// Name of the virtio-serial port that carries the agent channel where the host has no vhost-vsock.
@@ -80,10 +82,11 @@ pub struct VmConfig {
     /// Name of the VM, shown in the host's process list: 1 to 128 characters of `A-Z a-z 0-9 . _ -`.
     pub id: String,
     /// Directory for sockets and logs. It must exist, belong to the caller alone (mode 0700) and have
-    /// a path short enough for a Unix socket beneath it. `console.log` (what the guest wrote) and
-    /// `qemu.log` (what QEMU complained about) appear here and are kept, at most 256 KiB each.
+    /// a path short enough for a Unix socket beneath it. `console.log` (what the guest wrote) and the
+    /// backend's own log appear here and are kept, at most 256 KiB each.
     pub run_dir: PathBuf,
-    /// Guest kernel: an uncompressed ELF with a PVH entry point, or a bzImage.
+    /// Guest kernel: an uncompressed ELF with a PVH entry point, or a bzImage; for a confidential guest a
+    /// bzImage, which is what UEFI firmware starts.
     pub kernel: PathBuf,
     /// Initial RAM disk of the guest.
     pub initrd: PathBuf,
@@ -91,8 +94,10 @@ pub struct VmConfig {
     pub command_line: String,
     /// Virtual processors, 1 to 255.
     pub vcpus: u32,
-    /// Guest memory in MiB, at least 128.
+    /// Guest memory in MiB, at least 128, or 256 for a confidential guest.
     pub memory_mib: u32,
+    /// What makes the guest confidential; `None` for one that its host can look into.
+    pub confidential: Option<Confidential>,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<Disk>,
     /// Network interfaces, in the order in which the guest numbers them.
@@ -193,9 +198,18 @@ pub enum LaunchError {
         /// The reason, as in [`VmExit::reason`].
         reason: String,
     },
-    /// QEMU runs, but does not speak QMP as documented.
+    /// Confidential guests of this kind cannot run here. Nothing else is launched in their place.
+    #[error("this host cannot launch {tee} guests: {problem}")]
+    Unsupported {
+        /// "SEV-SNP" or "TDX".
+        tee: &'static str,
+        /// What is missing and what to do.
+        problem: String,
+    },
+    /// The VM's process runs, but cannot be controlled as documented.
     #[error(
-        "QEMU started but its control channel failed: {0}; see qemu.log in the VM's run directory"
+        "the VM's process started but its control channel failed: {0}; see its log in the VM's run \
+         directory"
     )]
     Control(String),
 }

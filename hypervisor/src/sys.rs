@@ -1,7 +1,7 @@
 //! The few calls that Rust's type system cannot vouch for.
 #![allow(unsafe_code)]
 
-use std::arch::x86_64::{CpuidResult, __cpuid};
+use std::arch::x86_64::{__cpuid, CpuidResult};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;

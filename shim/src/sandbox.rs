@@ -118,6 +118,7 @@ impl Sandbox {
             command_line: guest.command_line,
             vcpus: size.vcpus,
             memory_mib: size.memory_mib,
+            confidential: None,
             disks,
             nics: nics(network).doing(&starting)?,
             serial_ports: port.into_iter().chain(cache).collect(),

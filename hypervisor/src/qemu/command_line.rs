@@ -1,9 +1,15 @@
 //! QEMU's command line as values: one per machine, object, backend and device.
 
+mod confidential;
+
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+
+pub(super) use confidential::{BootShim, SnpGuest, TdxGuest};
+
+use crate::SnpCpu;
 
 /// A command line, and the file descriptors that QEMU inherits because it names them.
 #[derive(Debug, Default)]
@@ -56,8 +62,13 @@ pub(super) struct Name(pub(super) String);
 /// `-L`: where firmware is looked for.
 pub(super) struct FirmwareDir(pub(super) PathBuf);
 
-/// `-bios`: firmware by name, looked for in each [`FirmwareDir`].
-pub(super) struct Firmware(pub(super) &'static str);
+/// `-bios`.
+pub(super) enum Firmware {
+    /// Looked for in each [`FirmwareDir`].
+    Named(&'static str),
+    /// This file and no other: confidential guests measure it.
+    File(PathBuf),
+}
 
 /// `-display none`.
 pub(super) struct NoDisplay;
@@ -66,6 +77,8 @@ pub(super) struct NoDisplay;
 pub(super) struct Machine {
     /// Id of the [`MemoryBackend`].
     pub(super) memory_backend: &'static str,
+    /// Id of the [`SnpGuest`] or [`TdxGuest`].
+    pub(super) confidential: Option<&'static str>,
 }
 
 /// `-accel`.
@@ -80,6 +93,10 @@ pub(super) enum Cpu {
     Host,
     /// All that emulation can do, but the string instructions that are slow when emulated.
     Emulated,
+    /// One that is the same on every host: its signature is measured.
+    Snp(SnpCpu),
+    /// What the TDX module makes of the host's. QEMU knows no other for TDX.
+    Td,
 }
 
 /// `-smp`: processors, none to be plugged in later.
@@ -92,6 +109,19 @@ pub(super) struct MemorySize(pub(super) u32);
 pub(super) struct MemoryBackend {
     pub(super) id: &'static str,
     pub(super) size_mib: u32,
+    /// Whether it holds only what a confidential guest shares with the host; its private memory is
+    /// then in a place that QEMU cannot map (guest_memfd), which it makes by itself.
+    pub(super) shared: bool,
+}
+
+/// What virtio devices reach of the guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DeviceMemory {
+    /// All of it.
+    All,
+    /// What the guest has shared with them: it goes through its DMA interface, which copies to and from
+    /// shared pages, and does not take a device's word for an address (`VIRTIO_F_ACCESS_PLATFORM`).
+    Shared,
 }
 
 /// `-chardev`: one end of a byte stream.
@@ -111,6 +141,7 @@ pub(super) struct QmpMonitor {
 pub(super) struct VirtioSerial {
     /// Of both kinds; each costs the guest two virtqueues.
     pub(super) ports: usize,
+    pub(super) memory: DeviceMemory,
 }
 
 /// `-device virtconsole`: the guest's hvc0.
@@ -147,6 +178,7 @@ pub(super) struct VirtioBlk {
     /// [`RawFile::node`] or [`ScratchFile::node`].
     pub(super) node: String,
     pub(super) serial: String,
+    pub(super) memory: DeviceMemory,
 }
 
 /// `-netdev tap` on an inherited tap device.
@@ -160,12 +192,14 @@ pub(super) struct VirtioNet {
     pub(super) netdev: String,
     pub(super) mac: [u8; 6],
     pub(super) mtu: u16,
+    pub(super) memory: DeviceMemory,
 }
 
 /// `-device vhost-vsock-pci` on an inherited `/dev/vhost-vsock`.
 pub(super) struct VhostVsock {
     pub(super) guest_cid: u32,
     pub(super) fd: RawFd,
+    pub(super) memory: DeviceMemory,
 }
 
 /// `-kernel`.
@@ -213,7 +247,11 @@ impl Argument for FirmwareDir {
 
 impl Argument for Firmware {
     fn render(&self) -> (&'static str, Option<OsString>) {
-        ("-bios", Some(self.0.into()))
+        let firmware = match self {
+            Firmware::Named(name) => OsString::from(name),
+            Firmware::File(path) => path.clone().into(),
+        };
+        ("-bios", Some(firmware))
     }
 }
 
@@ -225,8 +263,18 @@ impl Argument for NoDisplay {
 
 impl Argument for Machine {
     fn render(&self) -> (&'static str, Option<OsString>) {
-        let machine = Options::of("q35")
-            .value("memory-backend", self.memory_backend)
+        let machine = Options::of("q35").value("memory-backend", self.memory_backend);
+        let machine = match self.confidential {
+            None => machine,
+            Some(id) => machine
+                .value("confidential-guest-support", id)
+                // The host's kernel cannot emulate an I/O APIC whose guest's state it cannot see: TDX
+                // demands this, and SNP has no use for more.
+                .value("kernel-irqchip", "split"),
+        };
+        // System management mode would be code that runs above the guest's kernel; confidential guests
+        // cannot have it.
+        let machine = machine
             .switch("smm", false)
             .switch("sata", false)
             .switch("smbus", false)
@@ -257,6 +305,9 @@ impl Argument for Cpu {
         let model = match self {
             Cpu::Host => Options::of("host"),
             Cpu::Emulated => Options::of("max").switch("erms", false).switch("fsrm", false),
+            Cpu::Snp(cpu) => Options::of(cpu.name()),
+            // Both would set attributes of the TD on some hosts and not on others; verifiers compare them.
+            Cpu::Td => Options::of("host").switch("pmu", false).switch("pks", false),
         };
         ("-cpu", model.done())
     }
@@ -276,10 +327,11 @@ impl Argument for MemorySize {
 
 impl Argument for MemoryBackend {
     fn render(&self) -> (&'static str, Option<OsString>) {
-        let object = Options::of("memory-backend-ram")
+        let kind = if self.shared { "memory-backend-memfd" } else { "memory-backend-ram" };
+        let object = Options::of(kind)
             .value("id", self.id)
             .value("size", format!("{}M", self.size_mib))
-            .switch("share", false)
+            .switch("share", self.shared)
             .switch("merge", false)
             .switch("dump", false)
             .switch("prealloc", false);
@@ -314,7 +366,7 @@ impl Argument for VirtioSerial {
         let device = Options::of("virtio-serial-pci")
             .value("id", "serial")
             .value("max_ports", self.ports.to_string())
-            .switch("disable-legacy", true);
+            .virtio(self.memory);
         ("-device", device.done())
     }
 }
@@ -379,7 +431,7 @@ impl Argument for VirtioBlk {
             // QEMU would stop it.
             .value("rerror", "report")
             .value("werror", "report")
-            .switch("disable-legacy", true);
+            .virtio(self.memory);
         ("-device", device.done())
     }
 }
@@ -402,7 +454,7 @@ impl Argument for VirtioNet {
             .value("mac", mac.join(":"))
             .value("host_mtu", self.mtu.to_string())
             .value("romfile", "")
-            .switch("disable-legacy", true);
+            .virtio(self.memory);
         ("-device", device.done())
     }
 }
@@ -412,7 +464,7 @@ impl Argument for VhostVsock {
         let device = Options::of("vhost-vsock-pci")
             .value("guest-cid", self.guest_cid.to_string())
             .value("vhostfd", self.fd.to_string())
-            .switch("disable-legacy", true);
+            .virtio(self.memory);
         ("-device", device.done())
     }
 }
@@ -466,6 +518,15 @@ impl Options {
         self.value(key, if on { "on" } else { "off" })
     }
 
+    /// What all virtio devices on PCI have.
+    fn virtio(self, memory: DeviceMemory) -> Options {
+        let options = self.switch("disable-legacy", true);
+        match memory {
+            DeviceMemory::All => options,
+            DeviceMemory::Shared => options.switch("iommu_platform", true),
+        }
+    }
+
     fn done(self) -> Option<OsString> {
         Some(OsString::from_vec(self.0))
     }
@@ -504,7 +565,11 @@ mod tests {
             rendered(&file),
             "-blockdev driver=raw,node-name=disk0,read-only=on,file.driver=file,file.filename=/run/a,,b/disk"
         );
-        let device = VirtioBlk { node: "disk0".into(), serial: "nacre-initdata".into() };
+        let device = VirtioBlk {
+            node: "disk0".into(),
+            serial: "nacre-initdata".into(),
+            memory: DeviceMemory::All,
+        };
         assert_eq!(
             rendered(&device),
             "-device virtio-blk-pci,drive=disk0,serial=nacre-initdata,num-queues=1,rerror=report,werror=report,disable-legacy=on"
@@ -524,8 +589,12 @@ mod tests {
     fn a_nic_is_a_tap_by_number_and_a_device_without_option_rom() {
         let netdev = TapNetdev { id: "net0".into(), fd: 9 };
         assert_eq!(rendered(&netdev), "-netdev tap,id=net0,fd=9,vhost=off");
-        let nic =
-            VirtioNet { netdev: "net0".into(), mac: [0x02, 0xfd, 0, 0xab, 0x0c, 1], mtu: 1450 };
+        let nic = VirtioNet {
+            netdev: "net0".into(),
+            mac: [0x02, 0xfd, 0, 0xab, 0x0c, 1],
+            mtu: 1450,
+            memory: DeviceMemory::All,
+        };
         assert_eq!(
             rendered(&nic),
             "-device virtio-net-pci,netdev=net0,mac=02:fd:00:ab:0c:01,host_mtu=1450,romfile=,disable-legacy=on"
@@ -534,7 +603,7 @@ mod tests {
 
     #[test]
     fn vsock_is_the_hosts_device_by_number() {
-        let vsock = VhostVsock { guest_cid: 4242, fd: 7 };
+        let vsock = VhostVsock { guest_cid: 4242, fd: 7, memory: DeviceMemory::All };
         assert_eq!(
             rendered(&vsock),
             "-device vhost-vsock-pci,guest-cid=4242,vhostfd=7,disable-legacy=on"

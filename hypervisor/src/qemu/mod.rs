@@ -1,7 +1,9 @@
 //! The QEMU backend.
 
+mod check;
 mod command_line;
 mod exit;
+mod platform;
 mod pod_machine;
 mod process;
 mod qmp;
@@ -17,9 +19,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::accelerator::HostCapabilities;
 use crate::bounded_log::BoundedLog;
+use crate::memory_encryption::MemoryEncryption;
 use crate::{Accelerator, AcceleratorChoice, Hypervisor, KvmProbe, LaunchError, Vm, VmConfig};
-use pod_machine::{FIRMWARE, PodMachine, QemuEnds, agent_socket};
+use platform::PLAIN_FIRMWARE;
+use pod_machine::{PodMachine, QemuEnds, agent_socket};
 use process::{QemuProcess, host};
 use vm::QemuVm;
 
@@ -38,7 +43,7 @@ pub struct QemuPaths {
 pub struct QemuBackend {
     paths: QemuPaths,
     version: QemuVersion,
-    accelerator: AcceleratorChoice,
+    host: HostCapabilities,
 }
 
 /// Version of a QEMU program.
@@ -91,15 +96,16 @@ pub enum QemuError {
 const BUILT_IN_FIRMWARE_DIR: &str = "/usr/share/qemu";
 
 impl QemuPaths {
-    /// The firmware that VMs start with: the first file of its name in the directories.
+    /// The firmware that VMs start with unless they are confidential: the first file of its name in the directories.
     ///
     /// # Errors
     /// If no directory has it.
     pub fn firmware(&self) -> io::Result<PathBuf> {
         let own = Path::new(BUILT_IN_FIRMWARE_DIR);
         let dirs = self.firmware_dirs.iter().map(PathBuf::as_path).chain([own]);
-        dirs.map(|dir| dir.join(FIRMWARE)).find(|path| path.is_file()).ok_or_else(|| {
-            let problem = format!("no {FIRMWARE} in {:?} or {}", self.firmware_dirs, own.display());
+        dirs.map(|dir| dir.join(PLAIN_FIRMWARE)).find(|path| path.is_file()).ok_or_else(|| {
+            let problem =
+                format!("no {PLAIN_FIRMWARE} in {:?} or {}", self.firmware_dirs, own.display());
             io::Error::new(io::ErrorKind::NotFound, problem)
         })
     }
@@ -131,10 +137,7 @@ impl QemuBackend {
     /// Checks QEMU's version and settles the accelerator. Software emulation that was not asked for is
     /// logged as a warning with its cause.
     pub fn new(paths: QemuPaths, accelerator: Accelerator) -> Result<QemuBackend, QemuError> {
-        let version = ask_version(&paths)?;
-        if version < QemuVersion::LEAST {
-            return Err(QemuError::TooOld { binary: paths.binary, found: version });
-        }
+        let version = usable_version(&paths)?;
         let choice = accelerator.choose(&KvmProbe::of_this_host())?;
         match &choice {
             AcceleratorChoice::Kvm { why } => tracing::info!(why, "VMs run with KVM"),
@@ -148,13 +151,27 @@ impl QemuBackend {
                 tracing::info!(why, "VMs run with software emulation");
             }
         }
-        Ok(QemuBackend { paths, version, accelerator: choice })
+        let host = HostCapabilities {
+            accelerator: choice,
+            memory_encryption: MemoryEncryption::of_this_host(),
+        };
+        Ok(QemuBackend { paths, version, host })
+    }
+
+    /// A backend that takes the caller's word for what the host can do, and asks only QEMU for its version.
+    ///
+    /// It is for tests that run QEMU on something that answers like a platform this host is not. A wrong word
+    /// makes no guest weaker: QEMU and the platform refuse what they cannot do, and what a guest was
+    /// launched as is for its owner to see in the hardware's reports.
+    pub fn on_host(paths: QemuPaths, host: HostCapabilities) -> Result<QemuBackend, QemuError> {
+        let version = usable_version(&paths)?;
+        Ok(QemuBackend { paths, version, host })
     }
 
     /// The accelerator that is used, and why.
     #[must_use]
     pub fn accelerator(&self) -> &AcceleratorChoice {
-        &self.accelerator
+        &self.host.accelerator
     }
 
     /// QEMU's version.
@@ -167,7 +184,7 @@ impl QemuBackend {
 #[async_trait]
 impl Hypervisor for QemuBackend {
     async fn launch(&self, config: VmConfig) -> Result<Arc<dyn Vm>, LaunchError> {
-        let mut machine = PodMachine::check(config)?;
+        let mut machine = PodMachine::check(config, &self.host, self.version)?;
         let run_dir = machine.run_dir().to_owned();
         let create_log = |name| {
             BoundedLog::create(&run_dir.join(name))
@@ -183,14 +200,21 @@ impl Hypervisor for QemuBackend {
         let netns = machine.take_netns();
         let channel = machine.agent_channel(&transport);
         let ends = QemuEnds { console: console_end.into(), qmp: qmp_end.into() };
-        let command_line =
-            machine.command_line(&self.accelerator, &self.paths.firmware_dirs, transport, ends);
+        let command_line = machine.command_line(&self.paths.firmware_dirs, transport, ends);
         let logs = [console_log.tail(), stderr_log.tail()];
         let binary = self.paths.binary.clone();
         let process = QemuProcess { binary, command_line, netns, console, console_log, stderr_log };
         let vm = QemuVm::launch(process, qmp, channel, logs, agent_socket(&run_dir)).await?;
         Ok(Arc::new(vm))
     }
+}
+
+fn usable_version(paths: &QemuPaths) -> Result<QemuVersion, QemuError> {
+    let version = ask_version(paths)?;
+    if version < QemuVersion::LEAST {
+        return Err(QemuError::TooOld { binary: paths.binary.clone(), found: version });
+    }
+    Ok(version)
 }
 
 fn ask_version(paths: &QemuPaths) -> Result<QemuVersion, QemuError> {

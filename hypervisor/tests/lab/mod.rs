@@ -69,6 +69,7 @@ impl Lab {
             command_line: COMMAND_LINE.to_owned(),
             vcpus: 1,
             memory_mib: 256,
+            confidential: None,
             disks: vec![],
             nics: vec![],
             serial_ports: vec![],
