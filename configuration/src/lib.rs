@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod sizing;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -165,13 +167,15 @@ pub struct EmulatedSection {
 }
 
 /// `[pod]`; an empty path means none.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PodSection {
     /// Initdata (TOML) of pods without the annotation.
     pub default_initdata: PathBuf,
     /// Policy (Rego) that the host sends to guests whose initdata brings none.
     pub danger_set_policy: PathBuf,
+    /// What the images of a pod take that does not say it, in MiB.
+    pub images_mib: u32,
 }
 
 /// `[registry]`
@@ -266,6 +270,16 @@ impl Default for VmSection {
             max_memory_mib: 16384,
             boot_timeout_seconds: 60,
             kernel_parameters: String::new(),
+        }
+    }
+}
+
+impl Default for PodSection {
+    fn default() -> Self {
+        PodSection {
+            default_initdata: PathBuf::new(),
+            danger_set_policy: PathBuf::new(),
+            images_mib: 128,
         }
     }
 }
@@ -368,6 +382,7 @@ impl Config {
             ("vm.max_memory_mib", vm.max_memory_mib, 128, 64 * 1024 * 1024),
             ("vm.memory_mib", vm.memory_mib, 128, vm.max_memory_mib),
             ("vm.boot_timeout_seconds", vm.boot_timeout_seconds, 1, 600),
+            ("pod.images_mib", self.pod.images_mib, 0, vm.max_memory_mib),
         ] {
             if !(least..=most).contains(&value) {
                 return wrong(key, format!("is {value}: give a number from {least} to {most}"));
@@ -476,7 +491,7 @@ mod tests {
         // Every key is written out: without any one of its lines the file would still equal the
         // defaults, so count them.
         let keys = text.lines().filter(|l| !l.starts_with('#') && l.contains(" = ")).count();
-        assert_eq!(keys, 24);
+        assert_eq!(keys, 25);
         Config::default().check("defaults").unwrap();
     }
 
@@ -506,6 +521,7 @@ mod tests {
             ("[pod]\ndefault_initdata = \"x\"", "pod.default_initdata is \"x\""),
             ("[pod]\ndanger_set_policy = \"x\"", "pod.danger_set_policy is \"x\""),
             ("[pod]\nset_policy = \"/x\"", "set_policy"),
+            ("[pod]\nimages_mib = 16385", "pod.images_mib is 16385: give a number from 0 to 16384"),
             ("[storage]\ndirectory = \"x\"", "storage.directory is \"x\""),
             ("[storage]\nscratch_disk_mib = 63", "give a number from 64 to 16384, or 0 for none"),
             (
