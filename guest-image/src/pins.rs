@@ -26,6 +26,8 @@ pub struct Pins {
     pub containerd: BTreeMap<String, Package>,
     /// Firmware of confidential guests.
     pub firmware: Vec<Package>,
+    /// Headers of a current kernel.
+    pub kernel_headers: Vec<Package>,
     /// QEMU 11 with the libraries it needs.
     pub qemu_11: ProgramPin,
 }
@@ -115,6 +117,7 @@ impl Pins {
             .chain(&self.qemu)
             .chain(self.containerd.values())
             .chain(&self.firmware)
+            .chain(&self.kernel_headers)
             .chain(&self.qemu_11.packages)
     }
 }

@@ -1,6 +1,6 @@
-//! What tests of confidential launches run with: the firmware of SEV-SNP and TDX guests, and a QEMU that
-//! knows TDX. They come from Debian's development suite, which keeps a version for some weeks; where the
-//! mirror has moved on, the tests that need them are skipped, visibly.
+//! What tests of confidential launches run with: the firmware of SEV-SNP and TDX guests, a QEMU that knows
+//! TDX, and headers of a kernel that does. They come from Debian's development suite, which keeps a version
+//! for some weeks; where the mirror has moved on, the tests that need them are skipped, visibly.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -26,7 +26,7 @@ lib=\"$here/usr/lib/x86_64-linux-gnu\"
 exec \"$lib/ld-linux-x86-64.so.2\" --library-path \"$lib\" --argv0 qemu-system-x86_64 \"$here/usr/bin/qemu-system-x86_64\" \"$@\"
 ";
 
-/// Fetches both. What cannot be had is said, and no error.
+/// Fetches both, and headers of a kernel that has both. What cannot be had is said, and no error.
 pub(crate) fn fetch(tree: &Tree) -> Result<()> {
     let step = Step::new("firmware and QEMU for confidential guests");
     let pins = Pins::shipped()?;
@@ -34,6 +34,10 @@ pub(crate) fn fetch(tree: &Tree) -> Result<()> {
     let say = |line: &str| step.say(line);
     if let Err(error) = store.unpack(&pins.firmware, &tree.prefix().join("firmware"), &say) {
         step.say(format!("tests with firmware of confidential guests will be SKIPPED: {error}"));
+    }
+    let headers = tree.prefix().join("linux-headers");
+    if let Err(error) = store.unpack(&pins.kernel_headers, &headers, &say) {
+        step.say(format!("comparisons with the kernel's headers will be SKIPPED: {error}"));
     }
     let qemu = tree.prefix().join("qemu-11");
     let ready = store.unpack(&pins.qemu_11.packages, &qemu, &say).map_err(Into::into);
