@@ -13,6 +13,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{Resource, Rlimit};
 
+/// Where the network's name servers are written; `/etc/resolv.conf` points there, since the root cannot be
+/// written to later.
+pub(crate) const RESOLV_CONF: &str = "/run/nacre/resolv.conf";
+
 /// Directory on which the initrd's root is bound before it becomes the root.
 const NEW_ROOT: &str = "/sysroot";
 
@@ -65,6 +69,7 @@ pub(crate) fn early() -> Result<Boot, BootError> {
     leave_initial_root()?;
     mount_file_systems()?;
     open_console()?;
+    point_at_resolv_conf()?;
     raise_limits()?;
     let line = fs::read_to_string("/proc/cmdline").map_err(|e| step("read /proc/cmdline", e))?;
     Ok(Boot { parameters: Parameters::parse(&line)?, kernel })
@@ -82,12 +87,6 @@ pub(crate) fn power_off() {
     if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::PowerOff) {
         tracing::error!("failed to power off: {error}");
     }
-}
-
-/// True when the kernel's random generator is seeded (by RDRAND, the boot loader's seed, or time).
-pub(crate) fn random_is_ready() -> bool {
-    let mut byte = [0_u8; 1];
-    rustix::rand::getrandom(&mut byte, rustix::rand::GetRandomFlags::NONBLOCK).is_ok()
 }
 
 /// `pivot_root` refuses to leave the kernel's initial root, and each container must: bind the same
@@ -140,6 +139,12 @@ fn mount_file_systems() -> Result<(), BootError> {
             options: Some(c"mode=1777"),
         },
         FileSystem {
+            kind: "securityfs",
+            target: "/sys/kernel/security",
+            flags: strict,
+            options: None,
+        },
+        FileSystem {
             kind: "cgroup2",
             target: "/sys/fs/cgroup",
             flags: strict,
@@ -162,6 +167,13 @@ fn open_console() -> Result<(), BootError> {
     rustix::stdio::dup2_stdin(&console).map_err(|e| step(name, e))?;
     rustix::stdio::dup2_stdout(&console).map_err(|e| step(name, e))?;
     rustix::stdio::dup2_stderr(&console).map_err(|e| step(name, e))
+}
+
+fn point_at_resolv_conf() -> Result<(), BootError> {
+    let link = Path::new("/etc/resolv.conf");
+    fs::create_dir_all("/run/nacre")
+        .and_then(|()| std::os::unix::fs::symlink(RESOLV_CONF, link))
+        .map_err(|e| step(format!("link {} to {RESOLV_CONF}", link.display()), e))
 }
 
 /// Containers inherit these as their upper bounds.

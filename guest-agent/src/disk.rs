@@ -4,11 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::devices::{Kind, Machine};
 use crate::modules::{ModuleError, Modules};
-
-/// PCI identifiers of a virtio disk: transitional and modern (virtio 1.2, 4.1.2 and 5.2).
-const DISK_PCI_IDS: [&str; 2] = ["0x1001", "0x1042"];
-const VIRTIO_PCI_VENDOR: &str = "0x1af4";
 
 /// Why it is not known whether there is such a disk, or which.
 #[derive(Debug, thiserror::Error)]
@@ -33,24 +30,17 @@ pub(crate) enum DiskError {
 }
 
 /// The device of the only disk with that serial number. A VM without disks does not even load the driver.
-pub(crate) fn find(modules: &Modules, serial: &'static str) -> Result<Option<PathBuf>, DiskError> {
-    if !has_disk(Path::new("/sys/bus/pci/devices")) {
+pub(crate) fn find(
+    machine: &Machine,
+    modules: &Modules,
+    serial: &'static str,
+) -> Result<Option<PathBuf>, DiskError> {
+    if !machine.has(Kind::Disk) {
         return Ok(None);
     }
     modules.ensure("virtio_blk")?;
     let name = by_serial(Path::new("/sys/block"), serial)?;
     Ok(name.map(|name| Path::new("/dev").join(name)))
-}
-
-fn has_disk(pci: &Path) -> bool {
-    let Ok(devices) = fs::read_dir(pci) else { return false };
-    devices.flatten().any(|device| {
-        let is = |file: &str, values: &[&str]| {
-            let text = fs::read_to_string(device.path().join(file)).unwrap_or_default();
-            values.contains(&text.trim())
-        };
-        is("vendor", &[VIRTIO_PCI_VENDOR]) && is("device", &DISK_PCI_IDS)
-    })
 }
 
 /// Name of the only disk with that serial number.
@@ -82,18 +72,6 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-    }
-
-    #[test]
-    fn a_disk_is_known_by_its_pci_identifiers() {
-        let pci = tempfile::tempdir().unwrap();
-        assert!(!has_disk(&pci.path().join("absent")));
-        let (net, other) = ([("0/vendor", "0x1af4\n"), ("0/device", "0x1041\n")], "0x8086\n");
-        write(pci.path(), &net);
-        write(pci.path(), &[("1/vendor", other), ("1/device", "0x1042\n")]);
-        assert!(!has_disk(pci.path()));
-        write(pci.path(), &[("2/vendor", "0x1af4\n"), ("2/device", "0x1042\n")]);
-        assert!(has_disk(pci.path()));
     }
 
     #[test]

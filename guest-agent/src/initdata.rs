@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use nacre_protocol::initdata::{DISK_SERIAL, Initdata};
 
+use crate::devices::Machine;
 use crate::disk::{self, DiskError};
 use crate::modules::Modules;
 
@@ -32,8 +33,11 @@ pub(crate) enum InitdataError {
 }
 
 /// The initdata of this pod, if its VM has a disk that carries some.
-pub(crate) fn find(modules: &Modules) -> Result<Option<Initdata>, InitdataError> {
-    let Some(path) = disk::find(modules, DISK_SERIAL)? else { return Ok(None) };
+pub(crate) fn find(
+    machine: &Machine,
+    modules: &Modules,
+) -> Result<Option<Initdata>, InitdataError> {
+    let Some(path) = disk::find(machine, modules, DISK_SERIAL)? else { return Ok(None) };
     let disk = File::open(&path).map_err(|source| InitdataError::Read { path, source })?;
     Ok(Some(Initdata::from_disk(disk)?))
 }

@@ -51,14 +51,18 @@
 
 mod boot;
 mod cgroup;
+mod clock;
 mod container;
 mod copy_file;
 mod device_policy;
+mod devices;
 mod disk;
+mod entropy;
 mod error;
 mod images;
 mod initdata;
 mod launcher;
+mod lockdown;
 mod modules;
 mod network;
 mod node_cache;
@@ -72,6 +76,7 @@ mod raw;
 mod reaper;
 mod rpc;
 mod sandbox;
+mod seal;
 mod secrets;
 mod start_report;
 mod storage;
@@ -89,16 +94,15 @@ use nacre_protocol::health_ttrpc::create_health;
 use tracing_subscriber::EnvFilter;
 
 use crate::boot::Boot;
+use crate::devices::{Kind, Machine};
 use crate::images::Images;
-use crate::modules::Modules;
+use crate::lockdown::Lockdown;
+use crate::modules::{ModuleError, Modules};
 use crate::network::Network;
 use crate::reaper::Reaper;
 use crate::rpc::Agent;
 use crate::secrets::Secrets;
 use crate::storage::GuestStorage;
-
-/// Driver of the virtio random device.
-const RANDOM_DRIVER: &str = "virtio_rng";
 
 /// What is logged unless the command line says otherwise.
 const DEFAULT_LOG: &str = "info";
@@ -129,30 +133,33 @@ fn run() -> anyhow::Result<()> {
     let started = Instant::now();
     let boot = boot::early()?;
     log_to_console(boot.parameters.log.as_deref())?;
+    // Before anything is loaded, made or believed.
+    entropy::check()?;
+    let machine = Machine::inspect()?;
+    clock::not_before_image()?;
     // One thread: an idle pod costs little, and the kernel's answers to process numbers stay true
     // between two steps of a task.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(boot, started))
+    runtime.block_on(serve(boot, machine, started))
 }
 
-async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
+async fn serve(boot: Boot, machine: Machine, started: Instant) -> anyhow::Result<()> {
     let signals = Reaper::signals().context("failed to watch child processes")?;
     let reaper = Arc::new(Reaper::default());
     let reaping = Arc::clone(&reaper);
     tokio::spawn(async move { reaping.run(signals).await });
-    let modules = Arc::new(Modules::new());
-    if !boot::random_is_ready() {
-        // Keys and nonces must not come from an unseeded generator; the device's bytes are mixed in.
-        modules.ensure(RANDOM_DRIVER).context("failed to seed the random generator")?;
-    }
-    let bound = tee::bind(&modules, &boot.parameters).await?;
+    let lockdown = Lockdown::current().context("failed to ask for the kernel's lockdown")?;
+    let modules = Modules::new(lockdown);
+    let bound = tee::bind(&machine, &modules, &boot.parameters).await?;
     let (initdata, gate) = (bound.initdata.as_deref(), Arc::clone(&bound.gate));
     let secrets = Arc::new(Secrets::new(initdata, bound.tee.clone(), gate)?);
-    let storage = GuestStorage::new(Arc::clone(&modules));
+    let storage = GuestStorage::find(&machine, &modules);
+    load_drivers(&machine, &modules)?;
+    let sealed = seal::seal(modules).context("failed to close this guest")?;
     let plain_http = boot.parameters.plain_http;
     let images = Images::new(initdata, plain_http, Arc::clone(&secrets), storage.clone())?;
     let images = Arc::new(images);
-    let sandbox = Sandbox::new(reaper, Arc::clone(&modules), secrets, storage.clone(), images)?;
+    let sandbox = Sandbox::new(reaper, secrets, storage.clone(), images)?;
     let sandbox = Arc::new(sandbox);
     // Of a failure, the first container's creation tells.
     tokio::spawn(async move { drop(storage.ready().await) });
@@ -165,7 +172,7 @@ async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
     let network = Network::open().await?;
     // Before the first container: none of them can take the address.
     secrets::serve(&sandbox).await.context("failed to serve 127.0.0.1:8006 for containers")?;
-    let listener = transport::listen(&modules).await?;
+    let listener = transport::listen(&machine, &sealed).await?;
     let agent = Arc::new(Agent { sandbox: Arc::clone(&sandbox), network, gate: bound.gate });
     let mut server = ttrpc::asynchronous::Server::new()
         .add_listener(listener)
@@ -182,6 +189,20 @@ async fn serve(boot: Boot, started: Instant) -> anyhow::Result<()> {
         "serving"
     );
     std::future::pending().await
+}
+
+/// Loads what requests will need: later there is no loading.
+fn load_drivers(machine: &Machine, modules: &Modules) -> Result<(), ModuleError> {
+    for (kind, driver) in
+        [(Kind::Network, "virtio_net"), (Kind::Vsock, "vmw_vsock_virtio_transport")]
+    {
+        if machine.has(kind) {
+            modules.ensure(driver)?;
+        }
+    }
+    // Layers of images, and who asks on the loopback interface.
+    modules.ensure("overlay")?;
+    modules.ensure(secrets::ASKER_MODULE)
 }
 
 fn log_to_console(filter: Option<&str>) -> anyhow::Result<()> {

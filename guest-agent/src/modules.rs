@@ -1,7 +1,11 @@
-//! Kernel modules of the guest image, loaded when something needs them.
+//! Kernel modules of the guest image: loaded while the guest starts, and never again.
 //!
-//! The image holds them neither compressed nor signed, because nothing outside the measured initrd is
-//! ever loaded: requests cannot name a module.
+//! Nothing outside the measured initrd is ever loaded: requests cannot name a module, and once the agent
+//! has loaded what this machine needs, the kernel is told to refuse every further one.
+//!
+//! The image holds them uncompressed and with the signatures that they came with. Those are cut off
+//! before loading, because checking one takes longer than loading a module and proves nothing that the
+//! measurement does not; but a kernel that was started by Secure Boot takes no module without.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,13 +15,18 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
+use crate::lockdown::Lockdown;
+
 /// Where the guest image keeps its modules, and `modules.order` with their dependencies.
 const DIRECTORY: &str = "/lib/modules/nacre";
+/// Documentation/admin-guide/sysctl/kernel.rst: a 1 can be written, and nothing after it.
+const SWITCH: &str = "/proc/sys/kernel/modules_disabled";
 
-/// The modules of this guest image.
+/// The modules of this guest image. Dropping it changes nothing; [`Modules::close`] ends all loading.
 #[derive(Debug)]
 pub(crate) struct Modules {
     directory: PathBuf,
+    signatures: bool,
     loaded: Mutex<HashSet<String>>,
 }
 
@@ -46,9 +55,10 @@ pub(crate) enum ModuleError {
 }
 
 impl Modules {
-    /// The modules in the guest image's directory.
-    pub(crate) fn new() -> Self {
-        Self { directory: DIRECTORY.into(), loaded: Mutex::default() }
+    /// The modules in the guest image's directory, for a kernel at that level of lockdown.
+    pub(crate) fn new(lockdown: Lockdown) -> Self {
+        let signatures = lockdown != Lockdown::None;
+        Self { directory: DIRECTORY.into(), signatures, loaded: Mutex::default() }
     }
 
     /// Loads `name` and what it depends on, unless that was done before. Concurrent callers wait.
@@ -66,6 +76,11 @@ impl Modules {
         Ok(())
     }
 
+    /// Makes the kernel refuse every module from now on, until the guest ends.
+    pub(crate) fn close(self) -> io::Result<()> {
+        fs::write(SWITCH, "1")
+    }
+
     /// Dependencies first, `name` last.
     fn load_order(&self, name: &str) -> Result<Vec<String>, ModuleError> {
         let path = self.directory.join("modules.order");
@@ -80,12 +95,27 @@ impl Modules {
 
     fn load(&self, name: &str) -> Result<(), ModuleError> {
         let path = self.directory.join(Path::new(name).with_extension("ko"));
-        let file = fs::File::open(&path).map_err(|source| ModuleError::Read { path, source })?;
-        match rustix::system::finit_module(&file, c"", 0) {
+        let file = fs::read(&path).map_err(|source| ModuleError::Read { path, source })?;
+        let module = if self.signatures { &file } else { without_signature(&file) };
+        match rustix::system::init_module(module, c"") {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(ModuleError::Load { name: name.to_owned(), source: error.into() }),
         }
     }
+}
+
+/// A module without the signature at its end: the signature's bytes, a descriptor (`struct
+/// module_signature` in the kernel's `include/linux/module_signature.h`) and a mark. One that makes no
+/// sense stays, for the kernel to refuse.
+fn without_signature(module: &[u8]) -> &[u8] {
+    const MARK: &[u8] = b"~Module signature appended~\n";
+    const DESCRIPTOR: usize = 12; // the last four bytes: the signature's length, big-endian
+    let end = module.strip_suffix(MARK).and_then(|rest| {
+        let (before, length) = rest.split_last_chunk::<4>()?;
+        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+        before.len().checked_sub(DESCRIPTOR - 4)?.checked_sub(length)
+    });
+    &module[..end.unwrap_or(module.len())]
 }
 
 #[cfg(test)]
@@ -94,18 +124,29 @@ mod tests {
 
     #[test]
     fn dependencies_come_first_and_absent_modules_are_named() {
-        let directory = std::env::temp_dir().join(format!("nacre-modules-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        fs::write(directory.join("modules.order"), "overlay\nvirtio_net failover net_failover\n")
-            .unwrap();
-        let modules = Modules { directory: directory.clone(), loaded: Mutex::default() };
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(
+            directory.path().join("modules.order"),
+            "overlay\nvirtio_net failover net_failover\n",
+        )
+        .unwrap();
+        let modules =
+            Modules { directory: directory.path().into(), ..Modules::new(Lockdown::None) };
         assert_eq!(
             modules.load_order("virtio_net").unwrap(),
             ["failover", "net_failover", "virtio_net"]
         );
         assert_eq!(modules.load_order("overlay").unwrap(), ["overlay"]);
         let error = modules.load_order("kvm").unwrap_err().to_string();
-        fs::remove_dir_all(directory).unwrap();
         assert!(error.contains("\"kvm\""), "{error}");
+    }
+
+    #[test]
+    fn signatures_are_cut_off_whole_or_not_at_all() {
+        let signed = b"ELFsig\0\0\x02\0\0\0\0\0\0\0\0\x03~Module signature appended~\n";
+        assert_eq!(without_signature(signed), b"ELF");
+        for other in [&b"unsigned"[..], b"", &signed[4..], &signed[16..], &signed[18..]] {
+            assert_eq!(without_signature(other), other);
+        }
     }
 }

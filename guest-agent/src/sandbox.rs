@@ -17,7 +17,6 @@ use crate::container::Container;
 use crate::copy_file::CopyRoot;
 use crate::error::RpcError;
 use crate::images::Images;
-use crate::modules::Modules;
 use crate::network;
 use crate::oci::{PodNamespaces, check_path, refuse_if};
 use crate::oom::OomWatch;
@@ -42,8 +41,6 @@ pub struct Sandbox {
     pub(crate) reaper: Arc<Reaper>,
     /// Watches for containers without memory.
     pub(crate) oom: OomWatch,
-    /// Kernel modules of the guest image.
-    pub(crate) modules: Arc<Modules>,
     /// How long starts took.
     pub(crate) report: StartReport,
     /// Secrets of the pod.
@@ -74,7 +71,6 @@ impl Sandbox {
     /// Needs the runtime.
     pub(crate) fn new(
         reaper: Arc<Reaper>,
-        modules: Arc<Modules>,
         secrets: Arc<Secrets>,
         storage: GuestStorage,
         images: Arc<Images>,
@@ -82,7 +78,6 @@ impl Sandbox {
         Ok(Self {
             reaper,
             oom: OomWatch::new()?,
-            modules,
             report: StartReport::default(),
             secrets,
             storage,

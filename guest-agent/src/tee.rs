@@ -12,6 +12,7 @@ use nacre_policy::Gate;
 use nacre_protocol::initdata::Initdata;
 
 use crate::boot::Parameters;
+use crate::devices::Machine;
 use crate::modules::Modules;
 use crate::{initdata, policy};
 
@@ -64,12 +65,16 @@ pub(crate) enum BindingError {
 }
 
 /// Finds the TEE and the initdata, and binds the guest to them. What does not fit ends the boot.
-pub(crate) async fn bind(modules: &Modules, parameters: &Parameters) -> anyhow::Result<Bound> {
+pub(crate) async fn bind(
+    machine: &Machine,
+    modules: &Modules,
+    parameters: &Parameters,
+) -> anyhow::Result<Bound> {
     let load = |name: &str| modules.ensure(name).map_err(|error| error.to_string());
     let tee = detect(parameters.tee.as_deref(), System::default(), load)
         .await
         .context("failed to find the trusted execution environment")?;
-    let initdata = initdata::find(modules).context("failed to read the pod's initdata")?;
+    let initdata = initdata::find(machine, modules).context("failed to read the pod's initdata")?;
     if let Some(tee) = &tee {
         let kind = tee.kind();
         let reported = tee.host_data().await.with_context(|| {

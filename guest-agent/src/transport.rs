@@ -4,7 +4,6 @@
 //! stream for one peer at a time: when the host closes it, the next connection is waited for, and
 //! containers go on running.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,17 +14,14 @@ use nacre_protocol::channel::{SERIAL_PORT_NAME, VSOCK_PORT};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use ttrpc::asynchronous::transport::Listener;
 
-use crate::modules::{ModuleError, Modules};
+use crate::devices::{Kind, Machine};
 use crate::port::{self, Port, PortStream};
+use crate::seal::Sealed;
 
 /// How long the kernel may take to show the serial port's device node.
 const PORT_DEADLINE: Duration = Duration::from_secs(20);
 /// How often the port is looked for, and asked whether the host has connected.
 const PORT_POLL: Duration = Duration::from_millis(5);
-
-/// PCI identifiers of a virtio vsock device: transitional and modern (virtio 1.2, 4.1.2 and 5.10).
-const VSOCK_PCI_IDS: [&str; 2] = ["0x1012", "0x1053"];
-const VIRTIO_PCI_VENDOR: &str = "0x1af4";
 
 /// Why the agent cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -36,18 +32,14 @@ pub(crate) enum TransportError {
          the hypervisor must offer one of them"
     )]
     NoDevice,
-    /// The vsock driver could not be loaded.
-    #[error(transparent)]
-    Module(#[from] ModuleError),
     /// The channel could not be opened.
     #[error("failed to open the agent's channel: {0}")]
     Open(#[from] io::Error),
 }
 
-/// Finds the channel and listens on it.
-pub(crate) async fn listen(modules: &Modules) -> Result<Listener, TransportError> {
-    if has_vsock_device() {
-        modules.ensure("vmw_vsock_virtio_transport")?;
+/// Finds the channel and listens on it: the moment from which the host is heard.
+pub(crate) async fn listen(machine: &Machine, _: &Sealed) -> Result<Listener, TransportError> {
+    if machine.has(Kind::Vsock) {
         return Ok(Listener::bind(format!("vsock://-1:{VSOCK_PORT}"))?);
     }
     let port = wait_for_port().await.ok_or(TransportError::NoDevice)?;
@@ -56,17 +48,6 @@ pub(crate) async fn listen(modules: &Modules) -> Result<Listener, TransportError
         let connection = connect(&port, &free).await;
         Some((connection, (port, free)))
     })))
-}
-
-fn has_vsock_device() -> bool {
-    let Ok(devices) = fs::read_dir("/sys/bus/pci/devices") else { return false };
-    devices.flatten().any(|device| {
-        let is = |file: &str, values: &[&str]| {
-            let text = fs::read_to_string(device.path().join(file)).unwrap_or_default();
-            values.contains(&text.trim())
-        };
-        is("vendor", &[VIRTIO_PCI_VENDOR]) && is("device", &VSOCK_PCI_IDS)
-    })
 }
 
 async fn wait_for_port() -> Option<PathBuf> {

@@ -2,7 +2,7 @@
 //!
 //! It needs what `cargo xtask image` makes and the Debian package busybox-static, and is skipped without:
 //! `cargo test -p nacre-agent --test vm -- --nocapture`. With `NACRE_TEST_CONSOLE=1` the
-//! guest's console is printed also on success; `NACRE_TEST_INITRD` names another initrd.
+//! guest's console is printed also on success; `NACRE_TEST_IMAGE` names the directory of another image.
 
 #![allow(clippy::unwrap_used)]
 

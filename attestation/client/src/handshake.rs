@@ -60,26 +60,33 @@ pub(crate) async fn attest(
     let begun = Instant::now();
     let answer = http.attest(&attestation, cookie.as_deref()).await?;
     let token = Zeroizing::new(answer.token);
-    let life = life_of(&token);
-    Ok(Session { token, key, cookie, begun, life })
+    let times = Times::of(&token);
+    Ok(Session { token, key, cookie, begun, life: times.life(), issued: times.iat })
 }
 
-#[derive(Deserialize)]
+/// What the token says about itself.
+#[derive(Default, Deserialize)]
 struct Times {
     iat: Option<i64>,
     exp: Option<i64>,
 }
 
-/// How long the token says it lives. Nothing is believed on its word: this says only when to ask for the
-/// next one. The clock of this machine has no part in it.
-fn life_of(token: &str) -> Duration {
-    let times = token.split('.').nth(1).and_then(|part| {
-        let payload = URL_SAFE_NO_PAD.decode(part).ok()?;
-        serde_json::from_slice::<Times>(&payload).ok()
-    });
-    let seconds = times.and_then(|times| times.exp?.checked_sub(times.iat?));
-    let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
-    seconds.map_or(SHORT_LIFE, Duration::from_secs).min(LONGEST_LIFE)
+impl Times {
+    fn of(token: &str) -> Self {
+        let times = token.split('.').nth(1).and_then(|part| {
+            let payload = URL_SAFE_NO_PAD.decode(part).ok()?;
+            serde_json::from_slice(&payload).ok()
+        });
+        times.unwrap_or_default()
+    }
+
+    /// How long the token says it lives. Nothing is believed on its word: this says only when to ask for the
+    /// next one. The clock of this machine has no part in it.
+    fn life(&self) -> Duration {
+        let seconds = self.exp.zip(self.iat).and_then(|(exp, iat)| exp.checked_sub(iat));
+        let seconds = seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        seconds.map_or(SHORT_LIFE, Duration::from_secs).min(LONGEST_LIFE)
+    }
 }
 
 #[cfg(test)]
@@ -88,14 +95,16 @@ mod tests {
 
     #[test]
     fn the_life_of_a_token() {
-        let life = |claims: &str| life_of(&format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims)));
+        let times = |claims: &str| Times::of(&format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims)));
+        let life = |claims: &str| times(claims).life();
         assert_eq!(life(r#"{"iat":1000,"exp":1300,"x":{}}"#), Duration::from_secs(300));
         assert_eq!(life(r#"{"iat":1300,"exp":1000}"#), SHORT_LIFE);
         assert_eq!(life(r#"{"exp":1000}"#), SHORT_LIFE);
         assert_eq!(life(r#"{"iat":-9223372036854775808,"exp":9223372036854775807}"#), SHORT_LIFE);
         assert_eq!(life(r#"{"iat":0,"exp":9223372036854775807}"#), LONGEST_LIFE);
         for odd in ["", "a", "a.%.b", "a.e30.b"] {
-            assert_eq!(life_of(odd), SHORT_LIFE);
+            assert_eq!((Times::of(odd).life(), Times::of(odd).iat), (SHORT_LIFE, None));
         }
+        assert_eq!(times(r#"{"iat":1300}"#).iat, Some(1300));
     }
 }

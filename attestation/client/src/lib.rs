@@ -87,6 +87,9 @@ pub struct Options {
     pub evidence: Arc<dyn EvidenceSource>,
     /// How long things may take.
     pub timeouts: Timeouts,
+    /// Told the broker's time with each new token: `iat`, seconds since 1970 (UTC). It is as good as the way
+    /// on which the token came: by `http` anybody may have made it up.
+    pub told_time: Option<fn(i64)>,
 }
 
 /// A broker, as this guest sees it. Share it: there is one session for all.
@@ -103,10 +106,10 @@ impl Client {
     /// # Errors
     /// [`ClientError::Config`] if the address or the certificates cannot be used.
     pub fn new(options: Options) -> Result<Client, ClientError> {
-        let Options { url, ca_pem, init_data, evidence, timeouts } = options;
+        let Options { url, ca_pem, init_data, evidence, timeouts, told_time } = options;
         let http = Http::new(&url, ca_pem.as_deref(), timeouts)?;
-        let own = Sessions::new(Arc::clone(&evidence), init_data.clone());
-        let handed_out = Sessions::new(evidence, init_data);
+        let own = Sessions::new(Arc::clone(&evidence), init_data.clone(), told_time);
+        let handed_out = Sessions::new(evidence, init_data, told_time);
         Ok(Client { http, own, handed_out, deadline: timeouts.deadline })
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Session {
     pub(crate) begun: Instant,
     /// How long its token is good.
     pub(crate) life: Duration,
+    /// When it was made, by the broker's clock: seconds since 1970, if the token says it.
+    pub(crate) issued: Option<i64>,
 }
 
 impl Session {
@@ -68,6 +70,7 @@ impl Token {
 pub(crate) struct Sessions {
     evidence: Arc<dyn EvidenceSource>,
     init_data: Option<InitData>,
+    told_time: Option<fn(i64)>,
     state: Mutex<State>,
     /// Attempts that have failed.
     failed: AtomicU64,
@@ -80,8 +83,12 @@ struct State {
 }
 
 impl Sessions {
-    pub(crate) fn new(evidence: Arc<dyn EvidenceSource>, init_data: Option<InitData>) -> Self {
-        Self { evidence, init_data, state: Mutex::default(), failed: AtomicU64::new(0) }
+    pub(crate) fn new(
+        evidence: Arc<dyn EvidenceSource>,
+        init_data: Option<InitData>,
+        told_time: Option<fn(i64)>,
+    ) -> Self {
+        Self { evidence, init_data, told_time, state: Mutex::default(), failed: AtomicU64::new(0) }
     }
 
     /// A session that is good, and not about to end unless the broker cannot be reached.
@@ -127,6 +134,9 @@ impl Sessions {
         match (made, good) {
             (Ok(session), _) => {
                 tracing::info!(life_s = session.life.as_secs(), "attested to the key broker");
+                if let (Some(tell), Some(time)) = (self.told_time, session.issued) {
+                    tell(time);
+                }
                 let session = Arc::new(session);
                 *state = State { session: Some(Arc::clone(&session)), last_failure: None };
                 Ok(session)

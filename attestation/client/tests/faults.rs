@@ -151,8 +151,14 @@ async fn serve(broker: &Arc<Broker>, address: &str) -> SocketAddr {
 
 fn client(url: String, deadline: Duration) -> Arc<Client> {
     let timeouts = Timeouts { deadline, request: Duration::from_secs(2), ..Timeouts::default() };
-    let options =
-        Options { url, ca_pem: None, init_data: None, evidence: Arc::new(Evidence), timeouts };
+    let options = Options {
+        url,
+        ca_pem: None,
+        init_data: None,
+        evidence: Arc::new(Evidence),
+        timeouts,
+        told_time: None,
+    };
     Arc::new(Client::new(options).unwrap())
 }
 
@@ -339,7 +345,14 @@ async fn evidence_that_does_not_come_is_not_waited_for() {
     let url = format!("http://{}", serve(&broker, "127.0.0.1:0").await);
     let evidence = Arc::new(Withheld);
     let timeouts = Timeouts::default();
-    let client = Client::new(Options { url, ca_pem: None, init_data: None, evidence, timeouts });
+    let client = Client::new(Options {
+        url,
+        ca_pem: None,
+        init_data: None,
+        evidence,
+        timeouts,
+        told_time: None,
+    });
     let error = get_one(&client.unwrap()).await.unwrap_err();
     assert!(matches!(&error, ClientError::Evidence(why) if why.contains("20 s")), "{error}");
     assert_eq!(broker.handshakes(), 0);
@@ -392,8 +405,14 @@ async fn only_the_given_certificate_is_trusted() {
     let with = |pem: String| {
         let timeouts = Timeouts { deadline: Duration::from_secs(5), ..Timeouts::default() };
         let (url, ca_pem) = (format!("https://{address}"), Some(pem));
-        let options =
-            Options { url, ca_pem, init_data: None, evidence: Arc::new(Evidence), timeouts };
+        let options = Options {
+            url,
+            ca_pem,
+            init_data: None,
+            evidence: Arc::new(Evidence),
+            timeouts,
+            told_time: None,
+        };
         Client::new(options).unwrap()
     };
     let begun = Instant::now();

@@ -195,7 +195,6 @@ async fn build(
     let fail = |doing: &str, error: &dyn std::fmt::Display| {
         RpcError::internal(&context, format!("failed to {doing}: {error}"))
     };
-    sandbox.modules.ensure("overlay").map_err(|e| fail("prepare overlay mounts", &e))?;
     // Both wait for the network, so they wait together.
     let (image, mut unsealed) = tokio::try_join!(pull(sandbox, &plan), unseal(sandbox, &plan))?;
     tracing::debug!(container = plan.id, "mounting");

@@ -20,6 +20,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use self::parse::{Mac, NeighbourWanted, RouteWanted};
+use crate::boot::RESOLV_CONF;
 use crate::error::RpcError;
 
 /// A network device may appear a little after the agent has started.
@@ -46,12 +47,6 @@ impl Network {
         let raised = network.handle.link().set(loopback).execute().await;
         raised.map_err(|e| RpcError::internal("failed to bring lo up", e))?;
         Ok(network)
-    }
-
-    /// True when a network device other than loopback exists.
-    pub(crate) fn has_device() -> bool {
-        fs::read_dir("/sys/class/net")
-            .is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name() != "lo"))
     }
 
     /// Names the device with the given hardware address, gives it MTU and addresses, and brings it up.
@@ -235,12 +230,11 @@ pub(crate) fn statistics() -> Vec<NetworkStats> {
     text.lines().filter_map(parse::device_counters).filter(|stats| stats.name != "lo").collect()
 }
 
-/// Writes the guest's own `/etc/resolv.conf`, by which the agent finds registries.
+/// Writes what the guest's own `/etc/resolv.conf` points at, by which the agent finds registries.
 pub(crate) fn write_resolv_conf(lines: &[String]) -> Result<(), RpcError> {
     let text = parse::resolv_conf(lines)?;
-    fs::create_dir_all("/etc")
-        .and_then(|()| fs::write("/etc/resolv.conf", text))
-        .map_err(|e| RpcError::internal("failed to write /etc/resolv.conf", e))
+    fs::write(RESOLV_CONF, text)
+        .map_err(|e| RpcError::internal(format!("failed to write {RESOLV_CONF}"), e))
 }
 
 fn route_message(route: &RouteWanted, index: u32) -> Result<RouteMessage, RpcError> {

@@ -315,7 +315,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: UpdateInterfaceRequest,
     ) -> Answer<Interface> {
-        serve!(whole self, request, network::update_interface, self)
+        serve!(whole self, request, network::update_interface, &self.network)
     }
 
     async fn update_routes(

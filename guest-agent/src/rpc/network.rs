@@ -7,25 +7,15 @@ use nacre_protocol::agent::{
 use nacre_protocol::types::Interface;
 use protobuf::well_known_types::empty::Empty;
 
-use super::{Agent, Allowed};
+use super::Allowed;
 use crate::error::RpcError;
 use crate::network::Network;
 
-/// Driver of the pod's network devices, loaded with the first of them.
-const DRIVER: &str = "virtio_net";
-
 pub(crate) async fn update_interface(
-    agent: &Agent,
+    network: &Network,
     request: &Allowed<UpdateInterfaceRequest>,
 ) -> Result<Interface, RpcError> {
-    if !Network::has_device() {
-        agent
-            .sandbox
-            .modules
-            .ensure(DRIVER)
-            .map_err(|e| RpcError::internal("failed to load a driver of the guest", e))?;
-    }
-    agent.network.update_interface(&request.get().interface).await
+    network.update_interface(&request.get().interface).await
 }
 
 pub(crate) async fn update_routes(

@@ -29,7 +29,7 @@ const ANSWER: usize = 72;
 const LONGEST: usize = 4096;
 
 /// Kernel module that answers about TCP sockets.
-pub(super) const MODULE: &str = "tcp_diag";
+pub(crate) const MODULE: &str = "tcp_diag";
 
 /// Identifier of the control group in which the socket at `peer` was made, which is connected to `here`.
 pub(super) fn cgroup_of(peer: SocketAddrV4, here: SocketAddrV4) -> io::Result<u64> {

@@ -28,6 +28,9 @@ use serde_json::Value;
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
+use crate::clock;
+
+pub(crate) use caller::MODULE as ASKER_MODULE;
 pub(crate) use endpoint::serve;
 pub(crate) use files::{FilesError, Tree, credentials};
 pub(crate) use unseal::UnsealedEnv;
@@ -210,8 +213,9 @@ impl Broker {
             let evidence = Arc::new(Evidence(self.tee.clone()));
             let make = move || {
                 let ca_pem = config.certificates()?;
+                let told_time = config.is_secure().then_some(clock::told_by_broker as fn(i64));
                 let (url, timeouts) = (config.url, Timeouts::default());
-                Client::new(Options { url, ca_pem, init_data, evidence, timeouts })
+                Client::new(Options { url, ca_pem, init_data, evidence, timeouts, told_time })
             };
             let made = tokio::task::spawn_blocking(make).await;
             made.unwrap_or_else(|error| Err(ClientError::Config(error.to_string())))

@@ -63,8 +63,7 @@ const MOUNT_OPTIONS: &std::ffi::CStr =
     c"noinit_itable,inode_readahead_blks=0,nobarrier,errors=remount-ro";
 
 /// Makes the file system on `disk` and mounts it. Returns its capacity in bytes.
-pub(super) fn mount(modules: &Modules, disk: &Path, target: &Path) -> Result<u64, StorageError> {
-    load_drivers(modules)?;
+pub(super) fn mount(disk: &Path, target: &Path) -> Result<u64, StorageError> {
     let size = blank(disk)?;
     let mapper = DeviceMapper::open()?;
     let (integrity, sectors) = add_integrity(&mapper, disk, size)?;
@@ -82,7 +81,8 @@ pub(super) fn mount(modules: &Modules, disk: &Path, target: &Path) -> Result<u64
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
 }
 
-fn load_drivers(modules: &Modules) -> Result<(), StorageError> {
+/// Loads what [`mount`] needs.
+pub(super) fn load_drivers(modules: &Modules) -> Result<(), ModuleError> {
     for name in ACCELERATORS {
         match modules.ensure(name) {
             Err(ModuleError::Load { source, .. }) => {
@@ -91,7 +91,7 @@ fn load_drivers(modules: &Modules) -> Result<(), StorageError> {
             other => other?,
         }
     }
-    DRIVERS.iter().try_for_each(|name| Ok(modules.ensure(name)?))
+    DRIVERS.iter().try_for_each(|name| modules.ensure(name))
 }
 
 /// Clears where dm-integrity looks for a superblock, so that it makes its own. Returns the size in bytes.

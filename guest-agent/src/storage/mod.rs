@@ -8,6 +8,7 @@
 mod device_mapper;
 mod encrypted;
 mod ext4;
+mod integrity;
 mod memory;
 
 use std::fmt;
@@ -137,7 +138,10 @@ fn prepare(scratch_disk: Option<&Path>, root: &Path) -> Result<ImageStore, Stora
         .map_err(StorageError::step(format!("make the directory {}", root.display())))?;
     let begun = Instant::now();
     let (kind, capacity_bytes) = match scratch_disk {
-        Some(disk) => (Kind::EncryptedDisk, encrypted::mount(disk, root)?),
+        Some(disk) => {
+            integrity::watch().map_err(StorageError::step("watch the scratch disk for changes"))?;
+            (Kind::EncryptedDisk, encrypted::mount(disk, root)?)
+        }
         None => (Kind::Memory, memory::mount(root)?),
     };
     let store = ImageStore { root: root.to_owned(), capacity_bytes, kind };

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nacre_emulated::Processor;
+use nacre_image_manifest::GuestImage;
 use nacre_protocol::agent::*;
 use nacre_protocol::agent_ttrpc::AgentServiceClient;
 use nacre_protocol::channel::{
@@ -23,6 +24,9 @@ use ttrpc::context::Context;
 /// Where QEMU's user network shows the machine that runs the test.
 pub(crate) const HOST_FROM_GUEST: &str = "10.0.2.2";
 const MAC: &str = "52:54:00:12:34:56";
+/// As the hypervisor crate makes it for a pod.
+const MACHINE: &str = "-M q35,smm=off,sata=off,smbus=off,usb=off,i8042=off,vmport=off,hpet=off,graphics=off \
+                       -accel tcg,thread=multi -cpu max -m 512 -nodefaults";
 const BOOT_DEADLINE: Duration = Duration::from_secs(90);
 
 /// What a VM is launched with, beside the guest image.
@@ -37,6 +41,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) processor: Option<Processor>,
     /// Connected to the node's cache.
     pub(crate) node_cache: Option<std::os::unix::net::UnixStream>,
+    /// Further arguments of QEMU.
+    pub(crate) qemu: &'a [&'a str],
 }
 
 /// A running VM. QEMU ends with it.
@@ -380,30 +386,32 @@ fn target() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nacre")
 }
 
-fn initrd() -> PathBuf {
-    let made = target().join("image/initrd.img");
-    std::env::var_os("NACRE_TEST_INITRD").map_or(made, Into::into)
+fn image_directory() -> PathBuf {
+    std::env::var_os("NACRE_TEST_IMAGE").map_or_else(|| target().join("image"), Into::into)
+}
+
+/// The guest image that is tested.
+pub(crate) fn image() -> GuestImage {
+    GuestImage::open(&image_directory()).unwrap()
 }
 
 /// What these tests need and do not find.
 pub(crate) fn missing() -> Option<PathBuf> {
-    [initrd(), "/bin/busybox".into()].into_iter().find(|path| !path.exists())
+    let needed = [image_directory().join("manifest.json"), "/bin/busybox".into()];
+    needed.into_iter().find(|path| !path.exists())
 }
 
 /// Files that a launch is measured by: firmware, kernel, initrd.
 pub(crate) fn measured_files() -> [PathBuf; 3] {
     let firmware = target().join("qemu/usr/share/qemu/qboot.rom");
     let installed = PathBuf::from("/usr/share/qemu/qboot.rom");
-    [if firmware.exists() { firmware } else { installed }, kernel(), initrd()]
+    let image = image();
+    [if firmware.exists() { firmware } else { installed }, image.vmlinux(), image.initrd()]
 }
 
 /// The whole kernel command line.
 pub(crate) fn command_line(kernel_parameters: &str) -> String {
-    format!("console=hvc0 quiet panic=-1 reboot=t tsc=reliable {kernel_parameters}")
-}
-
-fn kernel() -> PathBuf {
-    target().join("image/vmlinux")
+    format!("{} {kernel_parameters}", image().command_line())
 }
 
 fn start_qemu(directory: &Path, launch: Launch<'_>) -> Child {
@@ -415,11 +423,12 @@ fn start_qemu(directory: &Path, launch: Launch<'_>) -> Child {
     let mut command = Command::new(qemu);
     command.arg("-L").arg(prefix.join("usr/share/qemu"));
     command.arg("-L").arg(prefix.join("usr/share/seabios"));
-    command.arg("-kernel").arg(kernel()).arg("-initrd").arg(initrd());
+    let [_, kernel, initrd] = measured_files();
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
     command.arg("-append").arg(command_line(launch.kernel_parameters));
-    command.args("-M q35,smm=off -accel tcg,thread=multi -cpu max -m 512 -nodefaults".split(' '));
+    command.args(MACHINE.split(' '));
     command.args("-no-user-config -display none -no-reboot".split(' '));
-    command.args(["-device", "virtio-serial-pci"]);
+    command.args(["-device", "virtio-serial-pci,disable-legacy=on"]);
     command.arg("-chardev").arg(format!("file,id=console,path={}", path("console")));
     command.args(["-device", "virtconsole,chardev=console"]);
     let socket = path("agent");
@@ -427,8 +436,7 @@ fn start_qemu(directory: &Path, launch: Launch<'_>) -> Child {
     command.arg("-device");
     command.arg(format!("virtserialport,chardev=agent,name={SERIAL_PORT_NAME}"));
     command.args(["-netdev", "user,id=net", "-device"]);
-    command.arg(format!("virtio-net-pci,netdev=net,mac={MAC},romfile="));
-    command.args(["-device", "virtio-rng-pci"]);
+    command.arg(format!("virtio-net-pci,netdev=net,mac={MAC},romfile=,disable-legacy=on"));
     if let Some(bytes) = launch.initdata {
         std::fs::write(path("initdata"), bytes).unwrap();
         let file = format!(
@@ -436,13 +444,15 @@ fn start_qemu(directory: &Path, launch: Launch<'_>) -> Child {
             path("initdata")
         );
         command.arg("-blockdev").arg(file);
-        command.arg("-device").arg(format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL}"));
+        let device = format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL},disable-legacy=on");
+        command.arg("-device").arg(device);
     }
     if let Some(file) = launch.scratch_disk {
         let file = file.display();
         let file = format!("driver=raw,node-name=scratch,file.driver=file,file.filename={file}");
         command.arg("-blockdev").arg(file);
-        let device = format!("virtio-blk-pci,drive=scratch,serial={SCRATCH_DISK_SERIAL}");
+        let device =
+            format!("virtio-blk-pci,drive=scratch,serial={SCRATCH_DISK_SERIAL},disable-legacy=on");
         command.arg("-device").arg(device);
     }
     if let Some(processor) = launch.processor {
@@ -459,6 +469,7 @@ fn start_qemu(directory: &Path, launch: Launch<'_>) -> Child {
         command.arg("-device");
         command.arg(format!("virtserialport,chardev=cache,name={CACHE_PORT_NAME}"));
     }
+    command.args(launch.qemu);
     command.stdin(Stdio::null()).spawn().expect("QEMU does not start")
 }
 

@@ -165,6 +165,7 @@ impl World {
             init_data: guest.init_data(),
             evidence: Arc::new(guest.clone()),
             timeouts: Timeouts::default(),
+            told_time: None,
         })
         .unwrap()
     }

@@ -1,0 +1,116 @@
+//! Ends the guest when its scratch disk gives back something else than was written.
+//!
+//! dm-crypt never hands such a sector on: the reader gets an I/O error, and that alone keeps the promise. But
+//! a host that changes sectors is at work on this pod, and programs treat an I/O error as they like. So the
+//! guest ends, with all that it knows, and says why. The kernel tells of it in its log only, in a line that
+//! a container cannot write: what comes from programs is marked as theirs.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+
+use rustix::io::Errno;
+
+use crate::boot;
+
+/// Documentation/ABI/testing/dev-kmsg: each read is one record.
+const LOG: &str = "/dev/kmsg";
+/// Longer than any record (`PRINTKRB_RECORD_MAX`), in bytes.
+const RECORD: usize = 8192;
+
+/// Watches from now on, in a thread of its own.
+pub(super) fn watch() -> io::Result<()> {
+    let mut log = File::open(LOG)?;
+    log.seek(SeekFrom::End(0))?;
+    std::thread::Builder::new().name("scratch-integrity".into()).spawn(move || {
+        match wait_for_change(&mut log) {
+            Ok(record) => tracing::error!(
+                "the scratch disk holds something else than this guest has written, so its host or the \
+                 disk cannot be trusted: the guest ends. The kernel says: {record}"
+            ),
+            Err(error) => tracing::error!("failed to watch the scratch disk: {LOG}: {error}"),
+        }
+        boot::power_off();
+    })?;
+    Ok(())
+}
+
+/// Returns what the kernel says about the first changed sector.
+fn wait_for_change(log: &mut impl Read) -> io::Result<String> {
+    let mut record = [0; RECORD];
+    loop {
+        match log.read(&mut record) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => {
+                let text = String::from_utf8_lossy(&record[..length]);
+                if let Some(message) = changed_sector(&text) {
+                    return Ok(message.to_owned());
+                }
+            }
+            // Some records were overwritten before they were read: it goes on with the oldest there is.
+            Err(error) if error.raw_os_error() == Some(Errno::PIPE.raw_os_error()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The message of a record in which the kernel itself tells that dm-crypt or dm-integrity found a sector
+/// whose tag does not fit. A record is `PRIORITY,SEQUENCE,TIME,FLAGS;MESSAGE`.
+fn changed_sector(record: &str) -> Option<&str> {
+    const FACILITY: u32 = !0b111;
+    let (prefix, message) = record.split_once(';')?;
+    let priority: u32 = prefix.split(',').next()?.parse().ok()?;
+    let message = message.lines().next()?;
+    let mapper = message.strip_prefix("device-mapper: ")?;
+    let told = (mapper.starts_with("crypt: ")
+        && mapper.contains(": INTEGRITY AEAD ERROR, sector "))
+        || (mapper.starts_with("integrity: ") && mapper.contains(": Checksum failed at sector "));
+    (priority & FACILITY == 0 && told).then_some(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOLD: &str = "device-mapper: crypt: dm-1: INTEGRITY AEAD ERROR, sector 4711";
+
+    #[test]
+    fn the_kernels_own_words_count_and_nobody_elses() {
+        let record = format!("3,812,5140900,-;{TOLD}\n SUBSYSTEM=block\n");
+        assert_eq!(changed_sector(&record), Some(TOLD));
+        for other in [
+            // Facility 1: a program wrote it.
+            format!("11,812,5140900,-;{TOLD}\n"),
+            format!("3,812,5140900,-;my words: {TOLD}\n"),
+            "3,812,5140900,-;device-mapper: crypt: dm-1: I/O error\n".into(),
+            format!("x,812;{TOLD}"),
+            TOLD.into(),
+            String::new(),
+        ] {
+            assert_eq!(changed_sector(&other), None, "{other}");
+        }
+    }
+
+    /// Gives one record a read, as the kernel does.
+    struct Records(Vec<Result<String, Errno>>);
+
+    impl Read for Records {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match self.0.pop() {
+                Some(Ok(record)) => record.as_bytes().read(buffer),
+                Some(Err(error)) => Err(error.into()),
+                None => Ok(0),
+            }
+        }
+    }
+
+    #[test]
+    fn lost_records_do_not_end_the_watch() {
+        let told = format!("3,3,1,-;{TOLD}\n");
+        let mut records =
+            Records(vec![Ok(told), Err(Errno::PIPE), Ok("6,1,1,-;EXT4-fs: mounted\n".into())]);
+        assert_eq!(wait_for_change(&mut records).unwrap(), TOLD);
+        assert!(wait_for_change(&mut Records(vec![Err(Errno::IO)])).is_err());
+        assert!(wait_for_change(&mut Records(vec![])).is_err());
+    }
+}
