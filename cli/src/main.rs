@@ -58,7 +58,7 @@ enum Command {
     /// Sealed secrets: they travel through Kubernetes closed, and are opened in the guest.
     #[command(subcommand)]
     Seal(seal::Command),
-    /// Images: what they are, encrypted layers, signatures.
+    /// Images: of containers (inspect, encrypt, sign), and of the guest that VMs boot (build, verify).
     #[command(subcommand)]
     Image(image::Command),
     /// Key broker: gives secrets to pods that prove what they are.

@@ -23,7 +23,7 @@ use super::source::SourceImage;
 use crate::Verdict;
 use crate::input::print;
 
-/// Encrypt the layers of an image: only pods that get the key can run it.
+/// Encrypt the layers of a container image: only pods that get the key can run it.
 ///
 /// Each layer gets a new key of its own, which is wrapped for every recipient in the image's manifest. The
 /// guest fetches the recipient's key from the key broker after it has proved what it is, and decrypts while

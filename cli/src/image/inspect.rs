@@ -23,7 +23,7 @@ use crate::Verdict;
 use crate::input::print;
 use crate::table::table;
 
-/// Show an image as a guest sees it: digests, layers, for whom they are encrypted, signatures; and whether an
+/// Show a container image as a guest sees it: digests, layers, for whom they are encrypted, signatures; and whether an
 /// image policy admits it.
 #[derive(Args)]
 #[command(after_help = "Examples:

@@ -18,7 +18,7 @@ use super::registry::{Access, read_small};
 use crate::Verdict;
 use crate::input::print;
 
-/// Sign an image: what a tag names now, by its digest.
+/// Sign a container image: what a tag names now, by its digest.
 ///
 /// The signature goes into the repository of the image, in one of cosign's two forms, where image policies of
 /// guests find it, and cosign, skopeo and podman do too. It vouches for the digest and for the name, so the image

@@ -1,0 +1,112 @@
+//! `nacre image verify`.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::Args;
+use nacre_image_manifest::{GuestImage, Problem, VerifyError};
+use serde::Serialize;
+
+use crate::Verdict;
+use crate::input::print;
+
+/// Check an installed guest image against its manifest.
+///
+/// Every file, every entry of the initrd, the development image's only difference, and that nothing else is
+/// in the directory; all that is wrong is listed. A manifest that stands beside the files says that they
+/// belong together, not whose they are: for that, give the manifest that you trust.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  nacre image verify
+  nacre image verify /opt/nacre/share/nacre --manifest release/manifest.json
+  nacre image verify company-image --json
+
+Exit status: 0 the image is what its manifest says; 1 it is not; 2 there is no image or manifest that can
+be read.")]
+pub(crate) struct Arguments {
+    /// The image's directory.
+    #[arg(value_name = "DIR", default_value_os_t = super::installed())]
+    directory: PathBuf,
+    /// The manifest that the image is held to [default: the one in the directory].
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    image: String,
+    /// Hash of the manifest: what the whole image is known by.
+    manifest_sha256: String,
+    kernel: &'a str,
+    command_line: &'a str,
+    verified: bool,
+    problems: Vec<ShownProblem<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShownProblem<'a> {
+    file: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entry: Option<&'a str>,
+    problem: String,
+}
+
+impl<'a> From<&'a Problem> for ShownProblem<'a> {
+    fn from(problem: &'a Problem) -> Self {
+        let Problem { file, entry, fault } = problem;
+        Self { file, entry: entry.as_deref(), problem: fault.to_string() }
+    }
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
+    let image = match &arguments.manifest {
+        Some(manifest) => GuestImage::open_by(&arguments.directory, manifest)?,
+        None => GuestImage::open(&arguments.directory)?,
+    };
+    let problems = match image.verify() {
+        Ok(_) => Vec::new(),
+        Err(VerifyError { problems, .. }) => problems,
+    };
+    if arguments.json {
+        let shown = Shown {
+            image: image.directory().display().to_string(),
+            manifest_sha256: image.manifest_file().sha256.to_string(),
+            kernel: &image.manifest().kernel.release,
+            command_line: image.command_line(),
+            verified: problems.is_empty(),
+            problems: problems.iter().map(ShownProblem::from).collect(),
+        };
+        print(&format!("{}\n", serde_json::to_string_pretty(&shown)?))?;
+    } else {
+        print(&text(&image, &problems))?;
+    }
+    Ok(if problems.is_empty() { Verdict::Good } else { Verdict::Bad })
+}
+
+fn text(image: &GuestImage, problems: &[Problem]) -> String {
+    let manifest = image.manifest();
+    let mut text = format!("{}\n", image.directory().display());
+    let mut line = |name: &str, value: &str| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name:23} {value}");
+    };
+    line("manifest", &image.manifest_file().sha256.to_string());
+    line("kernel", &manifest.kernel.release.escape_debug().to_string());
+    line("command line", image.command_line());
+    for (name, value) in super::build::additions(manifest) {
+        line(name, &value);
+    }
+    for problem in problems {
+        let _ = writeln!(text, "{problem}");
+    }
+    let (artifacts, entries) = (manifest.artifacts().len(), manifest.files.len());
+    let _ = match problems.len() {
+        0 => writeln!(text, "verified: {artifacts} files, {entries} entries of the initrd"),
+        1 => writeln!(text, "NOT what its manifest says: 1 problem"),
+        count => writeln!(text, "NOT what its manifest says: {count} problems"),
+    };
+    text
+}
