@@ -218,6 +218,7 @@ impl Machine {
 fn is_confidential(tee: Tee) -> bool {
     match tee {
         Tee::None | Tee::EmulatedSnp => false,
+        Tee::Snp | Tee::Tdx => true,
     }
 }
 

@@ -32,6 +32,7 @@ mod recording;
 mod sandbox;
 mod scratch_disk;
 mod service;
+mod sizing;
 mod spec;
 mod start_report;
 mod stats;

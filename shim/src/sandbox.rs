@@ -12,13 +12,14 @@ use protobuf::MessageField;
 use tokio::sync::{Mutex, watch};
 
 use crate::agent::{Agent, AgentError, Ending};
-use crate::annotations::VmSize;
 use crate::error::{Code, Coded, Doing, TaskError, tail};
 use crate::network::{Namespace, Network, NetworkError};
 use crate::processor::Emulation;
 use crate::record::{ProcessRef, RUN_ROOT, Record, RunDir};
 use crate::spec::NetworkWanted;
-use crate::{guest_network, initdata, node_cache, recording, scratch_disk, spec, start_report};
+use crate::{
+    guest_network, initdata, node_cache, recording, scratch_disk, sizing, spec, start_report,
+};
 use nacre_configuration::Config;
 
 /// What the pod's shared memory may hold, in bytes; Docker's and containerd's own default.
@@ -84,7 +85,7 @@ impl Sandbox {
     ) -> Result<(Agent, Ending, Arc<dyn Vm>), TaskError> {
         let starting = format!("start sandbox {id}");
         let annotations = spec::annotations(spec);
-        let size = VmSize::of(&annotations, config).doing(&starting)?;
+        let size = sizing::machine(spec, &annotations, config).doing(&starting)?;
         let initdata = initdata::of_pod(&annotations, &config.pod).doing(&starting)?;
         let policy = initdata::late_policy(initdata.as_ref(), &config.pod).doing(&starting)?;
         let wanted = spec::network(spec).doing(&starting)?;
@@ -104,11 +105,13 @@ impl Sandbox {
         run_dir.write(&record).doing(&starting)?;
 
         let guest = config.guest().doing(&starting)?;
-        let (emulation, port) =
-            Emulation::of(config, &guest, size.vcpus, initdata.as_ref()).doing(&starting)?.unzip();
+        let (emulation, port) = Emulation::of(config, &guest, size.vcpus(), initdata.as_ref())
+            .doing(&starting)?
+            .unzip();
         let disks = initdata.iter().map(|initdata| initdata::disk(initdata, run_dir.path()));
         let mut disks: Vec<_> = disks.collect::<Result<_, _>>().doing(&starting)?;
-        disks.extend(scratch_disk::make(&config.storage, size.scratch_disk_mib).doing(&starting)?);
+        disks
+            .extend(scratch_disk::make(&config.storage, size.scratch_disk_mib()).doing(&starting)?);
         let cache = node_cache::port(config, namespace, id).await;
         let machine = VmConfig {
             id: id.to_owned(),
@@ -116,8 +119,8 @@ impl Sandbox {
             kernel: guest.kernel,
             initrd: guest.initrd,
             command_line: guest.command_line,
-            vcpus: size.vcpus,
-            memory_mib: size.memory_mib,
+            vcpus: size.vcpus(),
+            memory_mib: size.memory_mib(),
             confidential: None,
             disks,
             nics: nics(network).doing(&starting)?,

@@ -11,6 +11,7 @@ mod seccomp;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use nacre_configuration::sizing::annotation::PREFIX;
 use nacre_protocol::{initdata, oci};
 use oci_spec::runtime as spec;
 use protobuf::MessageField;
@@ -18,7 +19,6 @@ use protobuf::MessageField;
 pub(crate) use process::{process, process_from_json};
 pub(crate) use resources::{resources, resources_from_json};
 
-use crate::annotations::PREFIX;
 use crate::error::{Code, Coded};
 
 /// Largest `config.json` in bytes; an argument list alone may have 2 MiB.

@@ -263,19 +263,29 @@ impl PodShare {
         // 1024 for each CPU; the kernel takes 262,144 at most.
         let shares = read(CPU_SHARES, 262_144, "a number up to 262144")?;
         let bytes = read(MEMORY, i64::MAX.unsigned_abs(), "a number of bytes")?;
+        if quota > 0 && period == 0 {
+            let wish = Wish { key: CPU_PERIOD, value: "0".to_owned() };
+            let expected = "a number of microseconds beside a quota";
+            return Err(WishError::Malformed { wish, expected }.into());
+        }
+        Ok(PodShare::of_group(quota, period, shares, bytes))
+    }
+
+    /// What settings of a control group come to: quota and period in microseconds, shares of 1024 for each
+    /// CPU, bytes of memory; 0 is none.
+    #[must_use]
+    pub fn of_group(quota: u64, period: u64, shares: u64, memory: u64) -> PodShare {
         let cpu = match (quota, period, shares) {
-            (0, _, 0..=2) => CpuAsked::Nothing,
-            (0, _, shares) => CpuAsked::Request { thousandths: (shares * 1000).div_ceil(1024) },
-            (_, 0, _) => {
-                let wish = Wish { key: CPU_PERIOD, value: "0".to_owned() };
-                let expected = "a number of microseconds beside a quota";
-                return Err(WishError::Malformed { wish, expected }.into());
+            // 2 are the least that there are: nothing was asked for.
+            (0, _, 0..=2) | (1.., 0, _) => CpuAsked::Nothing,
+            (0, _, shares) => {
+                CpuAsked::Request { thousandths: shares.saturating_mul(1000).div_ceil(1024) }
             }
             (quota, period, _) => {
                 CpuAsked::Limit { thousandths: quota.saturating_mul(1000).div_ceil(period) }
             }
         };
-        Ok(PodShare { cpu, memory: memory_limit(bytes) })
+        PodShare { cpu, memory: memory_limit(memory) }
     }
 
     /// The sum that the kubelet makes (k8s.io/component-helpers, resource: `PodRequests`, `PodLimits`).
