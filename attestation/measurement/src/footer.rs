@@ -1,4 +1,4 @@
-//! The table at the end of OVMF images (edk2, `OvmfPkg/ResetVector`, "GUIDed structures"), and the
+//! The table at the end of OVMF images (edk2, `OvmfPkg/ResetVector`, "GUID-ed structures"), and the
 //! metadata that it points to.
 //!
 //! The table ends 32 bytes before the image does and is read backwards: each entry is its data, then its

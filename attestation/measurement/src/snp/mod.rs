@@ -1,4 +1,4 @@
-//! The launch digest of an SNP guest that QEMU starts with OVMF (AmdSev) and `kernel-hashes=on`.
+//! The launch digest of an SNP guest that QEMU starts with OVMF's `AmdSev` image and `kernel-hashes=on`.
 //!
 //! Pages are measured in the order in which QEMU gives them to the firmware (QEMU,
 //! `target/i386/sev.c`): the image as `Normal` pages that end at 4 GiB; then what the image's own
@@ -25,7 +25,7 @@ pub const SNP_ACTIVE: u64 = 1;
 /// What an SNP guest is launched with, as far as it is measured.
 #[derive(Debug, Clone, Copy)]
 pub struct SnpInputs<'a> {
-    /// OVMF's AmdSev image, the whole file.
+    /// OVMF's `AmdSev` image, the whole file.
     pub firmware: &'a [u8],
     /// Of kernel, initrd and command line.
     pub hashes: KernelHashes,
