@@ -1,8 +1,7 @@
 //! Which accelerator a VM gets, and why.
 
-use std::fs;
-
 use crate::memory_encryption::MemoryEncryption;
+use crate::probe::ThisHost;
 use crate::qemu::QemuError;
 
 /// The accelerator an administrator asks for.
@@ -57,12 +56,7 @@ impl KvmProbe {
     /// Asks the host this process runs on.
     #[must_use]
     pub fn of_this_host() -> KvmProbe {
-        let processor = match fs::read_to_string("/proc/cpuinfo") {
-            Ok(cpuinfo) => virtualization_flag(&cpuinfo)
-                .ok_or_else(|| "the processor shows neither svm nor vmx".to_owned()),
-            Err(error) => Err(format!("/proc/cpuinfo cannot be read: {error}")),
-        };
-        KvmProbe { device: try_kvm_device(), processor }
+        KvmProbe::of(&ThisHost)
     }
 
     /// Everything that stands against KVM, empty if it can be used.
@@ -94,26 +88,6 @@ impl Accelerator {
     }
 }
 
-fn virtualization_flag(cpuinfo: &str) -> Option<&'static str> {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
-    let (_, flags) = flags.split_once(':')?;
-    flags.split_whitespace().find_map(|flag| match flag {
-        "svm" => Some("svm"),
-        "vmx" => Some("vmx"),
-        _ => None,
-    })
-}
-
-fn try_kvm_device() -> Result<(), String> {
-    const STABLE_API_VERSION: i32 = 12;
-    let kvm = kvm_ioctls::Kvm::new().map_err(|error| format!("/dev/kvm does not open: {error}"))?;
-    let version = kvm.get_api_version();
-    if version != STABLE_API_VERSION {
-        return Err(format!("/dev/kvm speaks API version {version}, not {STABLE_API_VERSION}"));
-    }
-    kvm.create_vm().map(drop).map_err(|error| format!("/dev/kvm creates no VM: {error}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,12 +115,5 @@ mod tests {
         assert!(Accelerator::Kvm.choose(&host(true, true)).is_ok());
         let error = Accelerator::Kvm.choose(&host(true, false)).unwrap_err().to_string();
         assert!(error.contains("neither svm nor vmx"), "{error}");
-    }
-
-    #[test]
-    fn flags_are_whole_words() {
-        assert_eq!(virtualization_flag("flags\t\t: fpu svm_lock avx\n"), None);
-        assert_eq!(virtualization_flag("flags\t\t: fpu vmx avx\n"), Some("vmx"));
-        assert_eq!(virtualization_flag(""), None);
     }
 }

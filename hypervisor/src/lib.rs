@@ -18,6 +18,7 @@ mod accelerator;
 mod bounded_log;
 mod confidential;
 mod memory_encryption;
+pub mod probe;
 mod qemu;
 mod sys;
 

@@ -9,6 +9,8 @@ use std::process::Command;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
+use crate::probe::SevCommand;
+
 /// Arranges that the child of `command`
 ///
 /// - is killed when the *thread* that spawns it ends (and so when the process ends),
@@ -74,4 +76,85 @@ pub(crate) fn cpuid(leaf: u32) -> CpuidResult {
 /// The process that [`std::process::Child::id`] names.
 pub(crate) fn pid_of(child: &std::process::Child) -> Pid {
     Pid::from_child(child)
+}
+
+/// `struct sev_issue_cmd` of `linux/psp-sev.h`.
+#[repr(C, packed)]
+struct SevIssueCommand {
+    command: u32,
+    data: u64,
+    error: u32,
+}
+
+/// `SEV_ISSUE_CMD` of `linux/psp-sev.h`: `_IOWR('S', 0x0, struct sev_issue_cmd)`.
+const SEV_ISSUE_CMD: libc::c_ulong = 0xc010_5300;
+
+/// Lets AMD's secure processor carry out a command that only asks. `reply` must have exactly the size of the
+/// command's structure.
+pub(crate) fn issue_sev_command(
+    sev: &File,
+    command: SevCommand,
+    reply: &mut [u8],
+) -> std::io::Result<()> {
+    if reply.len() != command.reply_size() {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    let mut issue =
+        SevIssueCommand { command: command.number(), data: reply.as_mut_ptr() as u64, error: 0 };
+    // SAFETY: the request reads and writes one SevIssueCommand through the pointer, which outlives the call,
+    // and writes through `data` the structure of the command, for which `reply` is large enough (checked
+    // above) and borrowed mutably for the whole call. Both are plain bytes: any value is valid.
+    let result = unsafe { libc::ioctl(sev.as_raw_fd(), SEV_ISSUE_CMD, &raw mut issue) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = std::io::Error::last_os_error();
+    match issue.error {
+        0 => Err(error),
+        // Its firmware's status codes: SEV_RET_* in linux/psp-sev.h.
+        code => Err(std::io::Error::other(format!("the secure processor answered {code:#x}"))),
+    }
+}
+
+/// Whether the kernel counts its clock as synchronised (adjtimex(2)).
+pub(crate) fn clock_synchronised() -> std::io::Result<bool> {
+    // SAFETY: `timex` is a C structure of integers, for which zero is valid.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the call reads and writes one `timex` through the pointer; `modes` is 0, so it only asks.
+    match unsafe { libc::adjtimex(&raw mut timex) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        state => Ok(state != libc::TIME_ERROR),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::{offset_of, size_of};
+
+    use super::*;
+
+    #[test]
+    fn sev_commands_are_laid_out_as_in_the_kernels_header() {
+        // linux/psp-sev.h: struct sev_issue_cmd { __u32 cmd; __u64 data; __u32 error; } packed.
+        assert_eq!(size_of::<SevIssueCommand>(), 16);
+        assert_eq!(offset_of!(SevIssueCommand, command), 0);
+        assert_eq!(offset_of!(SevIssueCommand, data), 4);
+        assert_eq!(offset_of!(SevIssueCommand, error), 12);
+        // asm-generic/ioctl.h: direction (read and write) << 30 | size << 16 | type << 8 | number.
+        let number = 3 << 30 | 16 << 16 | libc::c_ulong::from(b'S') << 8;
+        assert_eq!(SEV_ISSUE_CMD, number);
+    }
+
+    #[test]
+    fn a_command_whose_reply_has_another_size_is_not_issued() {
+        let null = File::open("/dev/null").unwrap();
+        let mut reply = [0; 13];
+        let mut issue = |size: usize| {
+            issue_sev_command(&null, SevCommand::PlatformStatus, &mut reply[..size]).unwrap_err()
+        };
+        assert_eq!(issue(11).kind(), std::io::ErrorKind::InvalidInput);
+        assert_eq!(issue(13).kind(), std::io::ErrorKind::InvalidInput);
+        // Of the right size it reaches the device, which is none of AMD's.
+        assert_eq!(issue(12).raw_os_error(), Some(libc::ENOTTY));
+    }
 }

@@ -108,7 +108,9 @@ fn confidential(
     let status = |status| if tee == by { status } else { Status::NotApplicable };
     let entry = match found {
         Ok(entry) if entry.kind == Kind::File => entry,
-        Ok(_) => return Finding::new(id, status(Status::Fail), format!("{shown} is no file"), install),
+        Ok(_) => {
+            return Finding::new(id, status(Status::Fail), format!("{shown} is no file"), install);
+        }
         Err(Missing::Denied) if tee == by => return Finding::unseen(id, shown.to_string()),
         Err(missing) => {
             return Finding::new(id, status(Status::Fail), format!("{shown} {missing}"), install);
@@ -116,14 +118,24 @@ fn confidential(
     };
     let size = format!("{shown}, {} KiB", entry.size / 1024);
     let Some(footer) = footer else {
-        return Finding::new(id, status(Status::Unknown), size, "run as root to see what it is made for");
+        return Finding::new(
+            id,
+            status(Status::Unknown),
+            size,
+            "run as root to see what it is made for",
+        );
     };
     let starts = match by {
         Tee::Tdx => footer.tdx,
         _ => footer.snp,
     };
     if !starts {
-        return Finding::new(id, status(Status::Fail), format!("{size}, not made for {by}"), install);
+        return Finding::new(
+            id,
+            status(Status::Fail),
+            format!("{size}, not made for {by}"),
+            install,
+        );
     }
     if by == Tee::Snp && !footer.hashes {
         let found = format!("{size}, does not check the kernel's hashes");

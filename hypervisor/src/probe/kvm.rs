@@ -25,7 +25,9 @@ impl Kvm {
         let device = try_device(host);
         let extension = |number: u32| match &device {
             // Negative answers are error numbers.
-            Ok(()) => host.device(DeviceCall::KvmExtension(number)).map_or(0, |answer| answer.max(0)),
+            Ok(()) => {
+                host.device(DeviceCall::KvmExtension(number)).map_or(0, |answer| answer.max(0))
+            }
             Err(_) => 0,
         };
         let (vm_types, attributes) =
@@ -162,7 +164,10 @@ mod tests {
     #[test]
     fn capabilities_have_the_kernels_numbers() {
         // linux/kvm.h of 6.16 and asm/kvm.h of x86.
-        assert_eq!((KVM_CAP_MEMORY_ATTRIBUTES, KVM_CAP_GUEST_MEMFD, KVM_CAP_VM_TYPES), (233, 234, 235));
+        assert_eq!(
+            (KVM_CAP_MEMORY_ATTRIBUTES, KVM_CAP_GUEST_MEMFD, KVM_CAP_VM_TYPES),
+            (233, 234, 235)
+        );
         assert_eq!((KVM_X86_SNP_VM, KVM_X86_TDX_VM), (4, 5));
         assert_eq!(KVM_MEMORY_ATTRIBUTE_PRIVATE, 1 << 3);
     }

@@ -54,7 +54,8 @@ impl Facts {
 fn value(text: &str) -> Option<String> {
     const LONGEST: usize = 63;
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let text: String = text.chars().map(|c| if allowed(c) { c } else { '_' }).take(LONGEST).collect();
+    let text: String =
+        text.chars().map(|c| if allowed(c) { c } else { '_' }).take(LONGEST).collect();
     let text = text.trim_matches(|c: char| !c.is_ascii_alphanumeric());
     (!text.is_empty()).then(|| text.to_owned())
 }

@@ -129,12 +129,14 @@ fn qemu_version(qemu: &Qemu, tee: Tee) -> Finding {
 fn qemu_objects(qemu: &Qemu, tee: Tee) -> Finding {
     const ID: &str = "qemu.objects";
     let known = [(qemu.snp, "sev-snp-guest"), (qemu.tdx, "tdx-guest")];
-    let names: Vec<&str> = known.iter().filter(|(known, _)| *known).map(|&(_, name)| name).collect();
+    let names: Vec<&str> =
+        known.iter().filter(|(known, _)| *known).map(|&(_, name)| name).collect();
     let found = match names.as_slice() {
         [] => "knows no confidential guests".to_owned(),
         names => names.join(", "),
     };
-    let advice = "install a QEMU that was built with it: 9.1 or later for sev-snp-guest, 10.1 for tdx-guest";
+    let advice =
+        "install a QEMU that was built with it: 9.1 or later for sev-snp-guest, 10.1 for tdx-guest";
     let status = match tee {
         Tee::None | Tee::EmulatedSnp => Status::NotApplicable,
         Tee::Snp if qemu.snp => Status::Pass,

@@ -51,12 +51,7 @@ impl PlatformStatus {
     /// Offsets: api_major 0, api_minor 1, state 2, flags 3 (4 bytes), build 7, guest_count 8; packed.
     fn parse(reply: &[u8; STATUS_BYTES]) -> PlatformStatus {
         let [major, minor, state, _, _, _, _, build, guests @ ..] = *reply;
-        PlatformStatus {
-            api: (major, minor),
-            state,
-            build,
-            guests: u32::from_le_bytes(guests),
-        }
+        PlatformStatus { api: (major, minor), state, build, guests: u32::from_le_bytes(guests) }
     }
 }
 
@@ -114,8 +109,8 @@ impl Sev {
     pub(crate) fn gather(host: &dyn Host) -> Sev {
         let enabled = switched_on(host, "/sys/module/kvm_amd/parameters/sev_snp");
         let mut reply = [0; STATUS_BYTES];
-        let platform =
-            ask(host, SevCommand::PlatformStatus, &mut reply).map(|()| PlatformStatus::parse(&reply));
+        let platform = ask(host, SevCommand::PlatformStatus, &mut reply)
+            .map(|()| PlatformStatus::parse(&reply));
         let snp = (enabled == Ok(true) && platform.is_ok()).then(|| {
             let mut reply = [0; SNP_STATUS_BYTES];
             ask(host, SevCommand::SnpPlatformStatus, &mut reply)
@@ -245,7 +240,8 @@ fn platform(sev: &Sev) -> Finding {
     }
     if status.state != SNP_INITIALISED || !status.rmp_initialized {
         found.push_str("; not initialised");
-        let advice = "reload ccp and kvm_amd; the firmware setup must reserve memory for the RMP table";
+        let advice =
+            "reload ccp and kvm_amd; the firmware setup must reserve memory for the RMP table";
         return Finding::fail(ID, found, advice);
     }
     let mut doubts = Vec::new();

@@ -84,9 +84,11 @@ pub(crate) fn kernel_findings(system: &System, tee: Tee) -> [Finding; 2] {
         Tee::None | Tee::EmulatedSnp => None,
     };
     let kernel = match (&system.kernel, first) {
-        (Err(missing), _) => {
-            Finding::warn(KERNEL, format!("the kernel's release {missing}"), "mount procfs at /proc")
-        }
+        (Err(missing), _) => Finding::warn(
+            KERNEL,
+            format!("the kernel's release {missing}"),
+            "mount procfs at /proc",
+        ),
         (Ok(kernel), Some(first)) if release(kernel).is_some_and(|found| found < first) => {
             let (major, minor) = first;
             let advice = format!(
@@ -171,7 +173,11 @@ fn free_memory(system: &System, needs: Needs) -> Finding {
     );
     match pods {
         0 => Finding::fail(ID, found, "free memory, or lower vm.memory_mib"),
-        1 => Finding::warn(ID, found, "a second pod may not start: free memory, or lower vm.memory_mib"),
+        1 => Finding::warn(
+            ID,
+            found,
+            "a second pod may not start: free memory, or lower vm.memory_mib",
+        ),
         _ => Finding::pass(ID, found),
     }
 }
@@ -188,7 +194,8 @@ fn huge_pages(system: &System) -> Finding {
     );
     let aside = huge_pages.saturating_mul(*huge_page_kib);
     if aside > memory.total / 2 {
-        let advice = "give most of them back (vm.nr_hugepages): the memory of pods is ordinary memory";
+        let advice =
+            "give most of them back (vm.nr_hugepages): the memory of pods is ordinary memory";
         return Finding::warn(ID, found, advice);
     }
     Finding::skip(ID, found)
@@ -226,7 +233,9 @@ fn clock(system: &System) -> Finding {
             "the kernel does not count it as synchronised",
             "run an NTP service (chrony, systemd-timesyncd): a wrong clock makes certificates look expired",
         ),
-        Err(missing) => Finding::new(ID, Status::Warn, format!("adjtimex {missing}"), "see timedatectl"),
+        Err(missing) => {
+            Finding::new(ID, Status::Warn, format!("adjtimex {missing}"), "see timedatectl")
+        }
     }
 }
 

@@ -57,7 +57,12 @@ pub(crate) fn findings(
     if tee != Tee::Tdx || !intel {
         let found = if intel { "not asked for" } else { "not a processor of Intel's" };
         return IDS.map(|id| {
-            Finding::new(id, needed(tee, Tee::Tdx), found, "choose a node with Intel Xeon processors")
+            Finding::new(
+                id,
+                needed(tee, Tee::Tdx),
+                found,
+                "choose a node with Intel Xeon processors",
+            )
         });
     }
     [kernel(tdx), module(tdx, kvm), keys(misc), quotes(tdx, service)]

@@ -201,7 +201,8 @@ mod tests {
         assert_eq!(ThisHost.run(&path, &["--version"]).unwrap(), b"--version .\n");
         let (_kept, path) = script("exit 3");
         assert!(ThisHost.run(&path, &[]).unwrap_err().to_string().contains("exit status: 3"));
-        let (_kept, path) = script("while :; do echo 0123456789012345678901234567890123456789; done");
+        let (_kept, path) =
+            script("while :; do echo 0123456789012345678901234567890123456789; done");
         assert!(ThisHost.run(&path, &[]).unwrap_err().to_string().contains("too much"));
         assert_eq!(
             ThisHost.run(Path::new("/nowhere"), &[]).unwrap_err().kind(),

@@ -206,7 +206,8 @@ fn resolve(host: &dyn Host, parent: &Path, pattern: &str) -> Result<Vec<PathBuf>
         Err(error) if Missing::of(&error) == Missing::Absent => return Ok(Vec::new()),
         Err(error) => return Err(inside(&directory.display(), Missing::of(&error))),
     };
-    let matching = names.into_iter().filter(|found| found.to_str().is_some_and(|f| matches(name, f)));
+    let matching =
+        names.into_iter().filter(|found| found.to_str().is_some_and(|f| matches(name, f)));
     Ok(matching.map(|found| directory.join(found)).collect())
 }
 

@@ -134,14 +134,22 @@ pub(crate) fn findings(setup: &Setup, paths: &ContainerdPaths) -> [Finding; 5] {
         (Ok(config), Ok(handlers)) => (config, handlers),
         (Err(Problem::First(Missing::Denied)), _) => {
             let unseen = |id| Finding::unseen(id, paths.config.display().to_string());
-            return [version, unseen(CONFIG), unseen(HANDLER), unseen(SNAPSHOTTER), unseen(SHIM_PROGRAM)];
+            return [
+                version,
+                unseen(CONFIG),
+                unseen(HANDLER),
+                unseen(SNAPSHOTTER),
+                unseen(SHIM_PROGRAM),
+            ];
         }
         (broken, handlers) => {
             let shown = paths.config.display();
             let (found, advice) = match (broken, handlers) {
                 (Err(Problem::First(missing)), _) => (
                     format!("{shown} {missing}"),
-                    format!("write it with the lines of {EXAMPLES}, or name another with --containerd-config"),
+                    format!(
+                        "write it with the lines of {EXAMPLES}, or name another with --containerd-config"
+                    ),
                 ),
                 (Err(Problem::Inside(problem)), _) => (problem.clone(), "correct it".to_owned()),
                 (Ok(_), Err(problem)) => (format!("{shown}: {problem}"), "correct it".to_owned()),
@@ -156,14 +164,15 @@ pub(crate) fn findings(setup: &Setup, paths: &ContainerdPaths) -> [Finding; 5] {
         version,
         file(config, &setup.containerd, paths),
         handler_finding(config, handlers, paths),
-        snapshotter(handlers),
+        snapshotter(config, &setup.containerd, handlers),
         shim(handlers),
     ]
 }
 
 fn file(config: &Config, containerd: &Containerd, paths: &ContainerdPaths) -> Finding {
     let imported = config.files.len() - 1;
-    let found = format!("{}, version {}, {imported} imported", paths.config.display(), config.version);
+    let found =
+        format!("{}, version {}, {imported} imported", paths.config.display(), config.version);
     let major = containerd.version.as_ref().ok().map(|version| version.numbers.0);
     match (config.version, major) {
         (..=1, _) => Finding::fail(
@@ -171,12 +180,16 @@ fn file(config: &Config, containerd: &Containerd, paths: &ContainerdPaths) -> Fi
             found,
             "make it version 2 (containerd config migrate): version 1 has other names for plugins",
         ),
-        (3.., Some(1)) => {
-            Finding::fail(CONFIG, found, "make it version 2: containerd 1.x does not start with later ones")
-        }
+        (3.., Some(1)) => Finding::fail(
+            CONFIG,
+            found,
+            "make it version 2: containerd 1.x does not start with later ones",
+        ),
         (2, Some(1)) if imported > 0 && config.files.len() > 1 => Finding::pass(
             CONFIG,
-            format!("{found}; containerd 1.x takes each plugin's section from the last file that has it"),
+            format!(
+                "{found}; containerd 1.x takes each plugin's section from the last file that has it"
+            ),
         ),
         _ => Finding::pass(CONFIG, found),
     }
@@ -216,10 +229,26 @@ fn handler_finding(config: &Config, handlers: &[Handler], paths: &ContainerdPath
 /// Whether patterns of annotations have all that `pattern` has.
 fn hands_on(handed: &[String], pattern: &str) -> bool {
     let prefix = pattern.trim_end_matches('*');
-    handed.iter().any(|found| found.strip_suffix('*').is_some_and(|found| prefix.starts_with(found)))
+    handed
+        .iter()
+        .any(|found| found.strip_suffix('*').is_some_and(|found| prefix.starts_with(found)))
 }
 
-fn snapshotter(handlers: &[Handler]) -> Finding {
+/// Snapshotters that are part of containerd; the default has no name.
+const OWN_SNAPSHOTTERS: [&str; 9] = [
+    "",
+    "overlayfs",
+    "native",
+    "btrfs",
+    "zfs",
+    "devmapper",
+    "erofs",
+    "blockfile",
+    "fuse-overlayfs",
+];
+
+fn snapshotter(config: &Config, containerd: &Containerd, handlers: &[Handler]) -> Finding {
+    const ANNOTATED: [&str; 2] = ["containerd", "disable_snapshot_annotations"];
     let mut found = Vec::new();
     for handler in handlers {
         let Handler { name, snapshotter, socket, .. } = handler;
@@ -234,6 +263,11 @@ fn snapshotter(handlers: &[Handler]) -> Finding {
                 let found = format!("{name}: nothing serves {snapshotter} at {}", path.display());
                 return Finding::fail(SNAPSHOTTER, found, "start nacre-snapshotter");
             }
+            None if !OWN_SNAPSHOTTERS.contains(&snapshotter.as_str()) => {
+                let found = format!("{name}: no service {snapshotter} under proxy_plugins");
+                let advice = format!("add the lines of {EXAMPLES} for this containerd");
+                return Finding::fail(SNAPSHOTTER, found, advice);
+            }
             None => {
                 let used = if snapshotter.is_empty() { "containerd's own" } else { snapshotter };
                 return Finding::warn(
@@ -247,8 +281,15 @@ fn snapshotter(handlers: &[Handler]) -> Finding {
             }
         }
     }
+    let before_2 = containerd.version.as_ref().is_ok_and(|version| version.numbers.0 < 2);
     match found.as_slice() {
         [] => Finding::fail(SNAPSHOTTER, "no handler uses one", format!("see {HANDLER}")),
+        found if before_2 && config.switch(CRI, &ANNOTATED) != Some(false) => Finding::warn(
+            SNAPSHOTTER,
+            found.join("; "),
+            "set disable_snapshot_annotations = false: the snapshotter learns by them which image a layer \
+             is of",
+        ),
         found => Finding::pass(SNAPSHOTTER, found.join("; ")),
     }
 }
