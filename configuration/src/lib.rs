@@ -7,12 +7,14 @@
 
 #![forbid(unsafe_code)]
 
+mod confidential;
 pub mod sizing;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+pub use confidential::{SignedLaunchError, SnpSection, TdxSection};
 use nacre_hypervisor::{Accelerator, QemuPaths};
 use nacre_image_manifest::GuestImage;
 pub use nacre_image_manifest::OpenError;
@@ -71,6 +73,10 @@ pub struct Config {
     pub pod: PodSection,
     /// `[emulated]`: emulated secure processors.
     pub emulated: EmulatedSection,
+    /// `[snp]`: AMD SEV-SNP.
+    pub snp: SnpSection,
+    /// `[tdx]`: Intel TDX.
+    pub tdx: TdxSection,
     /// `[registry]`: registries, as guests ask them.
     pub registry: RegistrySection,
     /// `[cache]`: the node's cache of image blobs.
@@ -143,6 +149,10 @@ pub enum Tee {
     None,
     /// An emulated AMD secure processor: for development.
     EmulatedSnp,
+    /// AMD SEV-SNP.
+    Snp,
+    /// Intel TDX.
+    Tdx,
 }
 
 /// What a guest is booted from: all of it is measured.
@@ -388,6 +398,9 @@ impl Config {
                 return wrong(key, format!("is {value}: give a number from {least} to {most}"));
             }
         }
+        if let Err((key, problem)) = self.check_confidential() {
+            return wrong(key, problem);
+        }
         let storage = &self.storage;
         for (key, value, most) in [
             ("storage.max_scratch_disk_mib", storage.max_scratch_disk_mib, MOST_SCRATCH_DISK_MIB),
@@ -433,16 +446,26 @@ impl Config {
         };
         let words = [image.command_line().to_owned()].into_iter().chain(self.kernel_parameters());
         let command_line = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
-        Ok(Guest { kernel: image.vmlinux(), initrd, command_line })
+        let kernel = match self.vm.tee {
+            Tee::None | Tee::EmulatedSnp => image.vmlinux(),
+            // UEFI firmware starts only a bzImage.
+            Tee::Snp | Tee::Tdx => image.bzimage(),
+        };
+        Ok(Guest { kernel, initrd, command_line })
     }
 
     /// What this configuration adds to the image's kernel parameters, each one word.
     fn kernel_parameters(&self) -> Vec<String> {
         let mut parameters = vec![format!("{}={}", kernel_parameter::LOG, self.agent.log)];
-        match self.vm.tee {
-            Tee::None => {}
-            Tee::EmulatedSnp => parameters.push(format!("{}=emulated-snp", kernel_parameter::TEE)),
-        }
+        // The agent looks for this TEE, and for no other: it is measured, so that a host cannot talk it into
+        // another.
+        let tee = match self.vm.tee {
+            Tee::None => None,
+            Tee::EmulatedSnp => Some("emulated-snp"),
+            Tee::Snp => Some("snp"),
+            Tee::Tdx => Some("tdx"),
+        };
+        parameters.extend(tee.map(|tee| format!("{}={tee}", kernel_parameter::TEE)));
         if !self.registry.danger_plain_http.is_empty() {
             parameters.push(format!(
                 "{}={}",
@@ -491,7 +514,7 @@ mod tests {
         // Every key is written out: without any one of its lines the file would still equal the
         // defaults, so count them.
         let keys = text.lines().filter(|l| !l.starts_with('#') && l.contains(" = ")).count();
-        assert_eq!(keys, 25);
+        assert_eq!(keys, 34);
         Config::default().check("defaults").unwrap();
     }
 

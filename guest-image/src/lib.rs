@@ -20,6 +20,7 @@ pub mod debian;
 pub mod drivers;
 mod elf;
 mod extend;
+pub mod firmware;
 mod image;
 pub mod kernel;
 pub mod modules;

@@ -35,10 +35,9 @@ pub struct SnpLaunch {
 /// The launch of a TDX guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TdxLaunch {
-    /// OVMF in its `IntelTdx` build (TDVF).
+    /// OVMF in its `IntelTdx` build (TDVF), without Secure Boot: it has no keys by which to judge the kernel,
+    /// and measures it.
     pub firmware: PathBuf,
-    /// Boot loader (`shimx64.efi`) through which a firmware with Secure Boot starts the kernel.
-    pub boot_shim: Option<PathBuf>,
     /// `ATTRIBUTES` of the guest.
     pub attributes: TdAttributes,
     /// `MRCONFIGID`: what binds the initdata.

@@ -59,7 +59,7 @@ impl Emulation {
         initdata: Option<&Initdata>,
     ) -> Result<Option<(Emulation, SerialPort)>, EmulationError> {
         match config.vm.tee {
-            Tee::None => return Ok(None),
+            Tee::None | Tee::Snp | Tee::Tdx => return Ok(None),
             Tee::EmulatedSnp => {}
         }
         let (port, socket) = UnixStream::pair().map_err(EmulationError::Port)?;

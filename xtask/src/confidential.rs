@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use nacre_guest_image::Pins;
+use nacre_guest_image::firmware::without_variables;
 
 use crate::setup::store;
 use crate::step::Step;
@@ -32,12 +33,14 @@ pub(crate) fn fetch(tree: &Tree) -> Result<()> {
     let pins = Pins::shipped()?;
     let store = store(tree);
     let say = |line: &str| step.say(line);
-    if let Err(error) = store.unpack(&pins.firmware, &tree.prefix().join("firmware"), &say) {
+    let firmware = tree.prefix().join("firmware");
+    let ready = store.unpack(&pins.firmware, &firmware, &say).map_err(Into::into);
+    if let Err(error) = ready.and_then(|()| without_keys(&firmware)) {
         step.say(format!("tests with firmware of confidential guests will be SKIPPED: {error}"));
     }
     let headers = tree.prefix().join("linux-headers");
     if let Err(error) = store.unpack(&pins.kernel_headers, &headers, &say) {
-        step.say(format!("comparisons with the kernel's headers will be SKIPPED: {error}"));
+        step.say(format!("comparisons with the kernel's headers will be SKIPPED: {error:#}"));
     }
     let qemu = tree.prefix().join("qemu-11");
     let ready = store.unpack(&pins.qemu_11.packages, &qemu, &say).map_err(Into::into);
@@ -45,6 +48,19 @@ pub(crate) fn fetch(tree: &Tree) -> Result<()> {
         step.say(format!("tests with QEMU 11 will be SKIPPED: {error:#}"));
     }
     step.done();
+    Ok(())
+}
+
+/// Writes the firmware of TDX guests without the keys that come with it.
+fn without_keys(firmware: &Path) -> Result<()> {
+    let directory = firmware.join("usr/share/ovmf");
+    let packaged = directory.join("OVMF.inteltdx.ms.fd");
+    let image = fs::read(&packaged).with_context(|| format!("read {}", packaged.display()))?;
+    let emptied = without_variables(&image).with_context(|| packaged.display().to_string())?;
+    let path = directory.join("OVMF.inteltdx.fd");
+    if fs::read(&path).ok().as_deref() != Some(&*emptied) {
+        fs::write(&path, emptied).with_context(|| format!("write {}", path.display()))?;
+    }
     Ok(())
 }
 

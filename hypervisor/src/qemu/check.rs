@@ -97,9 +97,6 @@ fn check_snp(snp: &SnpLaunch) -> Result<(), LaunchError> {
 
 fn check_tdx(tdx: &TdxLaunch) -> Result<(), LaunchError> {
     check_firmware("confidential.tdx.firmware", &tdx.firmware)?;
-    if let Some(boot_shim) = &tdx.boot_shim {
-        check_file("confidential.tdx.boot_shim", boot_shim)?;
-    }
     if let Some(QuoteService::Unix(path)) = &tdx.quote_generation {
         let length = path.as_os_str().as_bytes().len();
         if !path.is_absolute() || length > SOCKET_PATH_MAX || path.to_str().is_none() {

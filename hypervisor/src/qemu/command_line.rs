@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-pub(super) use confidential::{BootShim, SnpGuest, TdxGuest};
+pub(super) use confidential::{SnpGuest, TdxGuest};
 
 use crate::SnpCpu;
 

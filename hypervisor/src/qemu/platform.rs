@@ -122,7 +122,6 @@ mod tests {
     fn tdx() -> Confidential {
         Confidential::Tdx(TdxLaunch {
             firmware: "/fw".into(),
-            boot_shim: None,
             attributes: TdAttributes::default(),
             mr_config_id: [0; 48],
             mr_owner: [0; 48],

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use super::QemuVersion;
 use super::check::{check, open_netns};
 use super::command_line::{
-    BootShim, Chardev, CommandLine, ConsolePort, FdSet, FirmwareDir, Initrd, Kernel,
-    KernelCommandLine, Machine, MemoryBackend, MemorySize, Name, NoDisplay, Processors, QmpMonitor,
-    RawFile, Sandbox, ScratchFile, SerialPort, SnpGuest, TapNetdev, TdxGuest, VhostVsock,
-    VirtioBlk, VirtioNet, VirtioSerial, Without,
+    Chardev, CommandLine, ConsolePort, FdSet, FirmwareDir, Initrd, Kernel, KernelCommandLine,
+    Machine, MemoryBackend, MemorySize, Name, NoDisplay, Processors, QmpMonitor, RawFile, Sandbox,
+    ScratchFile, SerialPort, SnpGuest, TapNetdev, TdxGuest, VhostVsock, VirtioBlk, VirtioNet,
+    VirtioSerial, Without,
 };
 use super::platform::Platform;
 use crate::accelerator::HostCapabilities;
@@ -161,11 +161,6 @@ impl PodMachine {
         line.add(&Kernel(config.kernel))
             .add(&Initrd(config.initrd))
             .add(&KernelCommandLine(config.command_line));
-        if let Platform::Tdx(launch) = platform
-            && let Some(boot_shim) = launch.boot_shim
-        {
-            line.add(&BootShim(boot_shim));
-        }
         line
     }
 }

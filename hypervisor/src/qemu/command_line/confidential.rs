@@ -1,7 +1,6 @@
 //! The arguments that make a guest confidential.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -25,10 +24,6 @@ pub(in crate::qemu) struct TdxGuest<'a> {
     pub(in crate::qemu) id: &'static str,
     pub(in crate::qemu) launch: &'a TdxLaunch,
 }
-
-/// `-shim`: the boot loader that firmware with Secure Boot starts the kernel through. Without it the
-/// firmware would judge the kernel's signature by its own keys, which are not those of a distribution.
-pub(in crate::qemu) struct BootShim(pub(in crate::qemu) PathBuf);
 
 impl Argument for SnpGuest<'_> {
     fn render(&self) -> (&'static str, Option<OsString>) {
@@ -108,12 +103,6 @@ impl Argument for TdxGuest<'_> {
     }
 }
 
-impl Argument for BootShim {
-    fn render(&self) -> (&'static str, Option<OsString>) {
-        ("-shim", Some(self.0.clone().into()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,7 +143,6 @@ mod tests {
     fn no_path_can_add_a_property() {
         let launch = TdxLaunch {
             firmware: "/fw".into(),
-            boot_shim: None,
             attributes: TdAttributes::default(),
             mr_config_id: [0; 48],
             mr_owner: [0; 48],

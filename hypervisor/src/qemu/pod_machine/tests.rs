@@ -34,7 +34,7 @@ fn host(kvm: bool) -> HostCapabilities {
 
 fn config(dir: &Path) -> VmConfig {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
-    for name in ["vmlinux", "initrd.img", "shim.efi"] {
+    for name in ["vmlinux", "initrd.img"] {
         fs::write(dir.join(name), b"x").unwrap();
     }
     let mut bzimage = [0; 0x206];
@@ -76,7 +76,6 @@ fn snp(dir: &Path) -> SnpLaunch {
 fn tdx(dir: &Path, quote_generation: Option<QuoteService>) -> TdxLaunch {
     TdxLaunch {
         firmware: dir.join("OVMF.fd"),
-        boot_shim: None,
         attributes: TdAttributes::default(),
         mr_config_id: [0x11; 48],
         mr_owner: [0x22; 48],
@@ -181,8 +180,7 @@ fn an_snp_guest_whose_owner_signed_it_with_vsock() {
 fn a_tdx_guest_whose_quotes_come_by_a_unix_socket() {
     let line = rendered(true, AgentTransport::VirtioSerial, |dir| {
         let quotes = QuoteService::Unix("/var/run/tdx-qgs/qgs.socket".into());
-        let boot_shim = Some(dir.join("shim.efi"));
-        confidential(dir, Confidential::Tdx(TdxLaunch { boot_shim, ..tdx(dir, Some(quotes)) }))
+        confidential(dir, Confidential::Tdx(tdx(dir, Some(quotes))))
     });
     assert_same(&line, include_str!("golden/tdx-unix"));
 }
@@ -244,10 +242,6 @@ fn what_a_confidential_guest_cannot_be_launched_from_is_refused_by_field() {
     let error = refusal_of(with(Confidential::Tdx(odd)));
     assert!(error.contains("`confidential.tdx.firmware`"), "{error}");
     assert!(error.contains("has 518 bytes; firmware has a multiple of 65536"), "{error}");
-    let empty = TdxLaunch { boot_shim: Some(dir.into()), ..tdx() };
-    let error = refusal_of(with(Confidential::Tdx(empty)));
-    assert!(error.contains("`confidential.tdx.boot_shim`"), "{error}");
-
     let signed = IdBlock::new(&[0; 96], &[0; 4096]).unwrap();
     let other = SnpLaunch { id_block: Some(signed), ..snp() };
     let error = refusal_of(with(Confidential::Snp(other)));
