@@ -28,9 +28,6 @@ const NAME_LIMIT: usize = 55;
 const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
 const ZSTD_MAGIC: &[u8] = b"\x28\xb5\x2f\xfd";
 
-/// The end of a module that carries a signature (Linux, Documentation/admin-guide/module-signing.rst).
-const SIGNATURE_MARK: &[u8] = b"~Module signature appended~\n";
-
 /// Why a module cannot be added.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
@@ -147,12 +144,6 @@ impl ModuleFile {
         check_name(&name)?;
         let (file, given) = (file.to_owned(), Sha256Hex::of(bytes));
         Ok(Self { file, name, vermagic: info.vermagic, given, content })
-    }
-
-    /// Whether it carries a signature; whose, only the guest's kernel can tell.
-    #[must_use]
-    pub fn is_signed(&self) -> bool {
-        self.content.ends_with(SIGNATURE_MARK)
     }
 }
 

@@ -191,3 +191,6 @@ impl Drop for New {
         let _ = fs::remove_dir_all(&self.0);
     }
 }
+
+#[cfg(test)]
+mod tests;
