@@ -134,6 +134,14 @@ pub struct Entry {
 }
 
 impl Manifest {
+    /// Reads a manifest's bytes.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<Manifest, String> {
+        crate::image::parse(bytes)
+    }
+
     /// The files beside the manifest.
     #[must_use]
     pub fn artifacts(&self) -> [&Artifact; 4] {

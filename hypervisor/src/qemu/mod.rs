@@ -101,13 +101,21 @@ impl QemuPaths {
     /// # Errors
     /// If no directory has it.
     pub fn firmware(&self) -> io::Result<PathBuf> {
-        let own = Path::new(BUILT_IN_FIRMWARE_DIR);
-        let dirs = self.firmware_dirs.iter().map(PathBuf::as_path).chain([own]);
-        dirs.map(|dir| dir.join(PLAIN_FIRMWARE)).find(|path| path.is_file()).ok_or_else(|| {
-            let problem =
-                format!("no {PLAIN_FIRMWARE} in {:?} or {}", self.firmware_dirs, own.display());
+        self.firmware_places().into_iter().find(|path| path.is_file()).ok_or_else(|| {
+            let problem = format!(
+                "no {PLAIN_FIRMWARE} in {:?} or {BUILT_IN_FIRMWARE_DIR}",
+                self.firmware_dirs
+            );
             io::Error::new(io::ErrorKind::NotFound, problem)
         })
+    }
+
+    /// Where that firmware is looked for, in this order.
+    #[must_use]
+    pub fn firmware_places(&self) -> Vec<PathBuf> {
+        let own = Path::new(BUILT_IN_FIRMWARE_DIR);
+        let dirs = self.firmware_dirs.iter().map(PathBuf::as_path).chain([own]);
+        dirs.map(|dir| dir.join(PLAIN_FIRMWARE)).collect()
     }
 }
 
