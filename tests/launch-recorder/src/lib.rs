@@ -18,12 +18,8 @@ pub mod vmsa;
 #[path = "preload/abi.rs"]
 pub mod abi;
 
-#[cfg(all(test, not(clippy)))]
-#[path = "preload/private.rs"]
-mod private;
-
-// Only to be looked at: linked into a program, it would stand between that program and its kernel.
-#[cfg(clippy)]
+// Looked at and tested here, never linked into a program: it would stand between that program and its kernel.
+#[cfg(any(test, clippy))]
 #[path = "preload/lib.rs"]
 mod preload;
 

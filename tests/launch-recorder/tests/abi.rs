@@ -61,8 +61,7 @@ fn layouts_are_those_of_kvm_bindings() {
     assert_layout!(kvm::kvm_cpuid_entry2, cpuid_entry {
         function = FUNCTION, index = INDEX, flags = FLAGS, eax = EAX, ebx = EBX, ecx = ECX, edx = EDX,
     });
-    assert_eq!(offset_of!(kvm::kvm_run, exit_reason), abi::run::EXIT_REASON);
-    assert_eq!(offset_of!(kvm::kvm_run, __bindgen_anon_1), abi::run::EVENT_TYPE);
+    assert_eq!(offset_of!(kvm::kvm_run, immediate_exit), abi::RUN_IMMEDIATE_EXIT);
 }
 
 #[test]
@@ -115,8 +114,6 @@ fn numbers_are_those_of_kvm_bindings() {
         (kvm::KVM_SEV_SNP_PAGE_TYPE_CPUID.into(), abi::PAGE_CPUID.into()),
         (u64::from(kvm::KVM_SEV_SNP_ID_BLOCK_SIZE), abi::ID_BLOCK_SIZE as u64),
         (u64::from(kvm::KVM_SEV_SNP_ID_AUTH_SIZE), abi::ID_AUTH_SIZE as u64),
-        (kvm::KVM_EXIT_SYSTEM_EVENT.into(), abi::EXIT_SYSTEM_EVENT.into()),
-        (kvm::KVM_SYSTEM_EVENT_SHUTDOWN.into(), abi::SYSTEM_EVENT_SHUTDOWN.into()),
     ];
     for (theirs, ours) in numbers {
         assert_eq!(theirs, ours);
@@ -185,7 +182,7 @@ int main(void) {
     N(KVM_CREATE_VM) N(KVM_CHECK_EXTENSION) N(KVM_CREATE_VCPU) N(KVM_RUN) N(KVM_GET_SUPPORTED_CPUID)
     N(KVM_SET_USER_MEMORY_REGION) N(KVM_SET_REGS) N(KVM_SET_SREGS) N(KVM_SET_SREGS2) N(KVM_ENABLE_CAP)
     N(KVM_GET_DEVICE_ATTR) N(KVM_MEMORY_ENCRYPT_OP)
-    O(kvm_run, exit_reason) O(kvm_run, system_event.type) O(kvm_run, system_event.ndata)
+    O(kvm_run, immediate_exit)
 #endif
 #ifdef PSP
     N(SEV_ISSUE_CMD) N(SEV_PLATFORM_STATUS)
@@ -225,7 +222,6 @@ int main(void) {
 "#;
 
 fn plain() -> Vec<u64> {
-    let offsets = [abi::run::EXIT_REASON, abi::run::EVENT_TYPE, abi::run::EVENT_NDATA];
     [
         abi::CREATE_VM,
         abi::CHECK_EXTENSION,
@@ -241,7 +237,7 @@ fn plain() -> Vec<u64> {
         abi::MEMORY_ENCRYPT_OP,
     ]
     .into_iter()
-    .chain(numbers(&offsets))
+    .chain([abi::RUN_IMMEDIATE_EXIT as u64])
     .collect()
 }
 

@@ -128,11 +128,6 @@ pub const PLATFORM_STATUS: u32 = 1;
 /// `SNP_PLATFORM_STATUS`.
 pub const SNP_PLATFORM_STATUS: u32 = 9;
 
-/// `KVM_EXIT_SYSTEM_EVENT`.
-pub const EXIT_SYSTEM_EVENT: u32 = 24;
-/// `KVM_SYSTEM_EVENT_SHUTDOWN`.
-pub const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
-
 layout! {
     /// `struct kvm_userspace_memory_region2`; its beginning is `kvm_userspace_memory_region`.
     memory_region: 160 { FLAGS = 4, GUEST_PHYS_ADDR = 8, MEMORY_SIZE = 16 }
@@ -213,10 +208,9 @@ layout! {
     /// `struct kvm_cpuid_entry2`.
     cpuid_entry: 40 { FUNCTION = 0, INDEX = 4, FLAGS = 8, EAX = 12, EBX = 16, ECX = 20, EDX = 24 }
 }
-layout! {
-    /// `struct kvm_run`, its beginning: the reason of an exit, and `system_event`.
-    run: 40 { EXIT_REASON = 8, EVENT_TYPE = 32, EVENT_NDATA = 36 }
-}
+/// `immediate_exit` in `struct kvm_run`: its offset.
+pub const RUN_IMMEDIATE_EXIT: usize = 1;
+
 layout! {
     /// `struct sev_issue_cmd`, which is packed.
     issue_cmd: 16 { CMD = 0, DATA = 4, ERROR = 12 }

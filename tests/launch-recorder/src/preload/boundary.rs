@@ -1,5 +1,6 @@
 //! The only unsafe code: the C functions that QEMU calls instead of the C library's, the calls to the kernel
-//! behind them, and the page that KVM shares with QEMU.
+//! behind them, and the page that KVM shares with QEMU. The crate's unit tests have the functions under other
+//! names, so that they do not call them by mistake.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 #![allow(unsafe_code)]
@@ -9,9 +10,10 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::Answer;
-use super::abi::run;
+use super::abi::RUN_IMMEDIATE_EXIT;
 
 const SYS_MMAP: c_long = 9;
 const SYS_IOCTL: c_long = 16;
@@ -31,24 +33,24 @@ unsafe extern "C" {
 ///
 /// # Safety
 /// As for the kernel's `ioctl`.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int {
-    match super::ioctl(fd, request, argument) {
-        Answer::Kernel => kernel_ioctl(fd, request, argument),
-        Answer::Done(value) => value,
-        Answer::Error(errno) => {
-            // SAFETY: the C library's own location of this thread's errno, valid for as long as the thread.
-            unsafe { *__errno_location() = errno as c_int };
-            -1
-        }
-    }
+    let errno = match super::ioctl(fd, request, argument) {
+        Answer::Kernel => return kernel_ioctl(fd, request, argument),
+        Answer::Done(value) => return value,
+        Answer::Error(errno) => errno,
+        Answer::Idle(page) => super::idle(&page),
+    };
+    // SAFETY: the C library's own location of this thread's errno, valid for as long as the thread.
+    unsafe { *__errno_location() = errno as c_int };
+    -1
 }
 
 /// `int open(const char *path, int flags, ...)`.
 ///
 /// # Safety
 /// `path` is a C string.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
     // SAFETY: the caller's promise is ours.
     unsafe { open_path(path, flags, mode) }
@@ -58,7 +60,7 @@ unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) -> c_i
 ///
 /// # Safety
 /// `path` is a C string.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
     // SAFETY: the caller's promise is ours.
     unsafe { open_path(path, flags, mode) }
@@ -68,7 +70,7 @@ unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: c_int) -> c
 ///
 /// # Safety
 /// `path` is a C string.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn __open_2(path: *const c_char, flags: c_int) -> c_int {
     // SAFETY: the caller's promise is ours.
     unsafe { open_path(path, flags, 0) }
@@ -78,7 +80,7 @@ unsafe extern "C" fn __open_2(path: *const c_char, flags: c_int) -> c_int {
 ///
 /// # Safety
 /// `path` is a C string.
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
 unsafe extern "C" fn __open64_2(path: *const c_char, flags: c_int) -> c_int {
     // SAFETY: the caller's promise is ours.
     unsafe { open_path(path, flags, 0) }
@@ -131,6 +133,9 @@ pub(crate) struct RunPage(*mut u8);
 // SAFETY: the mapping is never taken away, and belongs to the process, not to a thread.
 unsafe impl Send for RunPage {}
 
+// SAFETY: it is only read, and atomically.
+unsafe impl Sync for RunPage {}
+
 impl RunPage {
     /// Maps it once more, beside QEMU's own mapping.
     pub(crate) fn map(vcpu: RawFd) -> io::Result<RunPage> {
@@ -153,15 +158,12 @@ impl RunPage {
         Ok(RunPage(address as *mut u8))
     }
 
-    /// Says why the processor came back: an event of the whole system.
-    pub(crate) fn system_event(&self, exit_reason: u32, event: u32) {
-        let fields =
-            [(run::EXIT_REASON, exit_reason), (run::EVENT_TYPE, event), (run::EVENT_NDATA, 0)];
-        for (offset, value) in fields {
-            // SAFETY: within the page, which stays mapped; aligned, since the page is and the offsets are
-            // multiples of four. QEMU reads it only after the call that this is part of.
-            unsafe { self.0.add(offset).cast::<u32>().write_volatile(value) };
-        }
+    /// Whether QEMU wants the processor's thread back.
+    pub(crate) fn is_wanted_back(&self) -> bool {
+        // SAFETY: within the page, which stays mapped. QEMU writes this byte from a signal handler, or from
+        // another thread, whence the atomic type, whose layout is that of a byte.
+        let immediate_exit = unsafe { &*self.0.add(RUN_IMMEDIATE_EXIT).cast::<AtomicU8>() };
+        immediate_exit.load(Ordering::Acquire) != 0
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::c_int;
 use std::os::fd::{IntoRawFd, RawFd};
+use std::sync::Arc;
 
 use super::abi::{self, enable_cap, guest_memfd, memory_attributes, memory_region};
 use super::boundary::{RunPage, kernel_ioctl, kernel_ioctl_with, memory_file};
@@ -36,7 +37,7 @@ pub(crate) struct Vcpu {
     fd: RawFd,
     pub(crate) registers: Vec<u8>,
     pub(crate) special_registers: Vec<u8>,
-    run: RunPage,
+    run: Arc<RunPage>,
 }
 
 enum Launch {
@@ -101,7 +102,10 @@ impl Host {
                     Err(errno) => Err(errno),
                 }
             }
-            abi::RUN => self.vm.run(fd),
+            abi::RUN => match self.vm.run(fd) {
+                Ok(page) => return Answer::Idle(page),
+                Err(errno) => Err(errno),
+            },
             abi::SET_USER_MEMORY_REGION2 => self.vm.memory_region(fd, argument),
             abi::SET_MEMORY_ATTRIBUTES => self.vm.memory_attributes(argument),
             abi::CREATE_GUEST_MEMFD => self.vm.guest_memfd(argument),
@@ -143,7 +147,7 @@ impl Vm {
 
     fn create_vcpu(&mut self, vm: RawFd, id: u64) -> Answered {
         let vcpu = kernel(kernel_ioctl(vm, abi::CREATE_VCPU, id))?;
-        let run = RunPage::map(vcpu).map_err(|_| Errno::Io)?;
+        let run = Arc::new(RunPage::map(vcpu).map_err(|_| Errno::Io)?);
         let (registers, special_registers) = (Vec::new(), Vec::new());
         self.vcpus.push(Vcpu { fd: vcpu, registers, special_registers, run });
         Ok(vcpu)
@@ -159,15 +163,14 @@ impl Vm {
         Ok(())
     }
 
-    /// The guest's first act is to power off.
-    fn run(&mut self, fd: RawFd) -> Answered {
+    fn run(&mut self, fd: RawFd) -> Result<Arc<RunPage>, Errno> {
         let vcpu = self.vcpus.iter().find(|vcpu| vcpu.fd == fd).ok_or(Errno::NotTerminal)?;
-        vcpu.run.system_event(abi::EXIT_SYSTEM_EVENT, abi::SYSTEM_EVENT_SHUTDOWN);
+        let page = Arc::clone(&vcpu.run);
         if !self.ran {
             self.ran = true;
             self.journal.write(Entry::of("run"))?;
         }
-        Ok(0)
+        Ok(page)
     }
 
     /// The guest's private memory is never used here: what stands for it is an empty file, and the slot is a

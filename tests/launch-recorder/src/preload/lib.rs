@@ -5,16 +5,18 @@
 //! else goes to the kernel as it is. It is as strict as the kernel where a launch can be wrong: pages that
 //! were not made private before, commands out of order and reserved bits are refused.
 //!
-//! No guest ever runs: the first `KVM_RUN` is answered with the guest's orderly power-off, so that QEMU ends.
+//! No guest ever runs: its processors idle until QEMU is asked to end.
 //!
 //! The record is JSON, one object a line, in the file that `NACRE_LAUNCH_RECORD` names, which must not exist
 //! before; pages and other bytes are in a second file beside it, `*.contents`. Without the variable nothing is
 //! changed or recorded. This code runs in QEMU's process and trusts it; it is for tests only.
 
-// Shared with the crate that reads the record, which uses the rest of it, and looked at once.
-#[cfg(not(clippy))]
+// Shared with the crate that reads the record, which uses the rest of it.
+#[cfg(not(any(test, clippy)))]
 #[allow(dead_code)]
 mod abi;
+// In the crate's unit tests nobody calls the C functions.
+#[cfg_attr(test, allow(dead_code))]
 mod boundary;
 mod journal;
 mod kvm;
@@ -24,10 +26,13 @@ mod snp;
 mod tdx;
 
 use std::ffi::c_int;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
-#[cfg(clippy)]
+#[cfg(any(test, clippy))]
 use crate::abi;
+use boundary::RunPage;
 use kvm::Host;
 
 /// What becomes of a call.
@@ -38,11 +43,14 @@ enum Answer {
     Done(c_int),
     /// It fails with this error number.
     Error(Errno),
+    /// It takes as long as QEMU lets the processor of this page run.
+    Idle(Arc<RunPage>),
 }
 
 /// Error numbers of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Errno {
+    Interrupted = 4,
     Io = 5,
     TooBig = 7,
     Fault = 14,
@@ -63,10 +71,16 @@ fn ioctl(fd: c_int, request: u64, argument: u64) -> Answer {
     if host.is_none() {
         *host = Host::recording();
     }
-    match &mut *host {
-        Some(host) => host.ioctl(fd, request, argument),
-        None => Answer::Kernel,
+    host.as_mut().map_or(Answer::Kernel, |host| host.ioctl(fd, request, argument))
+}
+
+/// A guest without anything to do. QEMU takes a processor's thread back by a signal, as from KVM.
+fn idle(page: &RunPage) -> Errno {
+    const SHORT: Duration = Duration::from_millis(5);
+    while !page.is_wanted_back() {
+        thread::sleep(SHORT);
     }
+    Errno::Interrupted
 }
 
 /// Whether a path is that of AMD's secure processor, which is there then: its `ioctl`s are answered here.

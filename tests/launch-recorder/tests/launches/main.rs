@@ -1,0 +1,6 @@
+//! Whole launches of confidential guests by the real QEMU, started by Nacre's own backend, up to the guest's
+//! first instruction.
+
+mod lab;
+mod snp;
+mod tdx;
