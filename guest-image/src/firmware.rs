@@ -174,7 +174,8 @@ mod tests {
         assert!(refused(&|image| image[0x34] ^= 1).contains("checksum"));
         assert!(refused(&|image| image[0x48] ^= 1).contains("no authenticated variables"));
         assert!(refused(&|image| image[0x5b] = 1).contains("size does not fit"));
-        assert!(refused(&|image| image[0x59] = 0).contains("size does not fit"));
+        assert!(refused(&|image| image[0x58..0x5a].fill(0)).contains("size does not fit"));
+        assert!(refused(&|image| image[0x59] = 0).contains("not finished"));
         assert!(refused(&|image| image[VOLUME - 1] = 0).contains("not finished"));
         assert!(refused(&|image| image[0x300] = 0).contains("not finished"));
         for length in 0..VOLUME {
