@@ -9,6 +9,8 @@ use anyhow::Context as _;
 use nacre_image_pull::{Credentials, InspectConfig, Inspected, Inspector, Limits, Registries};
 use nacre_policy_author::generate::{ImageFacts, Images};
 use nacre_policy_author::settings::Registry;
+use nacre_protocol::guest_memory::StoredSize;
+use nacre_trust::Digest;
 use zeroize::Zeroizing;
 
 /// Asks registries.
@@ -16,6 +18,8 @@ pub(crate) struct RegistryImages {
     inspector: Inspector,
     runtime: tokio::runtime::Runtime,
     known: BTreeMap<String, ImageFacts>,
+    /// What the layers of each image take, by `diff_id`; empty if nobody can tell.
+    sizes: BTreeMap<String, BTreeMap<Digest, StoredSize>>,
 }
 
 impl RegistryImages {
@@ -29,9 +33,25 @@ impl RegistryImages {
                 ..Registries::default()
             },
             limits: Limits::default(),
+            sizes: true,
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { inspector, runtime, known: BTreeMap::new() })
+        Ok(Self { inspector, runtime, known: BTreeMap::new(), sizes: BTreeMap::new() })
+    }
+}
+
+impl RegistryImages {
+    /// What images take together when they are unpacked, layers that they share once; absent if one of them
+    /// was not looked up, or has encrypted layers, which nobody can count without their keys.
+    pub(crate) fn stored<'a>(
+        &self,
+        references: impl IntoIterator<Item = &'a str>,
+    ) -> Option<StoredSize> {
+        let mut layers: BTreeMap<Digest, StoredSize> = BTreeMap::new();
+        for reference in references {
+            layers.extend(self.sizes.get(reference).filter(|sizes| !sizes.is_empty())?);
+        }
+        Some(layers.into_values().fold(StoredSize::default(), StoredSize::plus))
     }
 }
 
@@ -66,6 +86,7 @@ impl Images for RegistryImages {
             .runtime
             .block_on(self.inspector.inspect(reference))
             .map_err(|error| format!("image {reference}: {error}"))?;
+        self.sizes.insert(reference.to_owned(), inspected.sizes.clone());
         let facts = facts(inspected);
         self.known.insert(reference.to_owned(), facts.clone());
         Ok(facts)

@@ -1,14 +1,15 @@
-//! Looks at an image without unpacking or mounting it: what a tag means now, the configuration, and the
-//! account files that decide which numbers a user's name stands for. For the owner's tools; needs no
-//! root and writes nothing.
+//! Looks at an image without unpacking or mounting it: what a tag means now, the configuration, the
+//! account files that decide which numbers a user's name stands for, and how much room its layers take.
+//! For the owner's tools; needs no root and writes nothing.
 //!
 //! Layers are read from the top down, each whole, because its digest is that of all its bytes. The
-//! layers below the one that decided are not fetched.
+//! layers below the one that decided are fetched only for their sizes, where these are asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
 
+use nacre_protocol::guest_memory::StoredSize;
 use nacre_trust::Digest;
 use oci_spec::image::ImageConfiguration;
 
@@ -40,12 +41,15 @@ pub struct InspectConfig {
     pub registries: Registries,
     /// Bounds of one image.
     pub limits: Limits,
+    /// Whether every layer is fetched and its contents are counted.
+    pub sizes: bool,
 }
 
 /// Asks registries what images are.
 pub struct Inspector {
     registry: Registry,
     limits: Limits,
+    sizes: bool,
 }
 
 /// What an image says about the processes that run from it.
@@ -65,6 +69,9 @@ pub struct Inspected {
     pub group: Vec<u8>,
     /// Whether layers are encrypted: nobody without their keys knows the account files then.
     pub encrypted: bool,
+    /// What each layer takes when it is unpacked, by its `diff_id`; empty if that was not asked for, or layers
+    /// are encrypted.
+    pub sizes: BTreeMap<Digest, StoredSize>,
 }
 
 impl Inspector {
@@ -77,6 +84,7 @@ impl Inspector {
                 Arc::new(NoResources),
             ),
             limits: config.limits,
+            sizes: config.sizes,
         }
     }
 
@@ -91,9 +99,9 @@ impl Inspector {
         // The image is for the guest's processor, not for this one.
         let image = self.registry.describe(&reference, resolved, Level::V4, None).await?;
         let encrypted = image.layers.iter().any(|(layer, _)| layer.encryption.is_some());
-        let (passwd, group) = match encrypted {
-            true => (Vec::new(), Vec::new()),
-            false => self.accounts(&reference, &image.layers).await?,
+        let (passwd, group, sizes) = match encrypted {
+            true => (Vec::new(), Vec::new(), BTreeMap::new()),
+            false => self.contents(&reference, &image.layers).await?,
         };
         Ok(Inspected {
             reference: reference.to_string(),
@@ -103,19 +111,21 @@ impl Inspector {
             passwd,
             group,
             encrypted,
+            sizes,
         })
     }
 
-    /// Contents of `/etc/passwd` and `/etc/group`, wherever links lead.
-    async fn accounts(
+    /// Contents of `/etc/passwd` and `/etc/group`, wherever links lead, and the sizes of layers.
+    async fn contents(
         &self,
         reference: &Reference,
         layers: &[(LayerBlob, Digest)],
-    ) -> Result<(Vec<u8>, Vec<u8>), PullError> {
+    ) -> Result<(Vec<u8>, Vec<u8>, BTreeMap<Digest, StoredSize>), PullError> {
         let mut names: BTreeSet<Vec<u8>> = [PASSWD.to_vec(), GROUP.to_vec()].into();
+        let mut sizes = BTreeMap::new();
         loop {
-            match self.look(reference, layers, &names).await? {
-                Looked::Found(passwd, group) => return Ok((passwd, group)),
+            match self.look(reference, layers, &names, &mut sizes).await? {
+                Looked::Found(passwd, group) => return Ok((passwd, group, sizes)),
                 Looked::Elsewhere(name) => {
                     if names.len() > MAX_NAMES || !names.insert(name) {
                         return Err(accounts("are behind too many links"));
@@ -125,17 +135,20 @@ impl Inspector {
         }
     }
 
-    /// One pass over as many layers as it takes, for the files of `names`.
+    /// One pass over as many layers as it takes, for the files of `names`, and for the sizes that are not
+    /// in `sizes` yet.
     async fn look(
         &self,
         reference: &Reference,
         layers: &[(LayerBlob, Digest)],
         names: &BTreeSet<Vec<u8>>,
+        sizes: &mut BTreeMap<Digest, StoredSize>,
     ) -> Result<Looked, PullError> {
         let budget = Budget::new(&self.limits);
         let mut seen = Seen { layers: Vec::new(), unseen: layers.len() };
         loop {
             match (seen.find(PASSWD)?, seen.find(GROUP)?) {
+                (Found::Content(_), Found::Content(_)) if self.sizes && seen.unseen > 0 => {}
                 (Found::Content(passwd), Found::Content(group)) => {
                     return Ok(Looked::Found(passwd, group));
                 }
@@ -152,7 +165,11 @@ impl Inspector {
                 budget: budget.share(),
                 zstd_window_log: self.limits.zstd_window_log,
             };
-            seen.layers.push(self.layer(reference, check, names.clone()).await?);
+            let layer = self.layer(reference, check, names.clone()).await?;
+            if self.sizes {
+                sizes.insert(*diff_id, layer.size);
+            }
+            seen.layers.push(layer);
             seen.unseen -= 1;
         }
     }
@@ -225,6 +242,7 @@ enum NodeKind {
 struct Layer {
     names: BTreeSet<Vec<u8>>,
     nodes: BTreeMap<Vec<u8>, Node>,
+    size: StoredSize,
 }
 
 impl Layer {
@@ -233,9 +251,10 @@ impl Layer {
         names: BTreeSet<Vec<u8>>,
         budget: &Share,
     ) -> Result<Self, ExtractError> {
-        let mut layer = Self { names, nodes: BTreeMap::new() };
+        let mut layer = Self { names, nodes: BTreeMap::new(), size: StoredSize::default() };
         while let Some(entry) = archive.next()? {
             budget.take_entry().map_err(ExtractError::Budget)?;
+            layer.size.add(if matches!(entry.kind, Kind::File) { entry.size } else { 0 });
             layer.add(&entry, archive)?;
         }
         Ok(layer)

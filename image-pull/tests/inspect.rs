@@ -39,6 +39,25 @@ async fn account_files_come_from_the_layers_that_decide() {
 }
 
 #[tokio::test]
+async fn layers_are_counted_where_their_sizes_are_asked_for() {
+    let mut all = layers();
+    all.push(layer("zstd", |tar| tar.file("big", &"0".repeat(3 << 20)).link("small", "big")));
+    let image = image(&all);
+    let bottom = digest(&image.layers[0].blob);
+    let server = Server::with_image(image, |_, _, _| None);
+    let registries = support::plain(&server.host);
+    let config = InspectConfig { registries, sizes: true, ..InspectConfig::default() };
+    let found = Inspector::new(config).inspect(&format!("{}/app", server.host)).await.unwrap();
+    assert_eq!(String::from_utf8(found.passwd).unwrap(), "app:x:100:101::/:/bin/sh\n");
+    assert_eq!(server.asked(&bottom), 1, "each layer once");
+    let mut sizes: Vec<u64> = found.sizes.values().map(|size| size.mebibytes()).collect();
+    sizes.sort_unstable();
+    // Small files take a page each; 3 MiB take more, with an inode.
+    assert_eq!(sizes, [1, 1, 1, 4]);
+    assert!(inspect(&server, "app").await.unwrap().sizes.is_empty());
+}
+
+#[tokio::test]
 async fn links_are_followed_through_all_layers() {
     let image = image(&[
         layer("gzip", |tar| tar.file("nix/store/x/passwd", "app:x:7:7::/:/bin/sh\n")),

@@ -68,6 +68,12 @@ impl Coded for nacre_configuration::OpenError {
     }
 }
 
+impl Coded for nacre_configuration::SignedLaunchError {
+    fn code(&self) -> Code {
+        Code::FAILED_PRECONDITION
+    }
+}
+
 impl Coded for nacre_hypervisor::QemuError {
     fn code(&self) -> Code {
         Code::FAILED_PRECONDITION
@@ -78,6 +84,7 @@ impl Coded for nacre_hypervisor::LaunchError {
     fn code(&self) -> Code {
         match self {
             Self::Config { .. } => Code::INVALID_ARGUMENT,
+            Self::Unsupported { .. } => Code::FAILED_PRECONDITION,
             Self::Host { .. } | Self::Ended { .. } | Self::Control(_) => Code::UNAVAILABLE,
         }
     }

@@ -1,12 +1,14 @@
 //! One pod: its virtual machine, the agent in it and its network.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nacre_hypervisor::{Hypervisor, Nic, QemuBackend, Vm, VmConfig, VmExit};
+use nacre_hypervisor::{Hypervisor, LaunchError, Nic, QemuBackend, Vm, VmConfig, VmExit};
 use nacre_protocol::agent as api;
 use nacre_protocol::channel::{DRIVER_EPHEMERAL, SANDBOX_SHM};
+use nacre_protocol::initdata::Initdata;
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 use tokio::sync::{Mutex, watch};
@@ -105,6 +107,9 @@ impl Sandbox {
         run_dir.write(&record).doing(&starting)?;
 
         let guest = config.guest().doing(&starting)?;
+        let digest = initdata.as_ref().map(Initdata::digest);
+        let confidential = config.confidential(digest.as_ref()).doing(&starting)?;
+        let is_confidential = confidential.is_some();
         let (emulation, port) = Emulation::of(config, &guest, size.vcpus(), initdata.as_ref())
             .doing(&starting)?
             .unzip();
@@ -121,7 +126,7 @@ impl Sandbox {
             command_line: guest.command_line,
             vcpus: size.vcpus(),
             memory_mib: size.memory_mib(),
-            confidential: None,
+            confidential,
             disks,
             nics: nics(network).doing(&starting)?,
             serial_ports: port.into_iter().chain(cache).collect(),
@@ -134,7 +139,11 @@ impl Sandbox {
                 None => Ok(()),
             }
         };
-        let launching = start_report::timed(id, "-", "vmm", backend.launch(machine));
+        let launching = async {
+            let launched = backend.launch(machine).await;
+            launched.map_err(|error| MachineError { error, is_confidential })
+        };
+        let launching = start_report::timed(id, "-", "vmm", launching);
         let (launched, measured) = tokio::join!(launching, measuring);
         let vm = parts.vm.insert(launched.doing(&starting)?).clone();
         measured.doing(&starting)?;
@@ -251,6 +260,35 @@ enum BackendError {
 impl Coded for BackendError {
     fn code(&self) -> Code {
         Code::FAILED_PRECONDITION
+    }
+}
+
+/// A machine that was not launched.
+#[derive(Debug)]
+struct MachineError {
+    error: LaunchError,
+    is_confidential: bool,
+}
+
+impl fmt::Display for MachineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)?;
+        match self.error {
+            // What QEMU, KVM or the hardware say there is short.
+            LaunchError::Ended { .. } | LaunchError::Control(_) if self.is_confidential => f
+                .write_str(
+                    "; `nacre check` tells what this host lacks for confidential guests (vm.tee)",
+                ),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for MachineError {}
+
+impl Coded for MachineError {
+    fn code(&self) -> Code {
+        self.error.code()
     }
 }
 

@@ -35,7 +35,11 @@ impl Access {
     }
 
     pub(super) fn config(&self) -> anyhow::Result<InspectConfig> {
-        Ok(InspectConfig { registries: self.registries()?, limits: Limits::default() })
+        Ok(InspectConfig {
+            registries: self.registries()?,
+            limits: Limits::default(),
+            sizes: false,
+        })
     }
 
     pub(super) fn is_plain(&self, host: &str) -> bool {

@@ -1,5 +1,7 @@
 //! `nacre policy generate`.
 
+mod sizes;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -24,6 +26,9 @@ use crate::input::{print, read, read_initdata, write_or_print};
 /// The policy allows exactly what the YAML asks for: these images (pinned by their digests now), commands,
 /// variables, users, mounts and probes. Images are looked up at their registries. What the pod refers to (a
 /// Secret, a configuration) belongs in the files, so that its contents are enforced. Unknown fields are errors.
+///
+/// It also says how much memory the images take when they are unpacked: the annotation io.nacre.vm.images_mib,
+/// by which the pod's machine is sized.
 #[derive(Args)]
 #[command(after_help = "Examples:
   nacre policy generate web.yaml                          the policy, as Rego
@@ -73,7 +78,7 @@ pub(crate) struct Arguments {
 enum Output {
     /// The policy document, Rego.
     Policy,
-    /// The input with the annotation and pinned images; everything else untouched.
+    /// The input with the annotations and pinned images; everything else untouched.
     Yaml,
     /// The initdata document, TOML.
     Initdata,
@@ -117,7 +122,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let mut made = Vec::new();
     for workload in workloads {
         let generated = generate(workload, &mut images, &settings, options)?;
-        made.push(Made::new(workload, generated, &base)?);
+        let mut one = Made::new(workload, generated, &base)?;
+        let containers = workload.pod.containers.iter();
+        let stored = images.stored(containers.map(|container| container.image.value.as_str()));
+        one.images_mib = sizes::images(workload, stored, arguments.output == Output::Yaml);
+        made.push(one);
     }
     let result = match (arguments.output, made.as_slice()) {
         (Output::Yaml, made) => yaml(&files, made)?,
@@ -157,6 +166,8 @@ struct Made<'a> {
     generated: Generated,
     policy: String,
     initdata: Initdata,
+    /// What the images take, where the YAML is to say it.
+    images_mib: Option<String>,
 }
 
 impl<'a> Made<'a> {
@@ -187,7 +198,7 @@ impl<'a> Made<'a> {
         };
         files.insert(POLICY.to_owned(), policy.clone());
         let initdata = Initdata::new(algorithm, files)?;
-        Ok(Self { workload, generated, policy, initdata })
+        Ok(Self { workload, generated, policy, initdata, images_mib: None })
     }
 }
 
@@ -214,19 +225,19 @@ fn yaml(files: &[SourceFile], made: &[Made<'_>]) -> anyhow::Result<String> {
             );
         }
     }
-    for file in files {
-        let text = std::str::from_utf8(&file.content).context("the reader has seen to UTF-8")?;
-        let insertions = made.iter().zip(&annotations);
-        let insertions = insertions.filter(|(made, _)| made.workload.source == file.name);
-        let insertions: Vec<_> = insertions
-            .map(|(made, annotation)| Insertion {
-                workload: made.workload,
-                annotation: ANNOTATION,
-                value: annotation,
-                pinned: &made.generated.pinned,
-            })
-            .collect();
-        let text = insert(&file.name, text, &insertions)?;
+    let insertions: Vec<_> = made
+        .iter()
+        .zip(&annotations)
+        .map(|(made, annotation)| Insertion {
+            workload: made.workload,
+            annotation: ANNOTATION,
+            value: annotation,
+            pinned: &made.generated.pinned,
+        })
+        .collect();
+    let files = inserted(files, &insertions)?;
+    for file in sizes::inserted_sizes(files, made)? {
+        let text = String::from_utf8(file.content).context("the reader has seen to UTF-8")?;
         if !result.is_empty() {
             if !result.ends_with('\n') {
                 result.push('\n');
@@ -238,4 +249,16 @@ fn yaml(files: &[SourceFile], made: &[Made<'_>]) -> anyhow::Result<String> {
         result.push_str(&text);
     }
     Ok(result)
+}
+
+/// The files with everything put into them.
+fn inserted(files: &[SourceFile], insertions: &[Insertion<'_>]) -> anyhow::Result<Vec<SourceFile>> {
+    let changed = files.iter().map(|file| {
+        let text = std::str::from_utf8(&file.content).context("the reader has seen to UTF-8")?;
+        let own = insertions.iter().filter(|insertion| insertion.workload.source == file.name);
+        let own: Vec<_> = own.cloned().collect();
+        let content = insert(&file.name, text, &own)?.into_bytes();
+        Ok(SourceFile { name: file.name.clone(), content })
+    });
+    changed.collect()
 }
