@@ -372,3 +372,19 @@ fn create_sandbox_request(id: &str, spec: &Spec) -> api::CreateSandboxRequest {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_hardware_may_be_missing_the_host_check_is_named() {
+        let ended = || LaunchError::Ended { reason: "QEMU exited with status 1".into() };
+        let said = |error, is_confidential| MachineError { error, is_confidential }.to_string();
+        assert!(said(ended(), true).contains("QEMU exited with status 1; `nacre check` tells"));
+        assert!(!said(ended(), false).contains("nacre check"));
+        let problem = "is 0".to_owned();
+        let config = LaunchError::Config { field: "vcpus", problem };
+        assert!(!said(config, true).contains("nacre check"));
+    }
+}
