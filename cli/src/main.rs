@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod attest;
+mod check;
 mod image;
 mod images;
 mod initdata;
@@ -52,6 +53,7 @@ enum Command {
     #[command(subcommand)]
     Initdata(initdata::Command),
     Measure(measure::Arguments),
+    Check(check::Arguments),
     /// Evidence: what a guest's hardware says about it.
     #[command(subcommand)]
     Attest(attest::Command),
@@ -71,6 +73,7 @@ fn main() -> ExitCode {
         Command::Policy(command) => policy::run(command),
         Command::Initdata(command) => initdata::run(command),
         Command::Measure(arguments) => measure::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
         Command::Attest(command) => attest::run(command),
         Command::Seal(command) => seal::run(command),
         Command::Image(command) => image::run(command),

@@ -26,7 +26,6 @@ pub(crate) struct Firmware {
     plain: Option<PathBuf>,
     snp: (Found, Option<Footer>),
     tdx: (Found, Option<Footer>),
-    boot_shim: Option<Found>,
 }
 
 /// Firmware files of a node, by its configuration.
@@ -38,8 +37,6 @@ pub struct FirmwarePaths {
     pub snp: PathBuf,
     /// TDVF: OVMF built for TDX.
     pub tdx: PathBuf,
-    /// Boot shim between TDVF with Secure Boot and the kernel.
-    pub boot_shim: Option<PathBuf>,
 }
 
 impl Firmware {
@@ -60,17 +57,15 @@ impl Firmware {
             plain: paths.plain.iter().find(is_file).cloned(),
             snp: image(&paths.snp),
             tdx: image(&paths.tdx),
-            boot_shim: paths.boot_shim.as_deref().map(look),
         }
     }
 }
 
-pub(crate) fn findings(firmware: &Firmware, paths: &FirmwarePaths, tee: Tee) -> [Finding; 4] {
+pub(crate) fn findings(firmware: &Firmware, paths: &FirmwarePaths, tee: Tee) -> [Finding; 3] {
     [
         plain(firmware, paths, tee),
         confidential("firmware.snp", &firmware.snp, &paths.snp, tee, Tee::Snp),
         confidential("firmware.tdx", &firmware.tdx, &paths.tdx, tee, Tee::Tdx),
-        boot_shim(firmware, paths, tee),
     ]
 }
 
@@ -143,28 +138,6 @@ fn confidential(
     }
     let checks = if by == Tee::Snp { ", checks the kernel's hashes" } else { "" };
     Finding::new(id, status(Status::Pass), format!("{size}{checks}"), "")
-}
-
-fn boot_shim(firmware: &Firmware, paths: &FirmwarePaths, tee: Tee) -> Finding {
-    const ID: &str = "firmware.boot-shim";
-    let (Some(path), Some(found)) = (&paths.boot_shim, &firmware.boot_shim) else {
-        return Finding::skip(ID, "none is configured");
-    };
-    let shown = path.display().to_string();
-    let status = |status| if tee == Tee::Tdx { status } else { Status::NotApplicable };
-    match found {
-        Ok(entry) if entry.kind == Kind::File => {
-            let found = format!("{shown}, {} KiB", entry.size / 1024);
-            Finding::new(ID, status(Status::Pass), found, "")
-        }
-        Err(Missing::Denied) if tee == Tee::Tdx => Finding::unseen(ID, shown),
-        Ok(_) | Err(_) => Finding::new(
-            ID,
-            status(Status::Fail),
-            format!("{shown} is no file that can be read"),
-            "install Debian's package shim-signed, or correct tdx.boot_shim",
-        ),
-    }
 }
 
 /// How much of an image's end is read; the table has some 0.2 KiB.

@@ -26,7 +26,7 @@ mod tdx;
 mod tests;
 mod this_host;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use containerd::ContainerdPaths;
 pub use finding::{Finding, Report, Status, Tee, Verdict};
@@ -57,6 +57,8 @@ use tdx::Tdx;
 /// Where a node's configuration says that things are.
 #[derive(Debug, Clone)]
 pub struct Question {
+    /// The configuration itself; `None`: there is none, and the built-in defaults hold.
+    pub configuration: Option<PathBuf>,
     /// QEMU.
     pub qemu: PathBuf,
     /// What runs guests without protection.
@@ -119,7 +121,7 @@ impl Facts {
             (_, Accelerator::Auto) => Status::Warn,
             (_, Accelerator::Tcg) => Status::NotApplicable,
         };
-        let mut findings = Vec::new();
+        let mut findings = vec![configuration(question.configuration.as_deref())];
         findings.extend(processor::findings(processor, needs_kvm));
         findings.extend(system::kernel_findings(system, tee));
         findings.extend(kvm::findings(kvm, tee, needs_kvm));
@@ -149,6 +151,18 @@ impl Facts {
     fn snp_firmware(&self) -> Option<String> {
         let status = self.sev.platform.as_ref().ok()?;
         Some(format!("{}.{}.{}", status.api.0, status.api.1, status.build))
+    }
+}
+
+fn configuration(path: Option<&Path>) -> Finding {
+    const ID: &str = "configuration";
+    match path {
+        Some(path) => Finding::pass(ID, path.display().to_string()),
+        None => Finding::warn(
+            ID,
+            "there is none: the built-in defaults hold",
+            "write /etc/nacre/config.toml: tee is \"none\" without it",
+        ),
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) const QEMU_11: &str = "QEMU emulator version 11.1.3 (Debian 1:11.1.3+
 /// The default configuration of a node.
 pub(crate) fn question() -> Question {
     Question {
+        configuration: Some("/etc/nacre/config.toml".into()),
         qemu: QEMU.into(),
         accelerator: Accelerator::Auto,
         firmware: FirmwarePaths {
@@ -29,8 +30,7 @@ pub(crate) fn question() -> Question {
                 "/usr/share/qemu/qboot.rom".into(),
             ],
             snp: "/opt/nacre/share/ovmf/OVMF.amdsev.fd".into(),
-            tdx: "/opt/nacre/share/ovmf/OVMF.inteltdx.ms.fd".into(),
-            boot_shim: Some("/opt/nacre/share/ovmf/shimx64.efi.signed".into()),
+            tdx: "/opt/nacre/share/ovmf/OVMF.inteltdx.fd".into(),
         },
         image: ImagePaths {
             directory: "/opt/nacre/share/nacre".into(),
@@ -113,8 +113,7 @@ pub(crate) fn server() -> FakeHost {
     host.write("/sys/fs/cgroup/cgroup.controllers", "cpu memory misc\n");
     host.write("/opt/nacre/share/qemu/qboot.rom", "qboot");
     host.write("/opt/nacre/share/ovmf/OVMF.amdsev.fd", amdsev());
-    host.write("/opt/nacre/share/ovmf/OVMF.inteltdx.ms.fd", inteltdx());
-    host.write("/opt/nacre/share/ovmf/shimx64.efi.signed", "MZ");
+    host.write("/opt/nacre/share/ovmf/OVMF.inteltdx.fd", inteltdx());
     host.write("/opt/nacre/share/nacre/manifest.json", "manifest");
     host.write("/opt/nacre/share/nacre/vmlinuz", "vmlinuz");
     host.write("/opt/nacre/share/nacre/initrd.img", "initrd");

@@ -1,0 +1,120 @@
+//! `nacre check`.
+
+mod document;
+mod node;
+mod table;
+
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use nacre_hypervisor::probe::{self, Facts, Report, Tee, ThisHost};
+
+use crate::Verdict;
+use crate::input::print;
+
+/// Look whether this node can run pods, with which protection, and what is missing for that.
+///
+/// It looks at processor, kernel, KVM, AMD's secure processor or Intel's TDX module, QEMU, firmware, the guest
+/// image, containerd and its configuration, devices, memory, storage and clock. It changes nothing. What it says
+/// is the host's own view: it proves nothing to the owner of a pod, for whom there is attestation.
+///
+/// With neither --tee nor --config it shows what the node can run at all. Some things only root may see.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  nacre check                          what can this node run?
+  nacre check --tee snp                could it run pods with SEV-SNP, and if not, what is to do?
+  nacre check --config node.toml       is all there that this configuration needs?
+  nacre check --json | jq '.reports[].findings[] | select(.status == \"fail\")'
+  nacre check --labels > /etc/kubernetes/node-feature-discovery/features.d/nacre
+
+Labels are in the format of Node Feature Discovery's feature files; to write them on a timer, write another file
+in the same directory whose name begins with a dot, and rename it.
+
+Exit status: 0 ready; 1 not ready; 2 it cannot be told, because the configuration cannot be read or something
+can be seen by root alone. With neither --tee nor --config: whether it is ready for what /etc/nacre/config.toml
+asks for. With --labels: 0 if they could be written, ready or not.")]
+pub(crate) struct Arguments {
+    /// The node's configuration, as its shim reads it [default: /etc/nacre/config.toml if there is one, else the
+    /// built-in defaults].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What is to vouch for the guests [default: what the configuration says].
+    #[arg(long, value_enum)]
+    tee: Option<Wanted>,
+    /// containerd's configuration; what it imports is read too.
+    #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
+    containerd_config: PathBuf,
+    /// List checks that do not apply, too.
+    #[arg(long, conflicts_with_all = ["json", "labels"])]
+    all: bool,
+    /// Print JSON.
+    #[arg(long, conflicts_with = "labels")]
+    json: bool,
+    /// Print labels for Node Feature Discovery, one `name=value` a line.
+    #[arg(long)]
+    labels: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Wanted {
+    /// Nothing: guests that the host can look into.
+    None,
+    /// The emulated AMD secure processor: for development.
+    EmulatedSnp,
+    /// AMD SEV-SNP.
+    Snp,
+    /// Intel TDX.
+    Tdx,
+}
+
+impl From<Wanted> for Tee {
+    fn from(wanted: Wanted) -> Tee {
+        match wanted {
+            Wanted::None => Tee::None,
+            Wanted::EmulatedSnp => Tee::EmulatedSnp,
+            Wanted::Snp => Tee::Snp,
+            Wanted::Tdx => Tee::Tdx,
+        }
+    }
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
+    let node = node::read(arguments.config.as_deref(), &arguments.containerd_config)?;
+    let asked = arguments.tee.map_or(node.tee, Tee::from);
+    let facts = Facts::gather(&ThisHost, &node.question);
+    if arguments.labels {
+        let labels = facts.labels(&node.question, asked);
+        let lines = labels.iter().map(|label| format!("{}={}\n", label.name, label.value));
+        print(&lines.collect::<String>())?;
+        return Ok(Verdict::Good);
+    }
+    let summary = arguments.tee.is_none() && arguments.config.is_none();
+    let tees = if summary { Tee::ALL.to_vec() } else { vec![asked] };
+    let reports: Vec<Report> =
+        tees.into_iter().map(|tee| facts.report(&node.question, tee)).collect();
+    let text = if arguments.json {
+        document::json(asked, &node.question, &reports)?
+    } else {
+        let style = table::Style { colours: colours(), all: arguments.all };
+        match reports.as_slice() {
+            [report] => table::one(report, style),
+            reports => table::summary(reports, asked, style),
+        }
+    };
+    print(&text)?;
+    let verdict = reports.iter().find(|report| report.tee == asked).map(Report::verdict);
+    match verdict {
+        Some(probe::Verdict::Ready) => Ok(Verdict::Good),
+        Some(probe::Verdict::NotReady) => Ok(Verdict::Bad),
+        Some(probe::Verdict::Unknown) | None => bail!("not all can be seen: run it as root"),
+    }
+}
+
+/// Only for people at a terminal who did not ask for none (no-color.org).
+fn colours() -> bool {
+    let unset = |name| std::env::var_os(name).is_none_or(|value| value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    io::stdout().is_terminal() && unset("NO_COLOR") && !dumb
+}

@@ -1,0 +1,157 @@
+//! Runs `nacre check` on the machine that the tests run on, whatever it is.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn check(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_nacre")).arg("check").args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A configuration in a directory of its own, so that the machine's is not taken.
+fn configuration(content: &str) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.toml");
+    std::fs::write(&path, content).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (directory, path)
+}
+
+fn document(arguments: &[&str]) -> (Value, i32) {
+    let output = check(arguments);
+    let code = output.status.code().expect("it ends by itself");
+    (serde_json::from_slice(&output.stdout).expect("JSON"), code)
+}
+
+fn finding<'a>(report: &'a Value, id: &str) -> &'a Value {
+    report["findings"].as_array().unwrap().iter().find(|found| found["id"] == id).expect(id)
+}
+
+#[test]
+fn this_machine_gets_a_verdict_on_every_question_and_the_exit_status_says_it() {
+    let (all, code) = document(&["--json"]);
+    assert_eq!(all["format"], 1);
+    let reports = all["reports"].as_array().unwrap();
+    let tees: Vec<&str> = reports.iter().map(|report| report["tee"].as_str().unwrap()).collect();
+    assert_eq!(tees, ["none", "emulated-snp", "snp", "tdx"]);
+    let asked = reports.iter().find(|report| report["tee"] == all["asked"]).unwrap();
+    assert_eq!(code, expected_code(asked), "{asked:#}");
+    for report in reports {
+        let (one, code) = document(&["--json", "--tee", report["tee"].as_str().unwrap()]);
+        assert_eq!(code, expected_code(report));
+        let one = &one["reports"].as_array().unwrap()[0];
+        assert_eq!(one["verdict"], report["verdict"]);
+        judge(report);
+    }
+}
+
+fn expected_code(report: &Value) -> i32 {
+    match report["verdict"].as_str().unwrap() {
+        "ready" => 0,
+        "not-ready" => 1,
+        "unknown" => 2,
+        other => panic!("verdict {other}"),
+    }
+}
+
+/// A verdict is what the findings say, and the findings are what this machine is.
+fn judge(report: &Value) {
+    let findings = report["findings"].as_array().unwrap();
+    let statuses: Vec<&str> =
+        findings.iter().map(|finding| finding["status"].as_str().unwrap()).collect();
+    let verdict = match &statuses {
+        all if all.contains(&"fail") => "not-ready",
+        all if all.contains(&"unknown") => "unknown",
+        _ => "ready",
+    };
+    assert_eq!(report["verdict"], verdict);
+    for finding in findings {
+        let advised = !finding["advice"].as_str().unwrap().is_empty();
+        let status = finding["status"].as_str().unwrap();
+        assert_eq!(advised, ["warn", "unknown", "fail"].contains(&status), "{finding:#}");
+    }
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name\t: ")).unwrap();
+    let found = finding(report, "cpu.model")["found"].as_str().unwrap().to_owned();
+    assert!(found.starts_with(model.trim()), "{found}");
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_eq!(finding(report, "kernel.version")["found"], release.trim());
+    if !Path::new("/dev/kvm").exists() {
+        assert_eq!(finding(report, "kvm.device")["found"], "/dev/kvm is absent");
+    }
+    if !Path::new("/dev/sev").exists() && report["tee"] == "snp" {
+        assert_eq!(finding(report, "snp.firmware")["status"], "fail");
+    }
+}
+
+#[test]
+fn the_table_says_what_was_found_without_colours() {
+    let (_kept, path) = configuration("vm.qemu = \"/nowhere/qemu\"\n");
+    let output = check(&["--config", &path, "--containerd-config", "/nowhere/config.toml"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let table = text(&output.stdout);
+    assert!(!table.contains('\u{1b}'), "{table}");
+    for line in [
+        "FAIL     qemu.version            /nowhere/qemu is absent",
+        "FAIL     containerd.config       /nowhere/config.toml is absent",
+    ] {
+        assert!(table.contains(line), "{line}\n{table}");
+    }
+    assert!(table.contains(&format!("pass     configuration           {path}")), "{table}");
+    assert!(table.lines().last().unwrap().starts_with("none: not ready"), "{table}");
+    let summary = text(&check(&[]).stdout);
+    assert!(summary.starts_with("CHECK "), "{summary}");
+    for tee in ["\nnone: ", "\nemulated-snp: ", "\nsnp: ", "\ntdx: "] {
+        assert!(summary.contains(tee), "{summary}");
+    }
+}
+
+#[test]
+fn labels_are_a_feature_file() {
+    let output = check(&["--labels", "--tee", "snp"]);
+    assert_eq!(output.status.code(), Some(0));
+    let file = text(&output.stdout);
+    // Node Feature Discovery leaves files beyond 64 KiB out.
+    assert!(file.len() < 64 * 1024);
+    let mut names = BTreeSet::new();
+    for line in file.lines() {
+        let (name, value) = line.split_once('=').unwrap();
+        let part = name.strip_prefix("nacre.io/").unwrap();
+        for word in [part, value] {
+            let edge = |c: char| c.is_ascii_alphanumeric();
+            assert!(word.len() <= 63 && word.starts_with(edge) && word.ends_with(edge), "{line}");
+            assert!(word.chars().all(|c| edge(c) || "-_.".contains(c)), "{line}");
+        }
+        assert!(names.insert(name.to_owned()), "{line}");
+    }
+    assert!(file.lines().is_sorted(), "{file}");
+    for name in ["ready", "tee", "kvm", "tee-none", "tee-emulated-snp", "tee-snp", "tee-tdx"] {
+        assert!(names.contains(&format!("nacre.io/{name}")), "{name}\n{file}");
+    }
+    assert!(file.contains("nacre.io/tee=snp\n"), "{file}");
+}
+
+#[test]
+fn what_cannot_be_checked_is_said() {
+    let (_kept, broken) = configuration("[vm]\ntee = \"sgx\"\n");
+    let missing = "/nowhere/config.toml";
+    for (arguments, expected) in [
+        (vec!["--config", missing], "cannot read /nowhere/config.toml"),
+        (vec!["--config", &broken], "is not a valid configuration"),
+        (vec!["--tee", "sgx"], "possible values: none, emulated-snp, snp, tdx"),
+        (vec!["--json", "--labels"], "cannot be used with"),
+    ] {
+        let output = check(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let said = text(&output.stderr);
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+        assert!(output.stdout.is_empty());
+    }
+}
