@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_remount};
 
 use crate::devices::{self, DeviceError};
@@ -60,6 +61,12 @@ pub(crate) enum SealError {
     /// The agent's own files could still be written.
     #[error("failed to make the root file system read-only: {0}")]
     Root(io::Error),
+    /// The kernel said yes before, and does not keep to it.
+    #[error("this guest is not closed: {what} still succeeds, or fails otherwise than it should")]
+    Open {
+        /// What was tried.
+        what: &'static str,
+    },
 }
 
 /// Proof that the guest is closed. Nobody is served without.
@@ -78,5 +85,25 @@ pub(crate) fn seal(modules: Modules) -> Result<Sealed, SealError> {
     Lockdown::raise_to_confidentiality().map_err(SealError::Lockdown)?;
     // The file system itself and not only this mount of it: no other mount can write either.
     mount_remount("/", MountFlags::RDONLY, c"").map_err(|e| SealError::Root(e.into()))?;
+    try_what_must_fail()?;
+    tracing::info!("closed: no modules, no further devices, kernel locked down, root read-only");
     Ok(Sealed(()))
+}
+
+/// Root's ways into the kernel and the agent's files, each tried once.
+fn try_what_must_fail() -> Result<(), SealError> {
+    let memory = fs::File::open("/dev/mem").map(|_| ()).map_err(|e| e.raw_os_error());
+    let module = rustix::system::init_module(&[], c"").map_err(|e| Some(e.raw_os_error()));
+    let file = fs::File::create("/written").map(|_| ()).map_err(|e| e.raw_os_error());
+    let tries = [
+        ("opening /dev/mem", memory, Errno::PERM),
+        ("loading a module", module, Errno::PERM),
+        ("writing to the root file system", file, Errno::ROFS),
+    ];
+    for (what, outcome, expected) in tries {
+        if outcome != Err(Some(expected.raw_os_error())) {
+            return Err(SealError::Open { what });
+        }
+    }
+    Ok(())
 }

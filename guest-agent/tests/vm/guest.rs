@@ -275,13 +275,14 @@ impl Guest {
         self.agent.copy_file(context(60), &request).await.unwrap();
     }
 
-    /// Waits until the VM has ended by itself.
-    pub(crate) async fn ended(mut self) {
+    /// Waits until the VM has ended by itself, and returns its console.
+    pub(crate) async fn ended(mut self) -> String {
         let end = Instant::now() + Duration::from_secs(30);
         while self.qemu.try_wait().unwrap().is_none() {
             assert!(Instant::now() < end, "the VM runs on\n{}", self.console());
             sleep(Duration::from_millis(50)).await;
         }
+        self.console()
     }
 }
 
