@@ -19,8 +19,6 @@ pub use rtmr::{Event, Prediction};
 pub struct TdxInputs<'a> {
     /// TDVF, the whole file.
     pub firmware: &'a [u8],
-    /// shim, if the kernel is started by it (QEMU `-shim`).
-    pub boot_shim: Option<&'a [u8]>,
     /// The kernel's bzImage, as the file is.
     pub kernel: &'a [u8],
     /// The initrd.

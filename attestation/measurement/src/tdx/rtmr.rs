@@ -9,7 +9,10 @@
 //! - RTMR2: the kernel's load options, UTF-16 with the zero that ends them; the initrd (Linux,
 //!   `efi-stub-helper.c`, `efi_measure_tagged_event`; register 2 has PCR 8 to 15). OVMF puts
 //!   `initrd=initrd ` before the command line (edk2, `GenericQemuLoadImageLib`).
-//! - RTMR0 and RTMR3: see [`Prediction::Unpredictable`] as it is given.
+//! - RTMR0: configuration, which nobody can tell from the files; [`Prediction::Unpredictable`].
+//! - RTMR3: nothing.
+//!
+//! The firmware must boot without Secure Boot; with it, it measures what vouched for the kernel too.
 
 use std::fmt;
 
@@ -18,11 +21,9 @@ use sha2::{Digest as _, Sha384};
 use super::TdxInputs;
 use crate::{MeasureError, pe};
 
-const ACPI: &str = "the firmware measures configuration, ACPI tables and boot variables there: they \
+const CONFIGURATION: &str = "the firmware measures configuration, ACPI tables and boot variables there: they \
      depend on QEMU's version and on the pod's memory, processors and devices; take it from a quote of \
      a guest that you trust, one for each shape of pods";
-const SHIM: &str = "the kernel is started by shim, which measures its own lists and policies as well; \
-     take it from a quote of a guest that you trust, or start the kernel without shim";
 
 /// What a register is extended with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,14 +85,10 @@ impl fmt::Display for Prediction {
 }
 
 pub(super) fn predict(inputs: &TdxInputs<'_>) -> Result<[Prediction; 4], MeasureError> {
-    let kernel = kernel(inputs)?;
-    let (rtmr1, rtmr2) = match inputs.boot_shim {
-        Some(_) => (Prediction::Unpredictable(SHIM), Prediction::Unpredictable(SHIM)),
-        None => (rtmr1(kernel), rtmr2(inputs)),
-    };
-    // Nothing in the guest extends RTMR3.
+    // Firmware and kernel leave RTMR3 alone; the pod's containers may extend it later.
     let rtmr3 = Prediction::by_rule(Vec::new());
-    Ok([Prediction::Unpredictable(ACPI), rtmr1, rtmr2, rtmr3])
+    let rtmr1 = rtmr1(kernel(inputs)?);
+    Ok([Prediction::Unpredictable(CONFIGURATION), rtmr1, rtmr2(inputs), rtmr3])
 }
 
 fn kernel(inputs: &TdxInputs<'_>) -> Result<Event, MeasureError> {

@@ -1,4 +1,7 @@
 //! Small firmware images in the layout of OVMF: as `tests/vectors/snp.py` makes them, and TDVF.
+//! Each test program uses a part of them.
+
+#![allow(dead_code)]
 
 pub(crate) const SNP_METADATA: &str = "dc886566984a4798a75e5585a7bf67cc";
 pub(crate) const SNP_RESET: &str = "00f771de1a7e4fcb890e68c77e2fb44e";
@@ -79,8 +82,46 @@ pub(crate) fn snp_entries(size: usize, hashes: u32, reset: u32) -> Vec<(&'static
     ]
 }
 
-/// OVMF's AmdSev image in small.
+/// OVMF's `AmdSev` image in small.
 pub(crate) fn snp(size: usize, hashes: u32, reset: u32) -> Vec<u8> {
     let metadata = snp_metadata(&snp_sections(hashes));
     image(size, &metadata, &snp_entries(size, hashes, reset))
+}
+
+/// A section of TDVF: offset and length in the image, address and size in memory, kind, attributes.
+pub(crate) type TdxSection = (u32, u32, u64, u64, u32, u32);
+
+/// What a TDX image of `size` bytes asks for: boot volume (measured), configuration volume, hand-off
+/// blocks, two pieces of memory.
+pub(crate) fn tdx_sections(size: u32) -> Vec<TdxSection> {
+    let below = 1 << 32;
+    let half = size / 2;
+    vec![
+        (half, half, below - u64::from(half), half.into(), 0, 1),
+        (0, half, below - u64::from(size), half.into(), 1, 0),
+        (0, 0, 0x80_9000, 0x2000, 2, 0),
+        (0, 0, 0x81_0000, 0x1000, 3, 0),
+        (0, 0, 0x80_6000, 0x3000, 3, 1),
+    ]
+}
+
+pub(crate) fn tdx_metadata(sections: &[TdxSection]) -> Vec<u8> {
+    let mut metadata = header(b"TDVF", 32, sections.len());
+    for (offset, length, address, size, kind, attributes) in sections {
+        metadata.extend([offset, length].iter().flat_map(|field| field.to_le_bytes()));
+        metadata.extend([address, size].iter().flat_map(|field| field.to_le_bytes()));
+        metadata.extend([kind, attributes].iter().flat_map(|field| field.to_le_bytes()));
+    }
+    metadata
+}
+
+pub(crate) fn tdx_entries(size: usize) -> Vec<(&'static str, Vec<u8>)> {
+    let half = u32::try_from(size / 2).expect("short");
+    vec![(TDX_METADATA, half.to_le_bytes().to_vec())]
+}
+
+/// TDVF in small.
+pub(crate) fn tdx(size: usize) -> Vec<u8> {
+    let sections = tdx_sections(u32::try_from(size).expect("short"));
+    image(size, &tdx_metadata(&sections), &tdx_entries(size))
 }
