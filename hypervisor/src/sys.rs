@@ -87,7 +87,7 @@ struct SevIssueCommand {
 }
 
 /// `SEV_ISSUE_CMD` of `linux/psp-sev.h`: `_IOWR('S', 0x0, struct sev_issue_cmd)`.
-const SEV_ISSUE_CMD: libc::c_ulong = 0xc010_5300;
+pub(crate) const SEV_ISSUE_CMD: libc::c_ulong = 0xc010_5300;
 
 /// Lets AMD's secure processor carry out a command that only asks. `reply` must have exactly the size of the
 /// command's structure.

@@ -87,7 +87,7 @@ pub(super) fn summary(reports: &[Report], asked: Tee, style: Style) -> String {
         let advised = report.findings.iter().filter(|finding| !finding.advice.is_empty());
         let advised: Vec<&Finding> = advised.collect();
         if !advised.is_empty() {
-            text.push_str(&format!("\nFor {asked}, which the configuration asks for:\n"));
+            text.push_str(&format!("\nWhat to do for {asked}, which the configuration asks for:\n"));
         }
         for Finding { id, status, advice, .. } in advised {
             text.push_str(&format!("{}  {id:width$}  {advice}\n", style.word(*status, STATUS)));
@@ -178,7 +178,7 @@ mod tests {
                     none: ready, 1 warning\n\
                     snp: not ready, 1 failing: snp.cpu\n\
                     \n\
-                    For none, which the configuration asks for:\n\
+                    What to do for none, which the configuration asks for:\n\
                     warn     kvm.device  load kvm_intel\n";
         assert_eq!(summary(&[plain(), snp()], Tee::None, STYLE), text);
     }

@@ -7,13 +7,15 @@ use super::host::{Entry, Host, Kind, Missing, Part};
 
 /// An image of EDK II's OVMF, by the table at its end (OvmfPkg/ResetVector/Ia16/ResetVectorVtf0.asm).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Footer {
+pub(crate) struct Build {
     /// It starts SEV-SNP guests: it has a reset block and SEV metadata.
     pub(crate) snp: bool,
     /// It compares kernel, initrd and command line with their measured hashes: it has a place for them.
     pub(crate) hashes: bool,
     /// It starts TDX guests: it has TDX metadata.
     pub(crate) tdx: bool,
+    /// Its variables have a platform key: Secure Boot is on.
+    pub(crate) secure_boot: bool,
 }
 
 /// What is at a place.
@@ -24,8 +26,8 @@ pub(crate) type Found = Result<Entry, Missing>;
 pub(crate) struct Firmware {
     /// For guests without protection: the first that is there.
     plain: Option<PathBuf>,
-    snp: (Found, Option<Footer>),
-    tdx: (Found, Option<Footer>),
+    snp: (Found, Option<Build>),
+    tdx: (Found, Option<Build>),
 }
 
 /// Firmware files of a node, by its configuration.
@@ -45,13 +47,15 @@ impl Firmware {
         let is_file = |path: &&PathBuf| look(path).is_ok_and(|entry| entry.kind == Kind::File);
         let image = |path: &Path| {
             let found = look(path);
-            let footer = match &found {
+            let build = match &found {
                 Ok(entry) if entry.kind == Kind::File => {
-                    host.read(path, Part::End(FOOTER_BYTES)).ok().map(|end| Footer::parse(&end))
+                    let end = host.read(path, Part::End(TABLE_BYTES));
+                    let start = host.read(path, Part::Beginning(VARIABLES_BYTES));
+                    start.ok().zip(end.ok()).map(|(start, end)| Build::parse(&start, &end))
                 }
                 _ => None,
             };
-            (found, footer)
+            (found, build)
         };
         Firmware {
             plain: paths.plain.iter().find(is_file).cloned(),
@@ -89,66 +93,62 @@ fn plain(firmware: &Firmware, paths: &FirmwarePaths, tee: Tee) -> Finding {
 
 fn confidential(
     id: &'static str,
-    (found, footer): &(Found, Option<Footer>),
+    (found, build): &(Found, Option<Build>),
     path: &Path,
     tee: Tee,
     by: Tee,
 ) -> Finding {
     let shown = path.display();
-    let (key, build, package) = match by {
-        Tee::Tdx => ("tdx.firmware", "OVMF built for TDX (TDVF)", "ovmf-inteltdx"),
-        _ => ("snp.firmware", "OVMF of the AmdSev build", "ovmf-amdsev"),
-    };
-    let install = format!("install {build}, Debian's package {package}, or correct {key}");
-    let status = |status| if tee == by { status } else { Status::NotApplicable };
-    let entry = match found {
-        Ok(entry) if entry.kind == Kind::File => entry,
-        Ok(_) => {
-            return Finding::new(id, status(Status::Fail), format!("{shown} is no file"), install);
+    let advice = match by {
+        Tee::Tdx => {
+            "build OVMF for TDX without Secure Boot (OvmfPkg/IntelTdx), or correct tdx.firmware"
         }
-        Err(Missing::Denied) if tee == by => return Finding::unseen(id, shown.to_string()),
-        Err(missing) => {
-            return Finding::new(id, status(Status::Fail), format!("{shown} {missing}"), install);
+        _ => "install OVMF's AmdSev build, Debian's package ovmf-amdsev, or correct snp.firmware",
+    };
+    let (status, found) = match (found, build) {
+        (Err(Missing::Denied), _) | (Ok(_), None) if tee == by => {
+            return Finding::unseen(id, shown.to_string());
+        }
+        (Err(missing), _) => (Status::Fail, format!("{shown} {missing}")),
+        (Ok(_), None) => (Status::Fail, format!("{shown} is no file")),
+        (Ok(entry), Some(build)) => {
+            let (status, what) = build.judge(by);
+            (status, format!("{shown}, {} KiB, {what}", entry.size / 1024))
         }
     };
-    let size = format!("{shown}, {} KiB", entry.size / 1024);
-    let Some(footer) = footer else {
-        return Finding::new(
-            id,
-            status(Status::Unknown),
-            size,
-            "run as root to see what it is made for",
-        );
-    };
-    let starts = match by {
-        Tee::Tdx => footer.tdx,
-        _ => footer.snp,
-    };
-    if !starts {
-        return Finding::new(
-            id,
-            status(Status::Fail),
-            format!("{size}, not made for {by}"),
-            install,
-        );
-    }
-    if by == Tee::Snp && !footer.hashes {
-        let found = format!("{size}, does not check the kernel's hashes");
-        return Finding::new(id, status(Status::Fail), found, install);
-    }
-    let checks = if by == Tee::Snp { ", checks the kernel's hashes" } else { "" };
-    Finding::new(id, status(Status::Pass), format!("{size}{checks}"), "")
+    let status = if tee == by { status } else { Status::NotApplicable };
+    Finding::new(id, status, found, advice)
 }
 
 /// How much of an image's end is read; the table has some 0.2 KiB.
-const FOOTER_BYTES: usize = 4096;
+const TABLE_BYTES: usize = 4096;
+/// How much of its beginning is: OVMF's variables and what they need (OvmfPkg/VarStore.fdf.inc).
+const VARIABLES_BYTES: usize = 0x8_4000;
 
-impl Footer {
-    /// Reads the table of an image that ends with `end`. What is no such table says nothing.
+impl Build {
+    /// Whether it starts guests of a kind.
+    fn judge(self, by: Tee) -> (Status, &'static str) {
+        match (by, self) {
+            (Tee::Tdx, Build { tdx: false, .. }) => (Status::Fail, "not made for TDX"),
+            (Tee::Tdx, Build { secure_boot: true, .. }) => (
+                Status::Fail,
+                "made for TDX, with keys of Secure Boot, which refuse the guest's kernel",
+            ),
+            (Tee::Tdx, _) => (Status::Pass, "made for TDX"),
+            (_, Build { snp: false, .. }) => (Status::Fail, "not made for SEV-SNP"),
+            (_, Build { hashes: false, .. }) => {
+                (Status::Fail, "made for SEV-SNP, does not check the kernel's hashes")
+            }
+            _ => (Status::Pass, "made for SEV-SNP, checks the kernel's hashes"),
+        }
+    }
+
+    /// Reads an image by its variables, in its beginning, and the table at its end. What is no such table
+    /// says nothing.
     ///
-    /// From the end: 32 bytes of reset vector; before them the entry of the table as a whole; before it the
+    /// The table, from the end: 32 bytes of reset vector; before them the entry of the table as a whole; before it the
     /// other entries. An entry ends with its length, 2 bytes, and its GUID, 16 bytes; its data is before them.
-    pub(crate) fn parse(end: &[u8]) -> Footer {
+    pub(crate) fn parse(start: &[u8], end: &[u8]) -> Build {
         const RESET_VECTOR: usize = 32;
         const TABLE: [u8; 16] = guid(0x96b5_82de, 0x1fb2, 0x45f7, 0xbaea_a366_c55a_082d);
         const SEV_HASHES: [u8; 16] = guid(0x7255_371f, 0x3a3b, 0x4b04, 0x927b_1da6_efa8_d454);
@@ -156,24 +156,39 @@ impl Footer {
         const SEV_RESET_BLOCK: [u8; 16] = guid(0x00f7_71de, 0x1a7e, 0x4fcb, 0x890e_68c7_7e2f_b44e);
         const TDX_METADATA: [u8; 16] = guid(0xe47a_6535, 0x984a, 0x4798, 0x865e_4685_a7bf_8ec2);
 
-        let mut footer = Footer::default();
-        let Some(before) = end.len().checked_sub(RESET_VECTOR) else { return footer };
-        let Some((TABLE, _, mut entries)) = entry(&end[..before], true) else { return footer };
+        let mut build = Build { secure_boot: has_platform_key(start), ..Build::default() };
+        let Some(before) = end.len().checked_sub(RESET_VECTOR) else { return build };
+        let Some((TABLE, _, mut entries)) = entry(&end[..before], true) else { return build };
         let (mut metadata, mut reset_block) = (false, false);
         while let Some((guid, data, front)) = entry(entries, false) {
             match guid {
                 // Address and size of the place; builds that do not check the hashes have it empty.
-                SEV_HASHES => footer.hashes = data.len() == 8 && data[4..] != [0; 4],
+                SEV_HASHES => build.hashes = data.len() == 8 && data[4..] != [0; 4],
                 SEV_METADATA => metadata = data.len() == 4,
                 SEV_RESET_BLOCK => reset_block = data.len() == 4,
-                TDX_METADATA => footer.tdx = data.len() == 4,
+                TDX_METADATA => build.tdx = data.len() == 4,
                 _ => {}
             }
             entries = front;
         }
-        footer.snp = metadata && reset_block;
-        footer
+        build.snp = metadata && reset_block;
+        build
     }
+}
+
+/// Whether there is a variable PK (UEFI specification, 32.3; header: MdeModulePkg's
+/// `AUTHENTICATED_VARIABLE_HEADER`, 60 bytes, with `EFI_GLOBAL_VARIABLE` at 44 and the name behind it).
+fn has_platform_key(variables: &[u8]) -> bool {
+    const START_AND_ADDED: [u8; 3] = [0xaa, 0x55, 0x3f];
+    const VENDOR: usize = 44;
+    const NAME: usize = 60;
+    const PK: &[u8] = b"P\0K\0\0\0";
+    const GLOBAL: [u8; 16] = guid(0x8be4_df61, 0x93ca, 0x11d2, 0xaa0d_00e0_9803_2b8c);
+    variables.windows(NAME + PK.len()).any(|variable| {
+        variable.starts_with(&START_AND_ADDED)
+            && variable[VENDOR..NAME] == GLOBAL
+            && variable[NAME..] == *PK
+    })
 }
 
 /// The last entry's GUID and data, and what is before it. The entry of the table as a whole has the others
@@ -237,27 +252,72 @@ mod tests {
             (HASHES, &[0, 0xc, 0x81, 0, 0, 4, 0, 0]),
             (RESET, &[4, 0xb0, 0x80, 0]),
         ]);
-        assert_eq!(Footer::parse(&all), Footer { snp: true, hashes: true, tdx: true });
+        assert_eq!(
+            Build::parse(&[], &all),
+            Build { snp: true, hashes: true, tdx: true, secure_boot: false }
+        );
         let no_hashes = image(&[(METADATA, &[0; 4]), (RESET, &[0; 4]), (HASHES, &[0; 8])]);
-        assert_eq!(Footer::parse(&no_hashes), Footer { snp: true, hashes: false, tdx: false });
-        assert_eq!(Footer::parse(&image(&[(METADATA, &[0; 4])])), Footer::default());
-        assert_eq!(Footer::parse(&image(&[])), Footer::default());
+        assert_eq!(Build::parse(&[], &no_hashes), Build { snp: true, ..Build::default() });
+        assert_eq!(Build::parse(&[], &image(&[(METADATA, &[0; 4])])), Build::default());
+        assert_eq!(Build::parse(&[], &image(&[])), Build::default());
+    }
+
+    #[test]
+    fn a_platform_key_is_told_from_other_variables() {
+        let variable = |state: u8, name: &str| {
+            let mut bytes = vec![0xff; 72];
+            bytes.extend([0xaa, 0x55, state, 0]);
+            bytes.resize(72 + 44, 0);
+            bytes.extend(parse_guid("8be4df61-93ca-11d2-aa0d-00e098032b8c"));
+            bytes.extend(name.encode_utf16().flat_map(u16::to_le_bytes));
+            bytes.extend([0, 0, 1, 2, 3]);
+            Build::parse(&bytes, &[]).secure_boot
+        };
+        assert!(variable(0x3f, "PK"));
+        // Deleted, and others'.
+        assert!(!variable(0x3c, "PK"));
+        assert!(!variable(0x3f, "KEK"));
+        assert!(!variable(0x3f, "PKx"));
+    }
+
+    /// The images that `cargo xtask` fetches; their packages say what they are made for.
+    #[test]
+    fn debians_images_are_what_their_packages_say() {
+        let prefix = std::env::var_os("NACRE_PREFIX").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nacre"),
+            PathBuf::from,
+        );
+        for (name, expected) in [
+            ("OVMF.amdsev.fd", Build { snp: true, hashes: true, tdx: true, secure_boot: false }),
+            (
+                "OVMF.inteltdx.ms.fd",
+                Build { snp: true, hashes: false, tdx: true, secure_boot: true },
+            ),
+        ] {
+            let path = prefix.join("firmware/usr/share/ovmf").join(name);
+            let Ok(image) = std::fs::read(&path) else {
+                println!("SKIPPED: {} is absent: cargo xtask setup fetches it", path.display());
+                continue;
+            };
+            let end = &image[image.len() - TABLE_BYTES..];
+            assert_eq!(Build::parse(&image[..VARIABLES_BYTES], end), expected, "{name}");
+        }
     }
 
     #[test]
     fn images_that_are_cut_or_lie_say_nothing() {
         let image = image(&[(TDX, &[1, 0, 0, 0]), (METADATA, &[0; 4]), (RESET, &[0; 4])]);
         for start in 0..image.len() {
-            let footer = Footer::parse(&image[start..]);
-            assert!(footer == Footer::default() || start <= 100, "{start}");
+            let build = Build::parse(&[], &image[start..]);
+            assert!(build == Build::default() || start <= 100, "{start}");
         }
         for at in 100..image.len() - 32 {
             for value in [0, 1, 17, 18, 0xff] {
                 let mut image = image.clone();
                 image[at] = value;
-                let _ = Footer::parse(&image);
+                let _ = Build::parse(&image, &image);
             }
         }
-        assert_eq!(Footer::parse(&[0xff; 4096]), Footer::default());
+        assert_eq!(Build::parse(&[0xaa; 4096], &[0xff; 4096]), Build::default());
     }
 }

@@ -90,8 +90,8 @@ pub(crate) fn findings(kvm: &Kvm, tee: Tee, needs_kvm: Status) -> [Finding; 4] {
 fn vm_types(kvm: &Kvm, tee: Tee) -> Finding {
     const ID: &str = "kvm.vm-types";
     const NAMES: [&str; 6] = ["default", "software-protected", "SEV", "SEV-ES", "SEV-SNP", "TDX"];
-    if kvm.device == Err(Missing::Denied) && tee.is_hardware() {
-        return Finding::unseen(ID, "/dev/kvm");
+    if kvm.device.is_err() {
+        return Finding::skip(ID, "see kvm.device");
     }
     let known = NAMES.iter().zip(0..).filter(|&(_, number)| kvm.creates(number));
     let known: Vec<&str> = known.map(|(&name, _)| name).collect();
@@ -149,11 +149,11 @@ fn private_memory(
     [yes, no]: [&str; 2],
     advice: &str,
 ) -> Finding {
-    match (there, &kvm.device) {
-        (_, Err(Missing::Denied)) if tee.is_hardware() => Finding::unseen(id, "/dev/kvm"),
-        (true, _) if tee.is_hardware() => Finding::pass(id, yes),
-        (false, _) if tee.is_hardware() => Finding::fail(id, no, advice),
-        (there, _) => Finding::skip(id, if there { yes } else { no }),
+    match (&kvm.device, there) {
+        (Err(_), _) => Finding::skip(id, "see kvm.device"),
+        (Ok(()), true) if tee.is_hardware() => Finding::pass(id, yes),
+        (Ok(()), false) if tee.is_hardware() => Finding::fail(id, no, advice),
+        (Ok(()), there) => Finding::skip(id, if there { yes } else { no }),
     }
 }
 

@@ -135,6 +135,9 @@ fn qemu_objects(qemu: &Qemu, tee: Tee) -> Finding {
         [] => "knows no confidential guests".to_owned(),
         names => names.join(", "),
     };
+    if qemu.version.is_err() {
+        return Finding::skip(ID, "see qemu.version");
+    }
     let advice =
         "install a QEMU that was built with it: 9.1 or later for sev-snp-guest, 10.1 for tdx-guest";
     let status = match tee {

@@ -3,7 +3,7 @@
 use super::finding::{Finding, Status, Tee};
 use super::host::{DeviceCall, Host, Missing, line};
 use super::misc::Misc;
-use super::processor::{Processor, Vendor, forbidding_parameters, needed};
+use super::processor::{Processor, Vendor, forbidding_parameters};
 
 /// A command of `SEV_ISSUE_CMD` that only asks (`linux/psp-sev.h`). The others, which reset the platform or
 /// change its keys, cannot be said here.
@@ -49,7 +49,7 @@ pub(crate) struct PlatformStatus {
 
 impl PlatformStatus {
     /// Offsets: api_major 0, api_minor 1, state 2, flags 3 (4 bytes), build 7, guest_count 8; packed.
-    fn parse(reply: &[u8; STATUS_BYTES]) -> PlatformStatus {
+    pub(crate) fn parse(reply: &[u8; STATUS_BYTES]) -> PlatformStatus {
         let [major, minor, state, _, _, _, _, build, guests @ ..] = *reply;
         PlatformStatus { api: (major, minor), state, build, guests: u32::from_le_bytes(guests) }
     }
@@ -74,7 +74,7 @@ impl SnpPlatformStatus {
     /// Offsets: api_major 0, api_minor 1, state 2, is_rmp_initialized 3 (bit 0), build_id 4, bits 8
     /// (mask_chip_id 0, mask_chip_key 1, vlek_en 2), guest_count 12, current_tcb_version 16,
     /// reported_tcb_version 24.
-    fn parse(reply: &[u8; SNP_STATUS_BYTES]) -> SnpPlatformStatus {
+    pub(crate) fn parse(reply: &[u8; SNP_STATUS_BYTES]) -> SnpPlatformStatus {
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| reply[at + byte]));
         let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| reply[at + byte]));
         let bits = word(8);
@@ -149,10 +149,9 @@ pub(crate) fn findings(
     const IDS: [&str; 4] = ["snp.kernel", "snp.firmware", "snp.platform", "snp.asids"];
     let amd = processor.as_ref().is_ok_and(|processor| processor.vendor == Vendor::Amd);
     if tee != Tee::Snp || !amd {
+        // That the processor is another one fails once, as `snp.cpu`.
         let found = if amd { "not asked for" } else { "not a processor of AMD's" };
-        return IDS.map(|id| {
-            Finding::new(id, needed(tee, Tee::Snp), found, "choose a node with AMD EPYC processors")
-        });
+        return IDS.map(|id| Finding::skip(id, found));
     }
     [kernel(sev), firmware(sev), platform(sev), asids(processor, misc)]
 }

@@ -130,17 +130,12 @@ const SHIM_PROGRAM: &str = "containerd.shim";
 
 pub(crate) fn findings(setup: &Setup, paths: &ContainerdPaths) -> [Finding; 5] {
     let version = containerd_finding(&setup.containerd);
+    let follow = |id| Finding::skip(id, format!("see {CONFIG}"));
     let (config, handlers) = match (&setup.config, &setup.handlers) {
         (Ok(config), Ok(handlers)) => (config, handlers),
         (Err(Problem::First(Missing::Denied)), _) => {
-            let unseen = |id| Finding::unseen(id, paths.config.display().to_string());
-            return [
-                version,
-                unseen(CONFIG),
-                unseen(HANDLER),
-                unseen(SNAPSHOTTER),
-                unseen(SHIM_PROGRAM),
-            ];
+            let unseen = Finding::unseen(CONFIG, paths.config.display().to_string());
+            return [version, unseen, follow(HANDLER), follow(SNAPSHOTTER), follow(SHIM_PROGRAM)];
         }
         (broken, handlers) => {
             let shown = paths.config.display();
@@ -155,7 +150,6 @@ pub(crate) fn findings(setup: &Setup, paths: &ContainerdPaths) -> [Finding; 5] {
                 (Ok(_), Err(problem)) => (format!("{shown}: {problem}"), "correct it".to_owned()),
                 (Ok(_), Ok(_)) => unreachable!("both are there in the first arm"),
             };
-            let follow = |id| Finding::fail(id, "unknown", format!("see {CONFIG}"));
             let config = Finding::fail(CONFIG, found, advice);
             return [version, config, follow(HANDLER), follow(SNAPSHOTTER), follow(SHIM_PROGRAM)];
         }
@@ -283,7 +277,7 @@ fn snapshotter(config: &Config, containerd: &Containerd, handlers: &[Handler]) -
     }
     let before_2 = containerd.version.as_ref().is_ok_and(|version| version.numbers.0 < 2);
     match found.as_slice() {
-        [] => Finding::fail(SNAPSHOTTER, "no handler uses one", format!("see {HANDLER}")),
+        [] => Finding::skip(SNAPSHOTTER, format!("see {HANDLER}")),
         found if before_2 && config.switch(CRI, &ANNOTATED) != Some(false) => Finding::warn(
             SNAPSHOTTER,
             found.join("; "),
@@ -313,7 +307,7 @@ fn shim(handlers: &[Handler]) -> Finding {
     }
     found.dedup();
     match found.as_slice() {
-        [] => Finding::fail(SHIM_PROGRAM, "no handler uses one", format!("see {HANDLER}")),
+        [] => Finding::skip(SHIM_PROGRAM, format!("see {HANDLER}")),
         found => Finding::pass(SHIM_PROGRAM, found.join(", ")),
     }
 }
