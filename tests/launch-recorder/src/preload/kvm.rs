@@ -29,15 +29,15 @@ pub(crate) struct Vm {
     pub(crate) vcpus: Vec<Vcpu>,
     /// `/dev/kvm`, once a VM was made of it.
     pub(crate) kvm: RawFd,
-    ran: bool,
+    pub(crate) ran: bool,
 }
 
 /// A virtual processor and the state that QEMU last gave it: `kvm_regs` and `kvm_sregs`.
 pub(crate) struct Vcpu {
-    fd: RawFd,
+    pub(crate) fd: RawFd,
     pub(crate) registers: Vec<u8>,
     pub(crate) special_registers: Vec<u8>,
-    run: Arc<RunPage>,
+    pub(crate) run: Arc<RunPage>,
 }
 
 enum Launch {
@@ -210,7 +210,7 @@ impl Vm {
         Ok(0)
     }
 
-    fn guest_memfd(&mut self, argument: u64) -> Answered {
+    fn guest_memfd(&self, argument: u64) -> Answered {
         let request = self.memory.read(argument, guest_memfd::SIZE)?;
         let length = u64_at(&request, guest_memfd::LENGTH);
         if length == 0
@@ -252,4 +252,75 @@ pub(crate) fn range_end(start: u64, length: u64) -> Result<u64, Errno> {
 /// The kernel's answer to a call that it answers instead of the one that QEMU made.
 fn kernel(answer: c_int) -> Answered {
     if answer < 0 { Err(Errno::Invalid) } else { Ok(answer) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bench::{Bench, address_of, structure};
+    use super::*;
+    use crate::record::Call;
+
+    fn attributes(start: u64, length: u64, attributes: u64, flags: u64) -> Vec<u8> {
+        structure(
+            memory_attributes::SIZE,
+            &[
+                (memory_attributes::ADDRESS, &start.to_le_bytes()),
+                (memory_attributes::LENGTH, &length.to_le_bytes()),
+                (memory_attributes::ATTRIBUTES, &attributes.to_le_bytes()),
+                (memory_attributes::FLAGS, &flags.to_le_bytes()),
+            ],
+        )
+    }
+
+    #[test]
+    fn memory_becomes_private_by_whole_pages() {
+        let mut bench = Bench::new();
+        for (start, length, bits, flags) in [
+            (1, 0x1000, 8, 0),
+            (0, 0x1001, 8, 0),
+            (0, 0, 8, 0),
+            (0xffff_ffff_ffff_f000, 0x2000, 8, 0),
+            (0, 0x1000, 1, 0),
+            (0, 0x1000, 8, 1),
+        ] {
+            let mut request = attributes(start, length, bits, flags);
+            let answer = bench.vm.memory_attributes(address_of(&mut request));
+            assert_eq!(answer, Err(Errno::Invalid), "{start:#x} {length:#x} {bits} {flags}");
+        }
+        assert_eq!(bench.vm.memory_attributes(16), Err(Errno::Fault));
+        let mut request = attributes(0x1000, 0x2000, 8, 0);
+        assert_eq!(bench.vm.memory_attributes(address_of(&mut request)), Ok(0));
+        assert!(bench.vm.private.contains(0x1000, 0x3000));
+        let call = Call::MemoryAttributes { gpa: 0x1000, size: 0x2000, private: true };
+        assert_eq!(bench.calls(), [call]);
+    }
+
+    #[test]
+    fn private_memory_is_a_file_of_the_right_size() {
+        let bench = Bench::new();
+        let request = |length: u64, flags: u64| {
+            let fields: [(usize, &[u8]); 2] = [
+                (guest_memfd::LENGTH, &length.to_le_bytes()),
+                (guest_memfd::FLAGS, &flags.to_le_bytes()),
+            ];
+            bench.vm.guest_memfd(address_of(&mut structure(guest_memfd::SIZE, &fields)))
+        };
+        assert!(request(0x10_0000, 0).is_ok_and(|fd| fd > 2));
+        for (length, flags) in [(0, 0), (0x1001, 0), (0x1000, 1)] {
+            assert_eq!(request(length, flags), Err(Errno::Invalid));
+        }
+    }
+
+    #[test]
+    fn what_such_a_host_can_do() {
+        // No device behind it: what the kernel itself can do counts as nothing.
+        let value = |capability| extension(-1, capability);
+        assert_eq!(value(abi::CAP_VM_TYPES), Some(0b11_0000));
+        assert_eq!(value(abi::CAP_MEMORY_ATTRIBUTES), Some(8));
+        assert_eq!(value(abi::CAP_GUEST_MEMFD), Some(1));
+        assert_eq!(value(0), None);
+        assert!(is_ours(abi::RUN) && is_ours(abi::SEV_ISSUE_CMD));
+        const TCGETS: u64 = 0x5401;
+        assert!(!is_ours(TCGETS));
+    }
 }

@@ -15,6 +15,8 @@
 #[cfg(not(any(test, clippy)))]
 #[allow(dead_code)]
 mod abi;
+#[cfg(test)]
+mod bench;
 // In the crate's unit tests nobody calls the C functions.
 #[cfg_attr(test, allow(dead_code))]
 mod boundary;

@@ -137,3 +137,149 @@ fn init_mem_region(vm: &mut Vm, flags: u32, data: u64) -> Result<(), Errno> {
     let progress: Vec<u8> = progress.into_iter().flat_map(u64::to_le_bytes).collect();
     vm.memory.write(data, &progress)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::bench::{Bench, address_of, structure};
+    use super::*;
+    use crate::record::Call;
+
+    const VM: RawFd = 999;
+
+    /// Sends a command about `data`; what became of `data`.
+    fn send(
+        (launch, bench): (&mut Launch, &mut Bench),
+        fd: RawFd,
+        (id, flags): (u32, u32),
+        mut data: Vec<u8>,
+    ) -> (Answered, Vec<u8>) {
+        let address = address_of(&mut data);
+        let mut command = structure(
+            tdx_cmd::SIZE,
+            &[
+                (tdx_cmd::ID, &id.to_le_bytes()),
+                (tdx_cmd::FLAGS, &flags.to_le_bytes()),
+                (tdx_cmd::DATA, &address.to_le_bytes()),
+            ],
+        );
+        let answer = launch.command(&mut bench.vm, fd, address_of(&mut command));
+        let data = bench.vm.memory.read(address, data.len()).unwrap();
+        (answer, data)
+    }
+
+    fn region(source: u64, gpa: u64, pages: u64) -> Vec<u8> {
+        structure(
+            tdx_mem_region::SIZE,
+            &[
+                (tdx_mem_region::SOURCE_ADDR, &source.to_le_bytes()),
+                (tdx_mem_region::GPA, &gpa.to_le_bytes()),
+                (tdx_mem_region::NR_PAGES, &pages.to_le_bytes()),
+            ],
+        )
+    }
+
+    #[test]
+    fn commands_have_an_order() {
+        let mut source = vec![0; 0x2000];
+        let aligned = address_of(&mut source).next_multiple_of(PAGE_SIZE);
+        for (mut launch, fd, id) in [
+            (Launch::Created, VM, abi::TDX_FINALIZE_VM),
+            (Launch::Created, Bench::VCPU, abi::TDX_INIT_VCPU),
+            (Launch::Created, Bench::VCPU, abi::TDX_INIT_MEM_REGION),
+            (Launch::Initialized, VM, abi::TDX_INIT_VM),
+            // Processors' commands.
+            (Launch::Initialized, VM, abi::TDX_INIT_VCPU),
+            (Launch::Initialized, VM, abi::TDX_INIT_MEM_REGION),
+            (Launch::Finalized, VM, abi::TDX_INIT_VM),
+            (Launch::Finalized, Bench::VCPU, abi::TDX_INIT_MEM_REGION),
+            (Launch::Finalized, VM, abi::TDX_FINALIZE_VM),
+            (Launch::Initialized, VM, 99),
+        ] {
+            let mut bench = Bench::new();
+            bench.vm.private.set(0, 0x1000, true);
+            let data = match id {
+                abi::TDX_INIT_MEM_REGION => region(aligned, 0, 1),
+                _ => vec![0; tdx_init_vm::SIZE],
+            };
+            let stage = launch;
+            let (answer, _) = send((&mut launch, &mut bench), fd, (id, 0), data);
+            assert_eq!(answer, Err(Errno::Invalid), "{stage:?}, {id}");
+            assert_eq!((launch, bench.calls()), (stage, vec![]));
+        }
+    }
+
+    #[test]
+    fn a_guest_is_what_the_module_supports() {
+        let init = |attributes: u64, xfam: u64, offset: usize, byte: u8| {
+            structure(
+                tdx_init_vm::SIZE,
+                &[
+                    (tdx_init_vm::ATTRIBUTES, &attributes.to_le_bytes()),
+                    (tdx_init_vm::XFAM, &xfam.to_le_bytes()),
+                    (tdx_init_vm::MRCONFIGID, &[1; 48]),
+                    (tdx_init_vm::MROWNER, &[2; 48]),
+                    (tdx_init_vm::MROWNERCONFIG, &[3; 48]),
+                    (offset, &[byte]),
+                ],
+            )
+        };
+        let (mut launch, mut bench) = (Launch::Created, Bench::new());
+        const DEBUG: u64 = 1;
+        for data in [
+            init(DEBUG, 3, 0x100, 0),
+            init(SUPPORTED_ATTRIBUTES, 1 << 8, 0x100, 0),
+            init(SUPPORTED_ATTRIBUTES, 3, tdx_init_vm::RESERVED, 1),
+            // 257 entries.
+            init(SUPPORTED_ATTRIBUTES, 3 | 1 << 8, tdx_init_vm::CPUID + 1, 1),
+        ] {
+            let command = (abi::TDX_INIT_VM, 0);
+            let (answer, _) = send((&mut launch, &mut bench), VM, command, data);
+            assert_eq!(answer, Err(Errno::Invalid));
+        }
+        let data = init(SUPPORTED_ATTRIBUTES, 3, tdx_init_vm::CPUID, 0);
+        let (answer, _) = send((&mut launch, &mut bench), VM, (abi::TDX_INIT_VM, 0), data);
+        assert_eq!((answer, launch), (Ok(0), Launch::Initialized));
+        let calls = bench.calls();
+        let [Call::TdxInitVm { attributes, xfam, mr_config_id, mr_owner, mr_owner_config, cpuid }] =
+            &calls[..]
+        else {
+            panic!("{calls:?}");
+        };
+        assert_eq!((*attributes, *xfam), (SUPPORTED_ATTRIBUTES, 3));
+        assert_eq!(
+            [&mr_config_id.0[..], &mr_owner.0, &mr_owner_config.0, &cpuid.0],
+            [&[1; 48][..], &[2; 48], &[3; 48], &[]]
+        );
+    }
+
+    #[test]
+    fn memory_is_private_and_whole() {
+        let (mut launch, mut bench) = (Launch::Initialized, Bench::new());
+        bench.vm.private.set(0x1000, 0x3000, true);
+        let mut source = vec![0; 0x4000];
+        let aligned = address_of(&mut source).next_multiple_of(PAGE_SIZE);
+        const COMMAND: u32 = abi::TDX_INIT_MEM_REGION;
+        for (source, gpa, pages, flags) in [
+            (aligned, 0, 1, 0),
+            (aligned, 0x1000, 0, 0),
+            (aligned, 0x2000, 2, 0),
+            (aligned, 0x1800, 1, 0),
+            (aligned + 1, 0x1000, 1, 0),
+            (aligned, 0x1000, u64::MAX, 0),
+            (aligned, 0x1000, 1, 2),
+        ] {
+            let data = region(source, gpa, pages);
+            let (answer, _) = send((&mut launch, &mut bench), Bench::VCPU, (COMMAND, flags), data);
+            assert_eq!(answer, Err(Errno::Invalid), "{gpa:#x} {pages} {flags}");
+        }
+        assert_eq!(bench.calls(), []);
+        let data = region(aligned, 0x1000, 2);
+        let (answer, told) = send((&mut launch, &mut bench), Bench::VCPU, (COMMAND, 1), data);
+        assert_eq!(answer, Ok(0));
+        assert_eq!(told, region(aligned + 0x2000, 0x3000, 0), "nothing is left");
+        assert!(matches!(
+            bench.calls()[..],
+            [Call::TdxInitMemRegion { gpa: 0x1000, length: 0x2000, measured: true, .. }]
+        ));
+    }
+}

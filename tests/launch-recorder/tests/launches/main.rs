@@ -1,5 +1,6 @@
 //! Whole launches of confidential guests by the real QEMU, started by Nacre's own backend, up to the guest's
 //! first instruction.
+#![allow(clippy::unwrap_used)]
 
 mod lab;
 mod snp;
