@@ -192,3 +192,125 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, RecordError> {
     };
     read().map_err(|source| RecordError::Unreadable { path: path.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snp::SnpLaunch;
+    use crate::tdx::TdxLaunch;
+
+    const SNP: [&str; 6] = [
+        r#"{"call":"create-vm","vm_type":4}"#,
+        r#"{"call":"sev-init2","vmsa_features":32,"ghcb_version":2}"#,
+        r#"{"call":"snp-launch-start","policy":196608,"workarounds":"00"}"#,
+        r#"{"call":"snp-launch-update","gpa":4096,"length":4096,"page_type":1,"contents":{"offset":1,"length":4096}}"#,
+        r#"{"call":"snp-launch-finish","host_data":"0707070707070707070707070707070707070707070707070707070707070707","author_key":false,"vcek_disabled":true}"#,
+        r#"{"call":"run"}"#,
+    ];
+
+    const TDX: [&str; 5] = [
+        r#"{"call":"create-vm","vm_type":5}"#,
+        r#"{"call":"tdx-init-vm","attributes":1,"xfam":3,"mr_config_id":"CONFIG","mr_owner":"CONFIG","mr_owner_config":"CONFIG","cpuid":""}"#,
+        r#"{"call":"tdx-init-mem-region","gpa":0,"length":4096,"measured":true,"contents":{"offset":0,"length":4096}}"#,
+        r#"{"call":"tdx-finalize-vm"}"#,
+        r#"{"call":"run"}"#,
+    ];
+
+    fn record(lines: &[&str]) -> Result<Record, RecordError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let text = lines.join("\n").replace("CONFIG", &"09".repeat(48));
+        std::fs::write(&path, text).unwrap();
+        std::fs::write(dir.path().join("record.contents"), [7; 4097]).unwrap();
+        Record::read(&path)
+    }
+
+    fn refused(lines: &[&str]) -> String {
+        let record = record(lines).unwrap();
+        let snp = SnpLaunch::of(&record).map(|_| ());
+        let tdx = TdxLaunch::of(&record).map(|_| ());
+        format!("{} / {}", snp.unwrap_err(), tdx.unwrap_err())
+    }
+
+    #[test]
+    fn whole_launches_are_found() {
+        let snp = SnpLaunch::of(&record(&SNP).unwrap()).unwrap();
+        assert_eq!((snp.policy, snp.guest_features), (0x3_0000, 33));
+        assert_eq!(snp.host_data, [7; 32]);
+        assert!(snp.vcek_disabled && !snp.author_key && snp.id_block.is_none());
+        let mut digest = nacre_evidence::snp::LaunchDigest::new();
+        digest.update_range(4096, &[7; 4096]);
+        assert_eq!(snp.digest(), digest.finish());
+
+        let tdx = TdxLaunch::of(&record(&TDX).unwrap()).unwrap();
+        assert_eq!((tdx.attributes, tdx.xfam, tdx.mr_owner), (1, 3, [9; 48]));
+        assert_eq!(tdx.regions.len(), 1);
+        let unmeasured =
+            record(&[TDX[0], TDX[1], &TDX[2].replace("true", "false"), TDX[3], TDX[4]]);
+        let unmeasured = TdxLaunch::of(&unmeasured.unwrap()).unwrap();
+        assert_ne!(unmeasured.mr_td(), tdx.mr_td());
+    }
+
+    /// A record that lacks a call, or has one twice, is no launch.
+    #[test]
+    fn each_call_is_there_once_and_in_order() {
+        for whole in [&SNP[..], &TDX] {
+            for index in 0..whole.len() {
+                // A launch may have any number of pages.
+                let any_number = whole[index].contains("contents");
+                let mut lines = whole.to_vec();
+                let line = lines.remove(index);
+                if !any_number {
+                    refused(&lines);
+                    lines.insert(index, line);
+                    lines.insert(index, line);
+                    refused(&lines);
+                }
+                if index > 0 {
+                    let mut lines = whole.to_vec();
+                    lines.swap(index - 1, index);
+                    refused(&lines);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn contents_are_as_long_as_the_call_says() {
+        for contents in [
+            r#"{"offset":2,"length":4096}"#,
+            r#"{"offset":0,"length":4095}"#,
+            r#"{"offset":18446744073709551615,"length":4096}"#,
+        ] {
+            let snp = SNP[3].replace(r#"{"offset":1,"length":4096}"#, contents);
+            let mut lines = SNP;
+            lines[3] = &snp;
+            assert!(refused(&lines).contains("KVM_SEV_SNP_LAUNCH_UPDATE are not in the record"));
+            let tdx = TDX[2].replace(r#"{"offset":0,"length":4096}"#, contents);
+            let mut lines = TDX;
+            lines[2] = &tdx;
+            assert!(refused(&lines).contains("KVM_TDX_INIT_MEM_REGION are not in the record"));
+        }
+    }
+
+    #[test]
+    fn a_line_is_one_of_the_librarys() {
+        for line in [
+            "",
+            "{}",
+            r#"{"call":"reboot"}"#,
+            r#"{"call":"create-vm"}"#,
+            r#"{"call":"create-vm","vm_type":4,"more":1}"#,
+            r#"{"call":"tdx-init-vcpu","rcx":-1}"#,
+            r#"{"call":"snp-launch-start","policy":1,"workarounds":"0"}"#,
+        ] {
+            let error = record(&[SNP[0], &format!("x{line}")]).unwrap_err().to_string();
+            assert!(error.starts_with("line 2 of the record"), "{error}");
+            if !line.is_empty() {
+                assert!(record(&[line]).is_err(), "{line}");
+            }
+        }
+        let error = Record::read(Path::new("/nowhere/record")).unwrap_err().to_string();
+        assert!(error.contains("did QEMU start"), "{error}");
+    }
+}
