@@ -1,9 +1,9 @@
 //! `nacre`: the tool of a pod's owner. It writes, checks, compares and tests agent policies, makes initdata,
 //! computes what a genuine guest measures, encrypts and signs images, runs and administers a key broker,
-//! and explains its decisions.
+//! and explains its decisions. For a node's administrator it looks whether the node can run pods.
 //!
-//! It distrusts what it reads: YAML, policies, recordings and registries are bounded and checked. It never
-//! talks to a cluster or a node, and what a registry sends counts only when its digest matched.
+//! It distrusts what it reads: YAML, policies, recordings, registries and nodes are bounded and checked. It
+//! never talks to a cluster, and what a registry sends counts only when its digest matched.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +17,7 @@ mod kbs;
 mod measure;
 mod moment;
 mod policy;
+mod runtimeclass;
 mod seal;
 mod table;
 
@@ -53,6 +54,7 @@ enum Command {
     #[command(subcommand)]
     Initdata(initdata::Command),
     Measure(measure::Arguments),
+    Runtimeclass(runtimeclass::Arguments),
     Check(check::Arguments),
     /// Evidence: what a guest's hardware says about it.
     #[command(subcommand)]
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Command::Initdata(command) => initdata::run(command),
         Command::Measure(arguments) => measure::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Runtimeclass(arguments) => runtimeclass::run(&arguments),
         Command::Attest(command) => attest::run(command),
         Command::Seal(command) => seal::run(command),
         Command::Image(command) => image::run(command),

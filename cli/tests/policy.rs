@@ -202,7 +202,7 @@ fn the_policy_of_a_pod_is_written_small_and_stable() {
 }
 
 #[test]
-fn yaml_comes_back_with_annotation_and_digest_and_nothing_else_changed() {
+fn yaml_comes_back_with_annotations_and_digest_and_nothing_else_changed() {
     let world = World::new();
     world.policy();
     let generate = ["generate", "--settings", "cluster.toml", "--output"];
@@ -215,12 +215,13 @@ fn yaml_comes_back_with_annotation_and_digest_and_nothing_else_changed() {
         .replace(
             "metadata:\n  name: web #",
             &format!(
-                "metadata:\n  annotations:\n    io.katacontainers.config.hypervisor.cc_init_data: \"{value}\"\n  \
-                 name: web #"
+                "metadata:\n  annotations:\n    io.nacre.vm.images_mib: \"1\"\n    \
+                 io.katacontainers.config.hypervisor.cc_init_data: \"{value}\"\n  name: web #"
             ),
         )
         .replace("/web:1 #", &format!("/web:1@{} #", world.digest));
     assert_eq!(yaml.expect(0).out, format!("{expected}---\n{CONFIG}"));
+    annotation.says("note: web.yaml:2: Pod/web: its images take 1 MiB: annotation io.nacre.vm.images_mib: \"1\"");
     // What was written gives the same policy again: the digest is kept, the annotation replaced.
     let again = world.run_with(&[&generate[..], &["policy", "-"]].concat(), &yaml.out);
     world.run_with(&["diff", "web.rego", "-"], &again.expect(0).out).expect(0);
@@ -246,7 +247,9 @@ fn several_workloads_need_a_choice() {
         .expect(2)
         .says("no workload \"Pod/x\"");
     let yaml = world.run(&[&generate[..], &["--output", "yaml"]].concat());
-    assert_eq!(yaml.expect(0).out.matches("cc_init_data").count(), 2);
+    for annotation in ["cc_init_data", "io.nacre.vm.images_mib: \"1\""] {
+        assert_eq!(yaml.expect(0).out.matches(annotation).count(), 2, "{annotation}");
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@
 
 mod asked;
 mod node;
+mod runtime_class;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,8 @@ pub use asked::{
     annotation,
 };
 pub use node::{FittingMachine, HOST_MIB, NodeError, NodeMemory};
+
+pub use runtime_class::{RuntimeClass, SHIPPED_LARGEST_LIMIT_MIB};
 
 use crate::{Config, StorageSection, Tee};
 
