@@ -29,12 +29,12 @@ use crate::input::print;
   nacre check --json | jq '.reports[].findings[] | select(.status == \"fail\")'
   nacre check --labels > /etc/kubernetes/node-feature-discovery/features.d/nacre
 
-Labels are in the format of Node Feature Discovery's feature files; to write them on a timer, write another file
-in the same directory whose name begins with a dot, and rename it.
+Labels are for Node Feature Discovery. To write them again and again, write a file there whose
+name begins with a dot, which is left out, and rename it.
 
-Exit status: 0 ready; 1 not ready; 2 it cannot be told, because the configuration cannot be read or something
-can be seen by root alone. With neither --tee nor --config: whether it is ready for what /etc/nacre/config.toml
-asks for. With --labels: 0 if they could be written, ready or not.")]
+Exit status: 0 ready; 1 not ready; 2 it cannot be told: the configuration cannot be read, or
+something can be seen by root alone. With neither --tee nor --config it is about what
+/etc/nacre/config.toml asks for. With --labels: 0, ready or not.")]
 pub(crate) struct Arguments {
     /// The node's configuration, as its shim reads it [default: /etc/nacre/config.toml if there is one, else the
     /// built-in defaults].

@@ -1,7 +1,7 @@
 //! The kernel's own header fills the secure processor's replies, and they are read.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use crate::probe::SevCommand;
 use crate::probe::sev::{PlatformStatus, SnpPlatformStatus};
@@ -9,7 +9,7 @@ use crate::probe::sev::{PlatformStatus, SnpPlatformStatus};
 /// Prints the numbers of the ioctl and of both commands, then both replies, in hexadecimal.
 const PROGRAM: &str = r#"
 #include <stdio.h>
-#include <string.h>
+#include <sys/ioctl.h>
 #include <linux/psp-sev.h>
 static void bytes(const void *p, size_t n) {
     for (size_t i = 0; i < n; i++) printf("%02x", ((const unsigned char *)p)[i]);
@@ -50,13 +50,17 @@ fn replies_that_the_kernels_header_lays_out_are_read() {
     let (source, program) = (directory.path().join("a.c"), directory.path().join("a"));
     std::fs::write(&source, PROGRAM).unwrap();
     let mut compiler = Command::new("cc");
-    if let Some(headers) = fetched_headers() {
-        compiler.arg("-isystem").arg(headers);
+    let fetched = fetched_headers();
+    if let Some(headers) = &fetched {
+        compiler.arg("-I").arg(headers).arg("-I").arg(headers.join("x86_64-linux-gnu"));
     }
-    compiler.arg("-o").arg(&program).arg(&source).stderr(Stdio::null());
-    match compiler.status() {
-        Ok(status) if status.success() => {}
-        Ok(_) => return println!("SKIPPED: the kernel's headers are too old for SEV-SNP hosts"),
+    match compiler.arg("-o").arg(&program).arg(&source).output() {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(fetched.is_none(), "{said}");
+            return println!("SKIPPED: the kernel's headers are too old for SEV-SNP hosts");
+        }
         Err(error) => return println!("SKIPPED: no C compiler: {error}"),
     }
     let output = Command::new(&program).output().unwrap();
