@@ -75,6 +75,12 @@ impl GuestPolicy {
         GuestPolicy(self.0 | Self::DEBUG)
     }
 
+    /// Whether the guest may run on a processor with hyper-threads.
+    #[must_use]
+    pub fn allows_smt(self) -> bool {
+        self.0 & Self::SMT != 0
+    }
+
     /// As the firmware takes it.
     #[must_use]
     pub fn bits(self) -> u64 {
