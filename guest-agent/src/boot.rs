@@ -71,6 +71,7 @@ pub(crate) fn early() -> Result<Boot, BootError> {
     open_console()?;
     point_at_resolv_conf()?;
     raise_limits()?;
+    keep_few_pages_free()?;
     let line = fs::read_to_string("/proc/cmdline").map_err(|e| step("read /proc/cmdline", e))?;
     Ok(Boot { parameters: Parameters::parse(&line)?, kernel })
 }
@@ -184,6 +185,22 @@ fn raise_limits() -> Result<(), BootError> {
         .map_err(|e| step("raise the limit of open files", e))
 }
 
+/// Pages that the kernel keeps from ordinary allocations. With huge pages it would keep 45 to 67 MiB, so that
+/// there are some for later; a machine is made for what its pod needs, and has none to spare.
+fn keep_few_pages_free() -> Result<(), BootError> {
+    const SETTING: &str = "/proc/sys/vm/min_free_kbytes";
+    let information = rustix::system::sysinfo();
+    let memory = information.totalram.saturating_mul(information.mem_unit.into());
+    fs::write(SETTING, least_free_kib(memory >> 10).to_string())
+        .map_err(|e| step(format!("write to {SETTING}"), e))
+}
+
+/// The kernel's own rule without huge pages: four times the square root, within bounds
+/// (`calculate_min_free_kbytes` in mm/page_alloc.c).
+fn least_free_kib(memory_kib: u64) -> u64 {
+    memory_kib.saturating_mul(16).isqrt().clamp(128, 262_144)
+}
+
 fn make_dir(path: &str) -> Result<(), BootError> {
     match fs::create_dir(Path::new(path)) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
@@ -223,6 +240,14 @@ impl Parameters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_kept_free_grows_slowly() {
+        for (memory_mib, kept_kib) in [(0, 128), (512, 2896), (1024, 4096), (16384, 16384)] {
+            assert_eq!(least_free_kib(memory_mib << 10), kept_kib);
+        }
+        assert_eq!(least_free_kib(u64::MAX), 262_144);
+    }
 
     #[test]
     fn parameters_of_the_agent_are_read_and_the_kernels_left_alone() {
