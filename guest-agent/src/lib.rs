@@ -202,7 +202,8 @@ fn load_drivers(machine: &Machine, modules: &Modules) -> Result<(), ModuleError>
     }
     // Layers of images, and who asks on the loopback interface.
     modules.ensure("overlay")?;
-    modules.ensure(secrets::ASKER_MODULE)
+    modules.ensure(secrets::ASKER_MODULE)?;
+    modules.ensure_owners()
 }
 
 fn log_to_console(filter: Option<&str>) -> anyhow::Result<()> {

@@ -54,6 +54,14 @@ pub(crate) enum ModuleError {
     },
 }
 
+impl ModuleError {
+    /// The module itself is good, but there is no device or feature of the processor for it.
+    fn is_for_other_machines(&self) -> bool {
+        let Self::Load { source, .. } = self else { return false };
+        source.raw_os_error() == Some(Errno::NODEV.raw_os_error())
+    }
+}
+
 impl Modules {
     /// The modules in the guest image's directory, for a kernel at that level of lockdown.
     pub(crate) fn new(lockdown: Lockdown) -> Self {
@@ -71,6 +79,24 @@ impl Modules {
             if !loaded.contains(&module) {
                 self.load(&module)?;
                 loaded.insert(module);
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads what the image's owner put in to be loaded (`nacre image build`), in the order of `modules.load`.
+    /// A module that finds nothing to drive on this machine is passed over; any other failure counts.
+    pub(crate) fn ensure_owners(&self) -> Result<(), ModuleError> {
+        let path = self.directory.join("modules.load");
+        let text = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            read => read.map_err(|source| ModuleError::Read { path, source })?,
+        };
+        for name in text.lines() {
+            match self.ensure(name) {
+                Ok(()) => tracing::info!("loaded the owner's module {name}"),
+                Err(error) if error.is_for_other_machines() => tracing::warn!("{error}"),
+                Err(error) => return Err(error),
             }
         }
         Ok(())
@@ -139,6 +165,27 @@ mod tests {
         assert_eq!(modules.load_order("overlay").unwrap(), ["overlay"]);
         let error = modules.load_order("kvm").unwrap_err().to_string();
         assert!(error.contains("\"kvm\""), "{error}");
+    }
+
+    #[test]
+    fn owners_modules_are_those_of_their_file_and_all_are_needed() {
+        let directory = tempfile::tempdir().unwrap();
+        let modules =
+            Modules { directory: directory.path().into(), ..Modules::new(Lockdown::None) };
+        modules.ensure_owners().unwrap();
+        fs::write(directory.path().join("modules.order"), "overlay\n").unwrap();
+        fs::write(directory.path().join("modules.load"), "").unwrap();
+        modules.ensure_owners().unwrap();
+        fs::write(directory.path().join("modules.load"), "overlay\nsensor\n").unwrap();
+        // Its file is not there.
+        let error = modules.ensure_owners().unwrap_err();
+        assert!(matches!(&error, ModuleError::Read { path, .. } if path.ends_with("overlay.ko")));
+        fs::write(directory.path().join("modules.load"), "sensor\n").unwrap();
+        let error = modules.ensure_owners().unwrap_err();
+        assert!(matches!(&error, ModuleError::Absent(name) if name == "sensor"), "{error}");
+        let failed = |code: Errno| ModuleError::Load { name: "m".into(), source: code.into() };
+        assert!(failed(Errno::NODEV).is_for_other_machines());
+        assert!(!failed(Errno::NOEXEC).is_for_other_machines() && !error.is_for_other_machines());
     }
 
     #[test]
