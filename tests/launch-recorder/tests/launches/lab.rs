@@ -45,7 +45,7 @@ impl Release {
 }
 
 pub(crate) struct Lab {
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
     backend: QemuBackend,
     record: PathBuf,
     /// Copies, for tests to change.
@@ -195,7 +195,7 @@ pub(crate) fn flip(path: &Path, offset: usize) {
 }
 
 /// Where `cargo xtask` puts what it fetches and makes.
-fn prefix() -> PathBuf {
+pub(crate) fn prefix() -> PathBuf {
     std::env::var_os("NACRE_PREFIX").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/nacre"),
         PathBuf::from,

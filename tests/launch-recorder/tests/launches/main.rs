@@ -2,6 +2,7 @@
 //! first instruction.
 #![allow(clippy::unwrap_used)]
 
+mod configured;
 mod lab;
 mod snp;
 mod tdx;

@@ -10,7 +10,7 @@ use nacre_measurement::snp::{SNP_ACTIVE, SnpInputs, measure};
 
 use crate::lab::{Lab, Release, assert_memory_is_private, flip};
 
-const FIRMWARE: &str = "usr/share/ovmf/OVMF.amdsev.fd";
+pub(crate) const FIRMWARE: &str = "usr/share/ovmf/OVMF.amdsev.fd";
 const HOST_DATA: [u8; 32] = *b"the digest of the pod's initdata";
 
 fn plain(lab: &Lab) -> nacre_hypervisor::SnpLaunch {
@@ -33,7 +33,7 @@ async fn launched(
 }
 
 /// What an owner computes beforehand.
-fn predicted(lab: &Lab, cpu: SnpCpu, vcpus: u32) -> [u8; 48] {
+pub(crate) fn predicted(lab: &Lab, cpu: SnpCpu, vcpus: u32) -> [u8; 48] {
     let kernel = fs::read(&lab.kernel).unwrap();
     let initrd = fs::read(&lab.initrd).unwrap();
     measure(&SnpInputs {

@@ -8,7 +8,7 @@ use nacre_measurement::tdx::mr_td;
 
 use crate::lab::{Lab, Release, assert_memory_is_private, flip};
 
-const FIRMWARE: &str = "usr/share/ovmf/OVMF.inteltdx.ms.fd";
+pub(crate) const FIRMWARE: &str = "usr/share/ovmf/OVMF.inteltdx.fd";
 
 fn plain(lab: &Lab) -> nacre_hypervisor::TdxLaunch {
     nacre_hypervisor::TdxLaunch {
@@ -28,7 +28,7 @@ async fn launched(lab: &Lab, launch: &nacre_hypervisor::TdxLaunch, vcpus: u32) -
 }
 
 /// What an owner computes beforehand.
-fn predicted(lab: &Lab) -> [u8; 48] {
+pub(crate) fn predicted(lab: &Lab) -> [u8; 48] {
     mr_td(&fs::read(&lab.firmware).unwrap()).unwrap()
 }
 
