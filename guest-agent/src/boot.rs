@@ -196,7 +196,7 @@ fn keep_few_pages_free() -> Result<(), BootError> {
 }
 
 /// The kernel's own rule without huge pages: four times the square root, within bounds
-/// (`calculate_min_free_kbytes` in mm/page_alloc.c).
+/// (`calculate_min_free_kbytes` in `mm/page_alloc.c`).
 fn least_free_kib(memory_kib: u64) -> u64 {
     memory_kib.saturating_mul(16).isqrt().clamp(128, 262_144)
 }

@@ -96,7 +96,6 @@ use tracing_subscriber::EnvFilter;
 use crate::boot::Boot;
 use crate::devices::{Kind, Machine};
 use crate::images::Images;
-use crate::lockdown::Lockdown;
 use crate::modules::{ModuleError, Modules};
 use crate::network::Network;
 use crate::reaper::Reaper;
@@ -148,8 +147,7 @@ async fn serve(boot: Boot, machine: Machine, started: Instant) -> anyhow::Result
     let reaper = Arc::new(Reaper::default());
     let reaping = Arc::clone(&reaper);
     tokio::spawn(async move { reaping.run(signals).await });
-    let lockdown = Lockdown::current().context("failed to ask for the kernel's lockdown")?;
-    let modules = Modules::new(lockdown);
+    let modules = Modules::new();
     let bound = tee::bind(&machine, &modules, &boot.parameters).await?;
     let (initdata, gate) = (bound.initdata.as_deref(), Arc::clone(&bound.gate));
     let secrets = Arc::new(Secrets::new(initdata, bound.tee.clone(), gate)?);

@@ -1,4 +1,4 @@
-//! How far the kernel shields itself from its own root user: kernel_lockdown(7).
+//! How far the kernel shields itself from its own root user: `kernel_lockdown(7)`.
 
 use std::fs;
 use std::io;
@@ -18,8 +18,8 @@ pub(crate) enum Lockdown {
 }
 
 impl Lockdown {
-    /// The present level. A kernel started by Secure Boot begins at [`Lockdown::Integrity`].
-    pub(crate) fn current() -> io::Result<Self> {
+    /// The present level.
+    fn current() -> io::Result<Self> {
         let text = fs::read_to_string(SWITCH)?;
         Self::parse(&text).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, format!("{SWITCH} holds {text:?}"))

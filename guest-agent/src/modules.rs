@@ -3,9 +3,8 @@
 //! Nothing outside the measured initrd is ever loaded: requests cannot name a module, and once the agent
 //! has loaded what this machine needs, the kernel is told to refuse every further one.
 //!
-//! The image holds them uncompressed and with the signatures that they came with. Those are cut off
-//! before loading, because checking one takes longer than loading a module and proves nothing that the
-//! measurement does not; but a kernel that was started by Secure Boot takes no module without.
+//! The image holds them neither compressed nor signed. A kernel that Secure Boot has started takes none
+//! of them: this guest needs firmware that measures and leaves it at that.
 
 use std::collections::HashSet;
 use std::fs;
@@ -14,8 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
-
-use crate::lockdown::Lockdown;
 
 /// Where the guest image keeps its modules, and `modules.order` with their dependencies.
 const DIRECTORY: &str = "/lib/modules/nacre";
@@ -26,7 +23,6 @@ const SWITCH: &str = "/proc/sys/kernel/modules_disabled";
 #[derive(Debug)]
 pub(crate) struct Modules {
     directory: PathBuf,
-    signatures: bool,
     loaded: Mutex<HashSet<String>>,
 }
 
@@ -63,10 +59,9 @@ impl ModuleError {
 }
 
 impl Modules {
-    /// The modules in the guest image's directory, for a kernel at that level of lockdown.
-    pub(crate) fn new(lockdown: Lockdown) -> Self {
-        let signatures = lockdown != Lockdown::None;
-        Self { directory: DIRECTORY.into(), signatures, loaded: Mutex::default() }
+    /// The modules in the guest image's directory.
+    pub(crate) fn new() -> Self {
+        Self { directory: DIRECTORY.into(), loaded: Mutex::default() }
     }
 
     /// Loads `name` and what it depends on, unless that was done before. Concurrent callers wait.
@@ -121,27 +116,12 @@ impl Modules {
 
     fn load(&self, name: &str) -> Result<(), ModuleError> {
         let path = self.directory.join(Path::new(name).with_extension("ko"));
-        let file = fs::read(&path).map_err(|source| ModuleError::Read { path, source })?;
-        let module = if self.signatures { &file } else { without_signature(&file) };
-        match rustix::system::init_module(module, c"") {
+        let file = fs::File::open(&path).map_err(|source| ModuleError::Read { path, source })?;
+        match rustix::system::finit_module(&file, c"", 0) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(error) => Err(ModuleError::Load { name: name.to_owned(), source: error.into() }),
         }
     }
-}
-
-/// A module without the signature at its end: the signature's bytes, a descriptor (`struct
-/// module_signature` in the kernel's `include/linux/module_signature.h`) and a mark. One that makes no
-/// sense stays, for the kernel to refuse.
-fn without_signature(module: &[u8]) -> &[u8] {
-    const MARK: &[u8] = b"~Module signature appended~\n";
-    const DESCRIPTOR: usize = 12; // the last four bytes: the signature's length, big-endian
-    let end = module.strip_suffix(MARK).and_then(|rest| {
-        let (before, length) = rest.split_last_chunk::<4>()?;
-        let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
-        before.len().checked_sub(DESCRIPTOR - 4)?.checked_sub(length)
-    });
-    &module[..end.unwrap_or(module.len())]
 }
 
 #[cfg(test)]
@@ -156,8 +136,7 @@ mod tests {
             "overlay\nvirtio_net failover net_failover\n",
         )
         .unwrap();
-        let modules =
-            Modules { directory: directory.path().into(), ..Modules::new(Lockdown::None) };
+        let modules = Modules { directory: directory.path().into(), loaded: Mutex::default() };
         assert_eq!(
             modules.load_order("virtio_net").unwrap(),
             ["failover", "net_failover", "virtio_net"]
@@ -170,8 +149,7 @@ mod tests {
     #[test]
     fn owners_modules_are_those_of_their_file_and_all_are_needed() {
         let directory = tempfile::tempdir().unwrap();
-        let modules =
-            Modules { directory: directory.path().into(), ..Modules::new(Lockdown::None) };
+        let modules = Modules { directory: directory.path().into(), loaded: Mutex::default() };
         modules.ensure_owners().unwrap();
         fs::write(directory.path().join("modules.order"), "overlay\n").unwrap();
         fs::write(directory.path().join("modules.load"), "").unwrap();
@@ -186,14 +164,5 @@ mod tests {
         let failed = |code: Errno| ModuleError::Load { name: "m".into(), source: code.into() };
         assert!(failed(Errno::NODEV).is_for_other_machines());
         assert!(!failed(Errno::NOEXEC).is_for_other_machines() && !error.is_for_other_machines());
-    }
-
-    #[test]
-    fn signatures_are_cut_off_whole_or_not_at_all() {
-        let signed = b"ELFsig\0\0\x02\0\0\0\0\0\0\0\0\x03~Module signature appended~\n";
-        assert_eq!(without_signature(signed), b"ELF");
-        for other in [&b"unsigned"[..], b"", &signed[4..], &signed[16..], &signed[18..]] {
-            assert_eq!(without_signature(other), other);
-        }
     }
 }

@@ -114,7 +114,6 @@ async fn a_disk_of_the_hosts_is_encrypted_and_checked() {
     let sum = shell(&guest, write).await;
     let run = longest_change(&before, &fs::read(&disk).unwrap());
     assert!(run.len() * SECTOR >= MIB, "the file lies in one piece, mostly: {run:?}");
-    let at = (run.start + run.len() / 2) * SECTOR + 77;
     // Past the page cache.
     let read = "dd if=/tmp/large of=/dev/null bs=4k iflag=direct";
     shell(&guest, read).await;
