@@ -4,7 +4,7 @@ use std::arch::x86_64::CpuidResult;
 
 use crate::sys;
 
-/// What `CPUID` leaf 8000_001Fh says (AMD64 Architecture Programmer's Manual 3, E.4.17). A launch has to
+/// What `CPUID` leaf `8000_001Fh` says (AMD64 Architecture Programmer's Manual 3, E.4.17). A launch has to
 /// repeat both; a host that lies about them harms nobody but its guest, which does not run then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryEncryption {

@@ -110,7 +110,7 @@ pub(super) struct MemoryBackend {
     pub(super) id: &'static str,
     pub(super) size_mib: u32,
     /// Whether it holds only what a confidential guest shares with the host; its private memory is
-    /// then in a place that QEMU cannot map (guest_memfd), which it makes by itself.
+    /// then in a place that QEMU cannot map (`guest_memfd`), which it makes by itself.
     pub(super) shared: bool,
 }
 
