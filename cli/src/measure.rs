@@ -198,8 +198,7 @@ fn document(
                 let predicted = prediction.value().map(|value| Allowed::These(vec![Hex(value)]));
                 *slot = given.or(predicted).with_context(|| {
                     format!(
-                        "RTMR{number} cannot be computed: {prediction}. Give its values with \
-                         --rtmr{number}, or \"any\""
+                        "RTMR{number} is {prediction}. Give its values with --rtmr{number}, or \"any\""
                     )
                 })?;
             }

@@ -9,6 +9,7 @@ use nacre_evidence::tdx::{Event as Logged, EventLog};
 use nacre_measurement::pe::authenticode;
 use nacre_measurement::tdx::{Event, Prediction, TdxInputs, measure};
 use sha2::{Digest, Sha256, Sha384};
+use synthetic::program;
 
 mod synthetic;
 
@@ -134,35 +135,6 @@ fn a_real_guests_log_has_the_same_actions_in_the_same_register() {
         .collect();
     let [rtmr1, _] = predicted(&program(&[]), INITRD, COMMAND_LINE);
     assert_eq!(found, digests(&rtmr1)[1..]);
-}
-
-const HEADERS: usize = 0x400;
-
-/// A small program: headers, two sections out of order, signatures.
-fn program(signatures: &[u8]) -> Vec<u8> {
-    let mut image = vec![0x11; HEADERS];
-    let mut put = |offset: usize, bytes: &[u8]| {
-        image[offset..offset + bytes.len()].copy_from_slice(bytes);
-    };
-    put(0, b"MZ");
-    put(0x3c, &0x80_u32.to_le_bytes());
-    put(0x80, b"PE\0\0");
-    put(0x86, &3_u16.to_le_bytes()); // sections
-    put(0x94, &240_u16.to_le_bytes()); // size of what follows
-    put(0x98, &0x20b_u16.to_le_bytes());
-    put(0x98 + 60, &u32::try_from(HEADERS).unwrap().to_le_bytes());
-    put(0x98 + 108, &16_u32.to_le_bytes());
-    put(0x98 + 144, &0x700_u32.to_le_bytes());
-    put(0x98 + 148, &u32::try_from(signatures.len()).unwrap().to_le_bytes());
-    for (number, (size, offset)) in
-        [(0x100_u32, 0x600_u32), (0x200, 0x400), (0, 7)].iter().enumerate()
-    {
-        put(0x188 + 40 * number + 16, &size.to_le_bytes());
-        put(0x188 + 40 * number + 20, &offset.to_le_bytes());
-    }
-    image.extend((0..0x300).map(|n| u8::try_from(n % 251).unwrap()));
-    image.extend_from_slice(signatures);
-    image
 }
 
 #[test]

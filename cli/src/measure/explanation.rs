@@ -37,7 +37,8 @@ pub(super) fn text(measured: &Measured) -> String {
             for (number, prediction) in tdx.rtmr.iter().enumerate() {
                 let _ = writeln!(text, "rtmr{number}     {prediction}");
                 if let Prediction::ByRule { events, .. } = prediction {
-                    let _ = writeln!(text, "          {BY_RULE}; extended with:");
+                    let end = if events.is_empty() { " nothing" } else { "" };
+                    let _ = writeln!(text, "          {BY_RULE}; extended with:{end}");
                     for event in events {
                         let digest = hex::encode(event.digest);
                         let _ = writeln!(text, "          {digest} {}", event.what);

@@ -1,4 +1,4 @@
-//! Small firmware images in the layout of OVMF: as `tests/vectors/snp.py` makes them, and TDVF.
+//! Small firmware images in the layout of OVMF: as `tests/vectors/snp.py` makes them, and TDVF; a small kernel.
 //! Each test program uses a part of them.
 
 #![allow(dead_code)]
@@ -124,4 +124,33 @@ pub(crate) fn tdx_entries(size: usize) -> Vec<(&'static str, Vec<u8>)> {
 pub(crate) fn tdx(size: usize) -> Vec<u8> {
     let sections = tdx_sections(u32::try_from(size).expect("short"));
     image(size, &tdx_metadata(&sections), &tdx_entries(size))
+}
+
+const HEADERS: usize = 0x400;
+
+/// A small EFI program: headers, two sections out of order, signatures.
+pub(crate) fn program(signatures: &[u8]) -> Vec<u8> {
+    let mut image = vec![0x11; HEADERS];
+    let mut put = |offset: usize, bytes: &[u8]| {
+        image[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0, b"MZ");
+    put(0x3c, &0x80_u32.to_le_bytes());
+    put(0x80, b"PE\0\0");
+    put(0x86, &3_u16.to_le_bytes()); // sections
+    put(0x94, &240_u16.to_le_bytes()); // size of what follows
+    put(0x98, &0x20b_u16.to_le_bytes());
+    put(0x98 + 60, &u32::try_from(HEADERS).expect("small").to_le_bytes());
+    put(0x98 + 108, &16_u32.to_le_bytes());
+    put(0x98 + 144, &0x700_u32.to_le_bytes());
+    put(0x98 + 148, &u32::try_from(signatures.len()).expect("small").to_le_bytes());
+    for (number, (size, offset)) in
+        [(0x100_u32, 0x600_u32), (0x200, 0x400), (0, 7)].iter().enumerate()
+    {
+        put(0x188 + 40 * number + 16, &size.to_le_bytes());
+        put(0x188 + 40 * number + 20, &offset.to_le_bytes());
+    }
+    image.extend((0..0x300).map(|n| u8::try_from(n % 251).expect("small")));
+    image.extend_from_slice(signatures);
+    image
 }
