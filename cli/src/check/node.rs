@@ -32,7 +32,10 @@ pub(super) fn read(named: Option<&Path>, containerd: &Path) -> Result<Node, Conf
         (_, Err(error)) => return Err(error),
     };
     let path_of_programs = std::env::var_os("PATH").unwrap_or_default();
-    Ok(Node { tee: tee(&config), question: question(config, path, containerd, &path_of_programs) })
+    Ok(Node {
+        tee: tee(&config),
+        question: question(config, path, named, containerd, &path_of_programs),
+    })
 }
 
 fn tee(config: &Config) -> Tee {
@@ -47,6 +50,7 @@ fn tee(config: &Config) -> Tee {
 fn question(
     config: Config,
     path: Option<PathBuf>,
+    named: Option<&Path>,
     containerd: &Path,
     path_of_programs: &OsStr,
 ) -> Question {
@@ -73,7 +77,13 @@ fn question(
         containerd: ContainerdPaths {
             config: containerd.to_owned(),
             program_dirs,
-            shim_config: path.clone().unwrap_or_else(|| DEFAULT_PATH.into()),
+            default_shim_config: DEFAULT_PATH.into(),
+            read: |bytes| {
+                let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
+                let config = Config::parse(text, "it").map_err(|error| error.to_string())?;
+                Ok(tee(&config))
+            },
+            shim_config: named.map(Path::to_owned),
         },
         configuration: path,
     }

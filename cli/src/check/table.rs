@@ -87,7 +87,9 @@ pub(super) fn summary(reports: &[Report], asked: Tee, style: Style) -> String {
         let advised = report.findings.iter().filter(|finding| !finding.advice.is_empty());
         let advised: Vec<&Finding> = advised.collect();
         if !advised.is_empty() {
-            text.push_str(&format!("\nWhat to do for {asked}, which the configuration asks for:\n"));
+            text.push_str(&format!(
+                "\nWhat to do for {asked}, which the configuration asks for:\n"
+            ));
         }
         for Finding { id, status, advice, .. } in advised {
             text.push_str(&format!("{}  {id:width$}  {advice}\n", style.word(*status, STATUS)));

@@ -104,7 +104,12 @@ fn question() -> Question {
         containerd: ContainerdPaths {
             config: "/containerd/config.toml".into(),
             program_dirs: vec!["/bin".into()],
-            shim_config: "/config.toml".into(),
+            default_shim_config: "/config.toml".into(),
+            shim_config: Some("/config.toml".into()),
+            read: |bytes| match bytes.first() {
+                Some(b'#') => Ok(Tee::Snp),
+                _ => Err(String::from_utf8_lossy(bytes).into_owned()),
+            },
         },
     }
 }

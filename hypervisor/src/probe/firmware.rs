@@ -35,7 +35,7 @@ pub(crate) struct Firmware {
 pub struct FirmwarePaths {
     /// Where firmware for guests without protection may be; the first that is there is taken.
     pub plain: Vec<PathBuf>,
-    /// OVMF built for SEV-SNP (AmdSev).
+    /// OVMF built for SEV-SNP (`AmdSev`).
     pub snp: PathBuf,
     /// TDVF: OVMF built for TDX.
     pub tdx: PathBuf,
@@ -176,7 +176,7 @@ impl Build {
     }
 }
 
-/// Whether there is a variable PK (UEFI specification, 32.3; header: MdeModulePkg's
+/// Whether there is a variable PK (UEFI specification, 32.3; header: `MdeModulePkg`'s
 /// `AUTHENTICATED_VARIABLE_HEADER`, 60 bytes, with `EFI_GLOBAL_VARIABLE` at 44 and the name behind it).
 fn has_platform_key(variables: &[u8]) -> bool {
     const START_AND_ADDED: [u8; 3] = [0xaa, 0x55, 0x3f];

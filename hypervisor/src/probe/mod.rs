@@ -133,7 +133,7 @@ impl Facts {
         findings.extend(programs::qemu_findings(qemu, tee));
         findings.extend(firmware::findings(firmware, &question.firmware, tee));
         findings.push(image::finding(&self.image, &question.image.directory));
-        findings.extend(containerd::findings(containerd, &question.containerd));
+        findings.extend(containerd::findings(containerd, &question.containerd, tee));
         findings.extend(system::resource_findings(system, question.needs, &question.storage));
         Report { tee, findings }
     }

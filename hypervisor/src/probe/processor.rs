@@ -224,7 +224,7 @@ fn sev_leaf(host: &dyn Host) -> Option<SevLeaf> {
     })
 }
 
-/// Kernel parameters that forbid SEV-SNP: the IOMMU must translate (amd_iommu, snp: "SNP cannot be
+/// Kernel parameters that forbid SEV-SNP: the IOMMU must translate (`amd_iommu`: "SNP cannot be
 /// supported" in its passthrough mode), and memory encryption must not be off.
 pub(crate) fn forbidding_parameters(host: &dyn Host) -> Vec<String> {
     const FORBIDDING: [&str; 7] = [

@@ -48,7 +48,7 @@ pub(crate) struct PlatformStatus {
 }
 
 impl PlatformStatus {
-    /// Offsets: api_major 0, api_minor 1, state 2, flags 3 (4 bytes), build 7, guest_count 8; packed.
+    /// Offsets: `api_major` 0, `api_minor` 1, state 2, flags 3 (4 bytes), build 7, `guest_count` 8; packed.
     pub(crate) fn parse(reply: &[u8; STATUS_BYTES]) -> PlatformStatus {
         let [major, minor, state, _, _, _, _, build, guests @ ..] = *reply;
         PlatformStatus { api: (major, minor), state, build, guests: u32::from_le_bytes(guests) }
@@ -71,9 +71,9 @@ pub(crate) struct SnpPlatformStatus {
 }
 
 impl SnpPlatformStatus {
-    /// Offsets: api_major 0, api_minor 1, state 2, is_rmp_initialized 3 (bit 0), build_id 4, bits 8
-    /// (mask_chip_id 0, mask_chip_key 1, vlek_en 2), guest_count 12, current_tcb_version 16,
-    /// reported_tcb_version 24.
+    /// Offsets: `api_major` 0, `api_minor` 1, state 2, `is_rmp_initialized` 3 (bit 0), `build_id` 4, bits 8
+    /// (`mask_chip_id` 0, `mask_chip_key` 1, `vlek_en` 2), `guest_count` 12, `current_tcb_version` 16,
+    /// `reported_tcb_version` 24.
     pub(crate) fn parse(reply: &[u8; SNP_STATUS_BYTES]) -> SnpPlatformStatus {
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|byte| reply[at + byte]));
         let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| reply[at + byte]));

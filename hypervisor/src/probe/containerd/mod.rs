@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use config::{Config, Problem, Runtime};
 
-use super::finding::Finding;
-use super::host::{Host, Kind, Missing};
+use super::finding::{Finding, Tee};
+use super::host::{Host, Kind, Missing, Part};
 use super::programs::{Containerd, containerd_finding, find_program, is_program};
 
 /// The shim, as containerd looks for it.
@@ -37,6 +37,8 @@ pub(crate) struct Setup {
 struct Handler {
     name: String,
     runtime: Runtime,
+    /// The shim's configuration, and what it says vouches for guests.
+    config: (PathBuf, Result<Tee, Missing>),
     /// The shim's program.
     shim: Option<PathBuf>,
     /// The snapshotter that its images are unpacked with, and what is at its socket if it is a service.
@@ -45,14 +47,18 @@ struct Handler {
 }
 
 /// Where containerd's parts are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ContainerdPaths {
     /// Its configuration.
     pub config: PathBuf,
     /// Directories in which programs are looked for.
     pub program_dirs: Vec<PathBuf>,
-    /// The configuration that the shim is expected to read.
-    pub shim_config: PathBuf,
+    /// The configuration that the shim reads unless its handler names another.
+    pub default_shim_config: PathBuf,
+    /// The one that the question is about, if it is about one in particular.
+    pub shim_config: Option<PathBuf>,
+    /// Reads what vouches for guests from a configuration of the shim, or says what is wrong with it.
+    pub read: fn(&[u8]) -> Result<Tee, String>,
 }
 
 impl Setup {
@@ -61,7 +67,7 @@ impl Setup {
         let by_key = containerd.version.as_ref().is_ok_and(|version| version.numbers.0 >= 2);
         let config = Config::read(host, &paths.config, by_key);
         let handlers = match &config {
-            Ok(config) => handlers(host, config, &paths.program_dirs),
+            Ok(config) => handlers(host, config, paths),
             Err(_) => Ok(Vec::new()),
         };
         Setup { containerd, config, handlers }
@@ -78,10 +84,14 @@ fn plugin(version: i64) -> &'static str {
     if version >= 3 { CRI_RUNTIME } else { CRI }
 }
 
-fn handlers(host: &dyn Host, config: &Config, dirs: &[PathBuf]) -> Result<Vec<Handler>, String> {
+fn handlers(
+    host: &dyn Host,
+    config: &Config,
+    paths: &ContainerdPaths,
+) -> Result<Vec<Handler>, String> {
     let all = config.runtimes(plugin(config.version))?;
     let own = all.into_iter().filter(|(_, runtime)| is_own(runtime));
-    Ok(own.map(|(name, runtime)| handler(host, config, dirs, name, runtime)).collect())
+    Ok(own.map(|(name, runtime)| handler(host, config, paths, name, runtime)).collect())
 }
 
 fn is_own(runtime: &Runtime) -> bool {
@@ -94,7 +104,7 @@ fn is_own(runtime: &Runtime) -> bool {
 fn handler(
     host: &dyn Host,
     config: &Config,
-    dirs: &[PathBuf],
+    paths: &ContainerdPaths,
     name: String,
     runtime: Runtime,
 ) -> Handler {
@@ -102,7 +112,7 @@ fn handler(
     let named = named.into_iter().map(Path::new).find(|path| path.is_absolute());
     let shim = match named {
         Some(path) => Some(path.to_owned()).filter(|path| is_program(host, path)),
-        None => find_program(host, dirs, SHIM),
+        None => find_program(host, &paths.program_dirs, SHIM),
     };
     // Of the handler itself, of its platform (2.x), or of all of CRI.
     let of_images = ["runtime_platforms", name.as_str(), "snapshotter"];
@@ -120,7 +130,27 @@ fn handler(
         let kind = host.look(&path).map(|entry| entry.kind);
         (path, kind.map_err(|error| Missing::of(&error)))
     });
-    Handler { snapshotter: snapshotter.to_owned(), name, runtime, shim, socket }
+    let config = shim_config(host, paths, &runtime);
+    Handler { snapshotter: snapshotter.to_owned(), name, runtime, config, shim, socket }
+}
+
+fn shim_config(
+    host: &dyn Host,
+    paths: &ContainerdPaths,
+    runtime: &Runtime,
+) -> (PathBuf, Result<Tee, Missing>) {
+    const MOST_BYTES: usize = 256 * 1024;
+    let named = Some(PathBuf::from(&runtime.options.config_path)).filter(|p| p.is_absolute());
+    let path = named.clone().unwrap_or_else(|| paths.default_shim_config.clone());
+    let tee = match host.read(&path, Part::Whole(MOST_BYTES)) {
+        Ok(bytes) => (paths.read)(&bytes).map_err(Missing::Broken),
+        Err(error) => match Missing::of(&error) {
+            // Then the shim takes its defaults.
+            Missing::Absent if named.is_none() => Ok(Tee::None),
+            missing => Err(missing),
+        },
+    };
+    (path, tee)
 }
 
 const CONFIG: &str = "containerd.config";
@@ -128,7 +158,7 @@ const HANDLER: &str = "containerd.handler";
 const SNAPSHOTTER: &str = "containerd.snapshotter";
 const SHIM_PROGRAM: &str = "containerd.shim";
 
-pub(crate) fn findings(setup: &Setup, paths: &ContainerdPaths) -> [Finding; 5] {
+pub(crate) fn findings(setup: &Setup, paths: &ContainerdPaths, tee: Tee) -> [Finding; 5] {
     let version = containerd_finding(&setup.containerd);
     let follow = |id| Finding::skip(id, format!("see {CONFIG}"));
     let (config, handlers) = match (&setup.config, &setup.handlers) {
@@ -154,12 +184,14 @@ pub(crate) fn findings(setup: &Setup, paths: &ContainerdPaths) -> [Finding; 5] {
             return [version, config, follow(HANDLER), follow(SNAPSHOTTER), follow(SHIM_PROGRAM)];
         }
     };
+    let all = handlers;
+    let serving: Vec<&Handler> = all.iter().filter(|handler| handler.config.1 == Ok(tee)).collect();
     [
         version,
         file(config, &setup.containerd, paths),
-        handler_finding(config, handlers, paths),
-        snapshotter(config, &setup.containerd, handlers),
-        shim(handlers),
+        handler_finding(config, all, &serving, paths, tee),
+        snapshotter(config, &setup.containerd, &serving),
+        shim(&serving),
     ]
 }
 
@@ -189,17 +221,34 @@ fn file(config: &Config, containerd: &Containerd, paths: &ContainerdPaths) -> Fi
     }
 }
 
-fn handler_finding(config: &Config, handlers: &[Handler], paths: &ContainerdPaths) -> Finding {
-    if handlers.is_empty() {
+fn handler_finding(
+    config: &Config,
+    all: &[Handler],
+    serving: &[&Handler],
+    paths: &ContainerdPaths,
+    tee: Tee,
+) -> Finding {
+    if all.is_empty() {
         let found = format!("no runtime handler of plugin {} is Nacre's", plugin(config.version));
         let advice = format!("add the lines of {EXAMPLES} for this containerd, and restart it");
         return Finding::fail(HANDLER, found, advice);
     }
-    let names: Vec<&str> = handlers.iter().map(|handler| handler.name.as_str()).collect();
-    let found = names.join(", ");
+    if serving.is_empty() {
+        let denied = |handler: &&Handler| handler.config.1 == Err(Missing::Denied);
+        if let Some(handler) = all.iter().find(denied) {
+            return Finding::unseen(HANDLER, handler.config.0.display().to_string());
+        }
+        let others: Vec<String> = all.iter().map(describe).collect();
+        let advice = format!(
+            "add a handler with ConfigPath to a configuration with vm.tee = \"{tee}\", or change the \
+             configuration of one"
+        );
+        let found = format!("none runs pods with {tee}: {}", others.join("; "));
+        return Finding::fail(HANDLER, found, advice);
+    }
+    let names: Vec<String> = serving.iter().map(|handler| describe(handler)).collect();
     let mut doubts = Vec::new();
-    for handler in handlers {
-        let Handler { name, runtime, .. } = handler;
+    for Handler { name, runtime, .. } in serving {
         let handed = &runtime.pod_annotations;
         let missing = ANNOTATIONS.iter().filter(|&&pattern| !hands_on(handed, pattern));
         let missing: Vec<&str> = missing.copied().collect();
@@ -208,15 +257,26 @@ fn handler_finding(config: &Config, handlers: &[Handler], paths: &ContainerdPath
                 "{name}: add {missing:?} to pod_annotations, or pods' policies do not reach the guest"
             ));
         }
-        let reads = &runtime.options.config_path;
-        if !reads.is_empty() && Path::new(reads) != paths.shim_config {
-            doubts.push(format!("{name}: reads {reads}: check that file with --config"));
-        }
+    }
+    if let Some(asked) = &paths.shim_config
+        && !serving.iter().any(|handler| handler.config.0 == *asked)
+    {
+        let shown = asked.display();
+        doubts.push(format!("none of them reads {shown}: check what they read with --config"));
     }
     if doubts.is_empty() {
-        Finding::pass(HANDLER, found)
+        Finding::pass(HANDLER, names.join("; "))
     } else {
-        Finding::warn(HANDLER, found, doubts.join("; "))
+        Finding::warn(HANDLER, names.join("; "), doubts.join("; "))
+    }
+}
+
+fn describe(handler: &Handler) -> String {
+    let (path, tee) = &handler.config;
+    let path = path.display();
+    match tee {
+        Ok(tee) => format!("{} by {path} ({tee})", handler.name),
+        Err(missing) => format!("{} by {path}, which {missing}", handler.name),
     }
 }
 
@@ -241,7 +301,7 @@ const OWN_SNAPSHOTTERS: [&str; 9] = [
     "fuse-overlayfs",
 ];
 
-fn snapshotter(config: &Config, containerd: &Containerd, handlers: &[Handler]) -> Finding {
+fn snapshotter(config: &Config, containerd: &Containerd, handlers: &[&Handler]) -> Finding {
     const ANNOTATED: [&str; 2] = ["containerd", "disable_snapshot_annotations"];
     let mut found = Vec::new();
     for handler in handlers {
@@ -288,7 +348,7 @@ fn snapshotter(config: &Config, containerd: &Containerd, handlers: &[Handler]) -
     }
 }
 
-fn shim(handlers: &[Handler]) -> Finding {
+fn shim(handlers: &[&Handler]) -> Finding {
     let mut found = Vec::new();
     for Handler { name, runtime, shim, .. } in handlers {
         match shim {

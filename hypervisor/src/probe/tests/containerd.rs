@@ -1,8 +1,8 @@
 //! Configurations of containerd.
 
 use super::hosts::{CONTAINERD_CONFIG, SHIM, SNAPSHOTTER, install_containerd, server};
-use super::{FakeHost, Status, Tee, finding};
-use crate::probe::Kind;
+use super::{FakeHost, Status, Tee, finding, question};
+use crate::probe::{Facts, Kind};
 
 const V1_6: &str = "containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1+deb12u3\n";
 const V1_7: &str = "containerd containerd.io 1.7.24 88bf19b2105c8b17560993bee28a01ddc2f97182\n";
@@ -96,10 +96,10 @@ fn what_is_wrong_is_named() {
         ),
         (
             V2_1,
-            &shipped.replace("/etc/nacre/config.toml", "/etc/other.toml"),
+            &shipped.replace("/etc/nacre/config.toml", "/etc/nacre/other.toml"),
             "containerd.handler",
-            Status::Warn,
-            "nacre",
+            Status::Fail,
+            "nacre by /etc/nacre/other.toml, which is absent",
         ),
         (
             V2_1,
@@ -132,6 +132,40 @@ fn what_is_wrong_is_named() {
     assert_eq!(status(&with(V1_7, &annotated), "containerd.snapshotter"), Status::Warn);
     let wide = shipped.replace("\"io.katacontainers.*\", \"io.nacre.*\"", "\"io.*\"");
     assert_eq!(status(&with(V2_1, &wide), "containerd.handler"), Status::Pass);
+}
+
+#[test]
+fn a_handler_runs_pods_with_what_its_own_configuration_says() {
+    let shipped = include_str!("../../../../deploy/containerd/2.1.toml");
+    let mut host = with(V2_1, shipped);
+    let handler = |host: &FakeHost, tee| finding(host, tee, "containerd.handler");
+    assert_eq!(handler(&host, Tee::None).found, "nacre by /etc/nacre/config.toml (none)");
+    let other = handler(&host, Tee::Snp);
+    assert_eq!(other.status, Status::Fail);
+    assert!(other.advice.contains("vm.tee = \"snp\""), "{other:?}");
+    assert_eq!(finding(&host, Tee::Snp, "containerd.shim").status, Status::NotApplicable);
+    host.write("/etc/nacre/config.toml", "snp");
+    assert_eq!(handler(&host, Tee::Snp).status, Status::Pass);
+    assert_eq!(handler(&host, Tee::None).status, Status::Fail);
+    host.write("/etc/nacre/config.toml", "sgx");
+    assert!(handler(&host, Tee::Snp).found.contains("which is of no use: no tee"));
+    host.denied = vec!["/etc/nacre/config.toml".into()];
+    assert_eq!(handler(&host, Tee::Snp).status, Status::Unknown);
+    // Without a file the shim has its defaults, but for one that a handler names.
+    host.denied.clear();
+    host.remove("/etc/nacre/config.toml");
+    assert_eq!(handler(&host, Tee::None).status, Status::Fail);
+    host.write(CONTAINERD_CONFIG, shipped.replace("ConfigPath", "Other"));
+    assert_eq!(handler(&host, Tee::None).status, Status::Pass);
+    // A question about a configuration that no handler reads.
+    host.write("/etc/nacre/node.toml", "none");
+    host.write(CONTAINERD_CONFIG, shipped.replace("nacre/config.toml", "nacre/node.toml"));
+    assert_eq!(handler(&host, Tee::None).status, Status::Pass);
+    let mut about = question();
+    about.containerd.shim_config = Some("/etc/nacre/config.toml".into());
+    let report = Facts::gather(&host, &about).report(&about, Tee::None);
+    let mut doubts = report.of(Status::Warn).map(|finding| finding.advice.as_str());
+    assert!(doubts.any(|advice| advice.contains("none of them reads /etc/nacre/config.toml")));
 }
 
 #[test]

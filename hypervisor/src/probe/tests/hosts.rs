@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::fake::{FakeHost, FakeKvm, sev_replies};
 use crate::probe::{
-    ContainerdPaths, FirmwarePaths, ImagePaths, ImageSummary, Kind, Needs, Question,
+    ContainerdPaths, FirmwarePaths, ImagePaths, ImageSummary, Kind, Needs, Question, Tee,
 };
 use crate::{Accelerator, QuoteService};
 
@@ -49,7 +49,12 @@ pub(crate) fn question() -> Question {
         containerd: ContainerdPaths {
             config: CONTAINERD_CONFIG.into(),
             program_dirs: vec!["/usr/local/bin".into(), "/usr/bin".into()],
-            shim_config: "/etc/nacre/config.toml".into(),
+            default_shim_config: "/etc/nacre/config.toml".into(),
+            shim_config: None,
+            read: |bytes| {
+                let tee = Tee::ALL.into_iter().find(|tee| tee.name().as_bytes() == bytes);
+                tee.ok_or_else(|| "no tee".to_owned())
+            },
         },
     }
 }
@@ -118,6 +123,7 @@ pub(crate) fn server() -> FakeHost {
     host.write("/opt/nacre/share/nacre/vmlinuz", "vmlinuz");
     host.write("/opt/nacre/share/nacre/initrd.img", "initrd");
     host.write(CONTAINERD_CONFIG, include_str!("../../../../deploy/containerd/2.1.toml"));
+    host.write("/etc/nacre/config.toml", "none");
     host.others.insert("/var/lib".into(), Kind::Directory);
     host.others.insert(SNAPSHOTTER.into(), Kind::Socket);
     host.programs.insert(SHIM.into(), BTreeMap::new());
@@ -140,9 +146,23 @@ pub(crate) fn install_containerd(host: &mut FakeHost, version: &'static str) {
     host.programs.insert("/usr/bin/containerd".into(), BTreeMap::from([("--version", version)]));
 }
 
+/// Configurations for the handlers that are shipped, and a handler for the emulated secure processor.
+fn add_handlers(host: &mut FakeHost) {
+    for tee in [Tee::EmulatedSnp, Tee::Snp, Tee::Tdx] {
+        host.write(&format!("/etc/nacre/{tee}.toml"), tee.name());
+    }
+    let emulated = "\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.emulated]\n\
+                    runtime_type = \"io.containerd.nacre.v2\"\nsnapshotter = \"nacre\"\n\
+                    pod_annotations = [\"io.*\"]\n\
+                    options.ConfigPath = \"/etc/nacre/emulated-snp.toml\"\n";
+    let shipped = include_str!("../../../../deploy/containerd/2.1.toml");
+    host.write(CONTAINERD_CONFIG, format!("{shipped}{emulated}"));
+}
+
 /// EPYC 7003 with SEV-SNP, ready.
 pub(crate) fn milan() -> FakeHost {
     let mut host = server();
+    add_handlers(&mut host);
     let flags = "svm sev sev_es sev_snp";
     host.write("/proc/cpuinfo", cpuinfo("AuthenticAMD", "AMD EPYC 7763 64-Core Processor", flags));
     host.cpuid.insert(0x8000_0000, [0x8000_0023, 0, 0, 0]);
@@ -188,6 +208,7 @@ pub(crate) fn milan_with_old_firmware() -> FakeHost {
 /// Xeon with TDX, ready.
 pub(crate) fn tdx() -> FakeHost {
     let mut host = server();
+    add_handlers(&mut host);
     let flags = "vmx tdx_host_platform";
     host.write("/proc/cpuinfo", cpuinfo("GenuineIntel", "INTEL(R) XEON(R) PLATINUM 8592+", flags));
     host.write("/sys/module/kvm_intel/parameters/tdx", "Y\n");
