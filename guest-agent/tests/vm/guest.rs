@@ -41,6 +41,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) processor: Option<Processor>,
     /// Connected to the node's cache.
     pub(crate) node_cache: Option<std::os::unix::net::UnixStream>,
+    /// QEMU, and firmware that starts the kernel as confidential guests do, instead of the usual ones.
+    pub(crate) firmware: Option<(&'a Path, &'a Path)>,
     /// Further arguments of QEMU.
     pub(crate) qemu: &'a [&'a str],
 }
@@ -87,6 +89,22 @@ impl Guest {
             sleep(Duration::from_millis(50)).await;
         }
         console().unwrap()
+    }
+
+    /// Boots a VM and waits until `file` has the words in it; returns that file, and the guest's console.
+    pub(crate) async fn until(launch: Launch<'_>, file: &Path, words: &str) -> (String, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut qemu = start_qemu(directory.path(), launch);
+        let end = Instant::now() + BOOT_DEADLINE;
+        let read = |path: &Path| {
+            String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+        };
+        while !read(file).contains(words) && Instant::now() < end {
+            sleep(Duration::from_millis(50)).await;
+        }
+        let _ = qemu.kill();
+        let _ = qemu.wait();
+        (read(file), read(&directory.path().join("console")))
     }
 
     /// Closes the connection and opens another.
@@ -419,12 +437,18 @@ fn start_qemu(directory: &Path, launch: Launch<'_>) -> Child {
     let prefix = target().join("qemu");
     let unpacked = prefix.join("usr/bin/qemu-system-x86_64");
     // `cargo xtask setup` unpacks a QEMU only where the system's is too old.
-    let qemu = if unpacked.exists() { unpacked } else { "qemu-system-x86_64".into() };
+    let usual = if unpacked.exists() { unpacked } else { "qemu-system-x86_64".into() };
+    let qemu = launch.firmware.map_or(usual, |(qemu, _)| qemu.to_owned());
     let path = |name: &str| directory.join(name).display().to_string();
     let mut command = Command::new(qemu);
     command.arg("-L").arg(prefix.join("usr/share/qemu"));
     command.arg("-L").arg(prefix.join("usr/share/seabios"));
     let [_, kernel, initrd] = measured_files();
+    // Firmware starts the bzImage only.
+    let kernel = if launch.firmware.is_some() { image().bzimage() } else { kernel };
+    if let Some((_, firmware)) = launch.firmware {
+        command.arg("-bios").arg(firmware);
+    }
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
     command.arg("-append").arg(command_line(launch.kernel_parameters));
     command.args(MACHINE.split(' '));
