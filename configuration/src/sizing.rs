@@ -217,6 +217,14 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// What the guest's kernel has left of its memory at least, in MiB (`MemTotal`).
+    #[must_use]
+    pub fn left_by_kernel_mib(&self) -> u64 {
+        left_by_kernel(self.memory_mib.into(), self.vcpus, self.plan.confidential)
+    }
+}
+
 /// Whether guests have their memory encrypted, and bounce buffers for what devices may see.
 fn is_confidential(tee: Tee) -> bool {
     match tee {

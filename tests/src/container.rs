@@ -155,7 +155,7 @@ impl<'w> Container<'w> {
         let mut runtime = self.world.cri.runtime();
         let request = cri::UpdateContainerResourcesRequest {
             container_id: self.id.clone(),
-            linux: Some(resources(mib)),
+            linux: Some(resources(0, mib)),
             windows: None,
             annotations: HashMap::new(),
         };

@@ -31,6 +31,7 @@ pub struct Declaration {
     directory: Option<String>,
     user: Option<i64>,
     memory_mib: Option<i64>,
+    cpu_thousandths: Option<i64>,
     pub(crate) files: Vec<Files>,
 }
 
@@ -54,6 +55,7 @@ pub fn container(name: &str, image: &str) -> Declaration {
         directory: None,
         user: None,
         memory_mib: None,
+        cpu_thousandths: None,
         files: Vec::new(),
     }
 }
@@ -113,6 +115,13 @@ impl Declaration {
         self
     }
 
+    /// CPU limit in thousandths.
+    #[must_use]
+    pub fn cpu_thousandths(mut self, limit: i64) -> Self {
+        self.cpu_thousandths = Some(limit);
+        self
+    }
+
     /// Shows files of a `ConfigMap` in the directory `target`.
     #[must_use]
     pub fn files<const N: usize>(
@@ -148,9 +157,11 @@ impl Declaration {
         if let Some(uid) = self.user {
             entry.insert("securityContext".into(), json!({ "runAsUser": uid }));
         }
-        if let Some(mib) = self.memory_mib {
-            let limits = json!({ "limits": { "memory": format!("{mib}Mi") } });
-            entry.insert("resources".into(), limits);
+        let mut limits = Map::new();
+        limits.extend(self.memory_mib.map(|mib| ("memory".into(), json!(format!("{mib}Mi")))));
+        limits.extend(self.cpu_thousandths.map(|cpu| ("cpu".into(), json!(format!("{cpu}m")))));
+        if !limits.is_empty() {
+            entry.insert("resources".into(), json!({ "limits": limits }));
         }
         if !self.files.is_empty() {
             let mount = |files: &Files| json!({ "name": files.name, "mountPath": files.target });
@@ -179,7 +190,10 @@ impl Declaration {
                 readonly_paths: READONLY.map(str::to_owned).to_vec(),
                 ..Default::default()
             }),
-            resources: Some(resources(self.memory_mib.unwrap_or(0))),
+            resources: Some(resources(
+                self.cpu_thousandths.unwrap_or(0),
+                self.memory_mib.unwrap_or(0),
+            )),
         };
         cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: self.name.clone(), attempt: 0 }),
@@ -196,12 +210,22 @@ impl Declaration {
     }
 }
 
-/// A container's limits as the kubelet gives them where only memory is limited.
-pub(crate) fn resources(memory_mib: i64) -> cri::LinuxContainerResources {
+/// A container's limits as the kubelet gives them; requests are the limits, and 0 is none.
+pub(crate) fn resources(cpu_thousandths: i64, memory_mib: i64) -> cri::LinuxContainerResources {
+    cri::LinuxContainerResources { oom_score_adj: 1000, ..group(cpu_thousandths, memory_mib) }
+}
+
+/// What the kubelet says of a whole pod: the sum.
+pub(crate) fn pod_resources(containers: &[Declaration]) -> cri::LinuxContainerResources {
+    let sum = |of: fn(&Declaration) -> Option<i64>| containers.iter().filter_map(of).sum();
+    group(sum(|c| c.cpu_thousandths), sum(|c| c.memory_mib))
+}
+
+fn group(cpu_thousandths: i64, memory_mib: i64) -> cri::LinuxContainerResources {
     cri::LinuxContainerResources {
         cpu_period: 100_000,
-        cpu_shares: 2,
-        oom_score_adj: 1000,
+        cpu_quota: cpu_thousandths * 100,
+        cpu_shares: (cpu_thousandths * 1024 / 1000).max(2),
         memory_limit_in_bytes: memory_mib << 20,
         ..Default::default()
     }

@@ -12,7 +12,7 @@ use crate::broker::Broker;
 use crate::cluster_dns;
 use crate::container::Container;
 use crate::cri::call;
-use crate::declaration::Declaration;
+use crate::declaration::{Declaration, pod_resources};
 use crate::world::{RUNTIME_HANDLER, Runtime, World};
 use crate::{kubelet, policy, yaml};
 
@@ -32,6 +32,7 @@ pub struct PodBuilder<'w> {
     brings_policy: bool,
     /// Initdata that the policy is added to, a path inside.
     base: Option<String>,
+    control_group: String,
 }
 
 /// A pod that runs.
@@ -55,6 +56,7 @@ impl<'w> PodBuilder<'w> {
             policy: None,
             brings_policy: true,
             base: None,
+            control_group: String::new(),
         }
     }
 
@@ -93,6 +95,13 @@ impl<'w> PodBuilder<'w> {
     #[must_use]
     pub fn exec_allowed(self) -> PodBuilder<'w> {
         self.settings("allow.exec_any = true\nallow.stdin = true\nallow.terminal = true")
+    }
+
+    /// Its containers' groups are within this one, which a kubelet makes and limits.
+    #[must_use]
+    pub fn control_group(mut self, path: &str) -> PodBuilder<'w> {
+        self.control_group = path.to_owned();
+        self
     }
 
     /// It gets secrets from a key broker. Its policy is made, but granting it something is the broker's.
@@ -183,6 +192,8 @@ impl<'w> PodBuilder<'w> {
                     namespace_options: Some(namespaces(self.shared_processes)),
                     ..Default::default()
                 }),
+                cgroup_parent: self.control_group.clone(),
+                resources: Some(pod_resources(&self.containers)),
                 ..Default::default()
             }),
             ..Default::default()

@@ -320,9 +320,9 @@ fn a_machine_must_fit_on_its_node() {
     assert!(machine.on(busy).is_ok());
     let error = confidential.on(busy).unwrap_err().to_string();
     assert!(error.contains(&format!("takes {whole} MiB")) && error.contains("all of a"), "{error}");
-    let full = NodeMemory { available_mib: 400, ..node };
+    let full = NodeMemory { available_mib: 300, ..node };
     let error = machine.on(full).unwrap_err().to_string();
-    assert!(error.contains("only 400 MiB are available"), "{error}");
+    assert!(error.contains("only 300 MiB are available"), "{error}");
 
     let limited = |limit| NodeMemory { pod_limit_mib: Some(limit), ..node };
     assert!(machine.on(limited(whole)).is_ok());
