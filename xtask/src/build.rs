@@ -82,6 +82,18 @@ pub(crate) fn image(tree: &Tree) -> Result<()> {
     Ok(())
 }
 
+/// Writes what guests of the image measure beside its manifest, as a release of it carries.
+pub(crate) fn measurements(tree: &Tree) -> Result<()> {
+    let step = Step::new("host programs and measurements");
+    compile(tree, "release", &HOST)?;
+    let mut nacre = tree.command(tree.programs_of("release").join("nacre"));
+    nacre.args(["measure", "--release"]).arg(tree.prefix().join("image"));
+    nacre.arg("--firmware").arg(tree.prefix().join("firmware/usr/share/ovmf"));
+    run(&mut nacre)?;
+    step.done();
+    Ok(())
+}
+
 /// Becomes one of our programs, as root. Returns only if that fails.
 pub(crate) fn exec(
     tree: &Tree,

@@ -27,17 +27,14 @@ lib=\"$here/usr/lib/x86_64-linux-gnu\"
 exec \"$lib/ld-linux-x86-64.so.2\" --library-path \"$lib\" --argv0 qemu-system-x86_64 \"$here/usr/bin/qemu-system-x86_64\" \"$@\"
 ";
 
-/// Fetches both, and headers of a kernel that has both. What cannot be had is said, and no error.
+/// Fetches firmware, QEMU, and headers of a kernel that has both kinds of guests. What cannot be had is
+/// said, and no error.
 pub(crate) fn fetch(tree: &Tree) -> Result<()> {
-    let step = Step::new("firmware and QEMU for confidential guests");
+    fetch_firmware(tree)?;
+    let step = Step::new("QEMU for confidential guests");
     let pins = Pins::shipped()?;
     let store = store(tree);
     let say = |line: &str| step.say(line);
-    let firmware = tree.prefix().join("firmware");
-    let ready = store.unpack(&pins.firmware, &firmware, &say).map_err(Into::into);
-    if let Err(error) = ready.and_then(|()| without_keys(&firmware)) {
-        step.say(format!("tests with firmware of confidential guests will be SKIPPED: {error}"));
-    }
     let headers = tree.prefix().join("linux-headers");
     if let Err(error) = store.unpack(&pins.kernel_headers, &headers, &say) {
         step.say(format!("comparisons with the kernel's headers will be SKIPPED: {error:#}"));
@@ -46,6 +43,20 @@ pub(crate) fn fetch(tree: &Tree) -> Result<()> {
     let ready = store.unpack(&pins.qemu_11.packages, &qemu, &say).map_err(Into::into);
     if let Err(error) = ready.and_then(|()| starter(&qemu)) {
         step.say(format!("tests with QEMU 11 will be SKIPPED: {error:#}"));
+    }
+    step.done();
+    Ok(())
+}
+
+/// Fetches the firmware alone, for which images are measured.
+pub(crate) fn fetch_firmware(tree: &Tree) -> Result<()> {
+    let step = Step::new("firmware of confidential guests");
+    let pins = Pins::shipped()?;
+    let firmware = tree.prefix().join("firmware");
+    let say = |line: &str| step.say(line);
+    let ready = store(tree).unpack(&pins.firmware, &firmware, &say).map_err(Into::into);
+    if let Err(error) = ready.and_then(|()| without_keys(&firmware)) {
+        step.say(format!("tests with it, and measurements, will be SKIPPED: {error}"));
     }
     step.done();
     Ok(())

@@ -118,7 +118,9 @@ fn run(command: Command) -> Result<()> {
         Command::Image => {
             setup::prepare(&tree, Purpose::Building)?;
             build::guest_programs(&tree)?;
-            build::image(&tree)
+            build::image(&tree)?;
+            confidential::fetch_firmware(&tree)?;
+            build::measurements(&tree)
         }
         Command::Demo { keep, rest } => {
             everything(&tree)?;

@@ -13,6 +13,7 @@ use nacre_image_manifest::{GuestImage, Manifest, VerifiedImage};
 
 use crate::Verdict;
 use crate::input::{print, read};
+use crate::measure::measurements_of;
 
 /// Make a guest image of one's own from an installed one, with certificate authorities and drivers.
 ///
@@ -25,8 +26,9 @@ use crate::input::{print, read};
   nacre image build --from company-image --module sensor.ko -o sensor-image
   nacre image build --driver wireguard --kernel-package linux-image-6.12.95+deb12-cloud-amd64.deb -o vpn-image
 
-Nodes use the new image if their configuration says so: vm.image = \"DIR\". Key brokers need its
-measurements.
+Nodes use the new image if their configuration says so: vm.image = \"DIR\". Key brokers need what it
+measures: printed, and in DIR/measurements.json for nodes with the configuration as shipped; nacre measure
+computes it for any other.
 
 Exit status: 0 made; 2 something cannot be read, is not what it should be, or is there already.")]
 pub(crate) struct Arguments {
@@ -47,6 +49,10 @@ pub(crate) struct Arguments {
     /// The Debian package of the image's kernel, for --driver and for what modules depend on.
     #[arg(long, value_name = "FILE")]
     kernel_package: Option<PathBuf>,
+    /// Directory of the firmware, OVMF.amdsev.fd and OVMF.inteltdx.fd, for which the new image is measured
+    /// [default: where it is installed].
+    #[arg(long, value_name = "DIR")]
+    firmware: Option<PathBuf>,
     /// Where the new image goes: a directory that does not exist yet.
     #[arg(short = 'o', long = "to", value_name = "DIR")]
     to: PathBuf,
@@ -69,7 +75,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
             .transpose()?,
     };
     let built = extend(&base, &additions, &arguments.to, &|line| eprintln!("nacre: {line}"))?;
+    let release = measurements_of(&arguments.to, arguments.firmware.as_deref())?;
     print(&text(&built))?;
+    print(&release.write(&arguments.to)?)?;
     Ok(Verdict::Good)
 }
 
@@ -93,8 +101,7 @@ fn authorities(files: &[PathBuf]) -> anyhow::Result<Vec<Authority>> {
 }
 
 fn modules(files: &[PathBuf]) -> anyhow::Result<Vec<ModuleFile>> {
-    let module =
-        |path: &PathBuf| Ok(ModuleFile::read(&path.display().to_string(), &read(path)?)?);
+    let module = |path: &PathBuf| Ok(ModuleFile::read(&path.display().to_string(), &read(path)?)?);
     files.iter().map(module).collect()
 }
 
