@@ -50,7 +50,14 @@ async fn main() -> anyhow::Result<()> {
     let ca_pem = ca.map(std::fs::read_to_string).transpose().context("the certificate")?;
     let evidence = Arc::new(Sample);
     let timeouts = Timeouts::default();
-    let client = Client::new(Options { url: server, ca_pem, init_data: None, evidence, timeouts })?;
+    let client = Client::new(Options {
+        url: server,
+        ca_pem,
+        init_data: None,
+        evidence,
+        timeouts,
+        told_time: None,
+    })?;
     let token = client.token().await.context("attestation")?;
     println!("attested: a token of {} bytes", token.token().len());
     let content = client.resource(&resource).await.context("the resource")?;
