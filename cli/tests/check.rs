@@ -87,7 +87,7 @@ fn judge(report: &Value) {
         assert_eq!(finding(report, "kvm.device")["found"], "/dev/kvm is absent");
     }
     if !Path::new("/dev/sev").exists() && report["tee"] == "snp" {
-        assert_eq!(finding(report, "snp.firmware")["status"], "fail");
+        assert_ne!(verdict, "ready", "SEV-SNP without a secure processor");
     }
 }
 
@@ -98,13 +98,15 @@ fn the_table_says_what_was_found_without_colours() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let table = text(&output.stdout);
     assert!(!table.contains('\u{1b}'), "{table}");
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let lines: Vec<String> = table.lines().map(words).collect();
     for line in [
-        "FAIL     qemu.version            /nowhere/qemu is absent",
-        "FAIL     containerd.config       /nowhere/config.toml is absent",
+        format!("pass configuration {path}"),
+        "FAIL qemu.version /nowhere/qemu is absent".to_owned(),
+        "FAIL containerd.config /nowhere/config.toml is absent".to_owned(),
     ] {
-        assert!(table.contains(line), "{line}\n{table}");
+        assert!(lines.contains(&line), "{line}\n{table}");
     }
-    assert!(table.contains(&format!("pass     configuration           {path}")), "{table}");
     assert!(table.lines().last().unwrap().starts_with("none: not ready"), "{table}");
     let summary = text(&check(&[]).stdout);
     assert!(summary.starts_with("CHECK "), "{summary}");
