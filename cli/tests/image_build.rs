@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 
 use nacre_image_manifest::cpio::{Archive, Node};
 use nacre_image_manifest::{
-    Artifact, Entry, FORMAT, GuestImage, Initrd, Kernel, MANIFEST, Manifest, Origin, Sha256Hex,
-    development_mark,
+    Artifact, Entry, FORMAT, GuestImage, Initrd, Kernel, MANIFEST, MEASUREMENTS, Manifest, Origin,
+    Sha256Hex, development_mark,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use serde_json::Value;
@@ -141,7 +141,26 @@ fn an_image_is_built_verified_and_built_upon() {
     let world = World::new();
     let out = world.good(&["build", "--from", "base", "--ca", "one.pem", "-o", "own"]);
     assert!(out.contains("certificate authority") && out.contains("CN=One"), "{out}");
+    world.good(&[
+        "build",
+        "--from",
+        "base",
+        "--ca",
+        "one.pem",
+        "--firmware",
+        ".",
+        "-o",
+        "measured",
+    ]);
+    let measured = fs::read_to_string(world.path("measured/measurements.json")).unwrap();
+    assert!(measured.contains("\"format\": 1"), "{measured}");
+    world.good(&["verify", "measured"]);
     for (name, bytes) in world.files("own") {
+        // What guests measure is printed itself.
+        if name == MEASUREMENTS {
+            assert!(out.contains("own/measurements.json"), "{out}");
+            continue;
+        }
         assert!(out.contains(&Sha256Hex::of(&bytes).to_string()), "{name} is not in {out}");
     }
     let out = world.good(&["verify", "own"]);
