@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -93,11 +93,14 @@ impl Lab {
             fs::copy(from, &to).with_context(|| from.display().to_string())?;
             anyhow::Ok(to)
         };
+        // The loader takes a space or a colon in a path for the end of it: not where we choose the path.
+        let library = dir.path().join("recorder.so");
+        symlink(PRELOAD, &library)?;
         let record = dir.path().join("record");
         let binary = dir.path().join("qemu");
         let script = format!(
             "#!/bin/sh\nLD_PRELOAD={} {RECORD_VARIABLE}={} exec {} \"$@\"\n",
-            quoted(Path::new(PRELOAD)),
+            quoted(&library),
             quoted(&record),
             quoted(&qemu)
         );
