@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn check(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_nacre")).arg("check").args(arguments).output().unwrap()
@@ -113,6 +116,128 @@ fn the_table_says_what_was_found_without_colours() {
     for tee in ["\nnone: ", "\nemulated-snp: ", "\nsnp: ", "\ntdx: "] {
         assert!(summary.contains(tee), "{summary}");
     }
+}
+
+/// A node with all of its parts in one directory.
+struct Node {
+    directory: tempfile::TempDir,
+    _snapshotter: UnixListener,
+}
+
+impl Node {
+    fn new(containerd: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let write = |name: &str, content: &[u8], mode: u32| {
+            std::fs::create_dir_all(at(name).parent().unwrap()).unwrap();
+            std::fs::write(at(name), content).unwrap();
+            std::fs::set_permissions(at(name), Permissions::from_mode(mode)).unwrap();
+        };
+        let qemu = "#!/bin/sh\ncase \"$1\" in --version) echo 'QEMU emulator version 11.1.3 (x)';; \
+                    *) echo '  sev-snp-guest'; echo '  tdx-guest';; esac\n";
+        write("bin/qemu-system-x86_64", qemu.as_bytes(), 0o755);
+        let version = "#!/bin/sh\necho containerd github.com/containerd/containerd 1.7.24 x\n";
+        write("bin/containerd", version.as_bytes(), 0o755);
+        write("bin/containerd-shim-nacre-v2", b"#!/bin/sh\n", 0o755);
+        write("firmware/qboot.rom", b"x", 0o644);
+        let hash = "0".repeat(64);
+        let artifact = |name: &str| json!({"name": name, "size": 3, "sha256": hash});
+        for name in ["vmlinux", "vmlinuz", "initrd.img", "initrd-development.img"] {
+            write(&format!("image/{name}"), b"abc", 0o644);
+        }
+        let origin = json!({"package": "p", "version": "1", "sha256": hash});
+        let manifest = json!({
+            "format": 2,
+            "kernel": {
+                "release": "6.12.1", "package": origin,
+                "vmlinux": artifact("vmlinux"), "bzimage": artifact("vmlinuz"),
+            },
+            "initrd": {
+                "file": artifact("initrd.img"), "zstd_size": 1,
+                "development": artifact("initrd-development.img"),
+            },
+            "command_line": "quiet", "certificates": origin, "files": [],
+        });
+        write("image/manifest.json", manifest.to_string().as_bytes(), 0o644);
+        let shown = directory.path().display();
+        let config = format!(
+            "[vm]\nqemu = \"{shown}/bin/qemu-system-x86_64\"\nfirmware_dirs = [\"{shown}/firmware\"]\n\
+             image = \"{shown}/image\"\naccelerator = \"tcg\"\n"
+        );
+        write("config.toml", config.as_bytes(), 0o644);
+        let containerd = containerd
+            .replace("/etc/nacre/config.toml", &format!("{shown}/config.toml"))
+            .replace("/run/nacre/snapshotter.sock", &format!("{shown}/snapshotter.sock"));
+        write("containerd.toml", b"version = 2\nimports = [\"conf.d/*.toml\"]\n", 0o644);
+        write("conf.d/nacre.toml", containerd.as_bytes(), 0o644);
+        let snapshotter = UnixListener::bind(at("snapshotter.sock")).unwrap();
+        Self { directory, _snapshotter: snapshotter }
+    }
+
+    fn report(&self) -> Value {
+        let at = |name: &str| self.directory.path().join(name);
+        let output = Command::new(env!("CARGO_BIN_EXE_nacre"))
+            .args(["check", "--json", "--config"])
+            .arg(at("config.toml"))
+            .arg("--containerd-config")
+            .arg(at("containerd.toml"))
+            .env("PATH", at("bin"))
+            .output()
+            .unwrap();
+        let document: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        document["reports"][0].clone()
+    }
+
+    fn status(&self, id: &str) -> String {
+        finding(&self.report(), id)["status"].as_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn a_node_with_all_its_parts_passes_and_each_part_is_missed() {
+    let node = Node::new(include_str!("../../deploy/containerd/1.7.toml"));
+    let report = node.report();
+    for id in [
+        "configuration",
+        "qemu.version",
+        "firmware.plain",
+        "image",
+        "containerd.version",
+        "containerd.config",
+        "containerd.handler",
+        "containerd.snapshotter",
+        "containerd.shim",
+    ] {
+        assert_eq!(finding(&report, id)["status"], "pass", "{:#}", finding(&report, id));
+    }
+    assert!(finding(&report, "image")["found"].as_str().unwrap().contains("kernel 6.12.1"));
+    // Software emulation was asked for.
+    assert_eq!(finding(&report, "kvm.device")["status"], expected_kvm());
+    for (part, id) in [
+        ("bin/qemu-system-x86_64", "qemu.version"),
+        ("firmware/qboot.rom", "firmware.plain"),
+        ("image/vmlinuz", "image"),
+        ("bin/containerd-shim-nacre-v2", "containerd.shim"),
+        ("snapshotter.sock", "containerd.snapshotter"),
+        ("conf.d/nacre.toml", "containerd.handler"),
+        ("containerd.toml", "containerd.config"),
+    ] {
+        // This machine may have the part in a place that is always looked at.
+        let elsewhere = ["/usr/share/qemu", "/usr/local/sbin", "/usr/local/bin", "/usr/bin"];
+        let name = Path::new(part).file_name().unwrap();
+        if elsewhere.iter().any(|dir| Path::new(dir).join(name).exists()) && !id.starts_with("q") {
+            continue;
+        }
+        std::fs::remove_file(node.directory.path().join(part)).unwrap();
+        assert_eq!(node.status(id), "fail", "without {part}");
+    }
+}
+
+fn expected_kvm() -> &'static str {
+    // It is told even where the configuration does without.
+    let (document, _) = document(&["--json", "--tee", "none"]);
+    let status = finding(&document["reports"][0], "kvm.device")["status"].clone();
+    if status == "pass" { "pass" } else { "not-applicable" }
 }
 
 #[test]
