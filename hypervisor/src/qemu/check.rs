@@ -222,8 +222,12 @@ fn check_file(field: &'static str, path: &Path) -> Result<u64, LaunchError> {
         Err(error) => refuse(
             field,
             format!(
-                "{} cannot be read: {error}; build the guest image or correct the path",
-                path.display()
+                "{} cannot be read: {error}; {} or correct the path",
+                path.display(),
+                match field {
+                    "kernel" | "initrd" => "build the guest image",
+                    _ => "put there what it names",
+                }
             ),
         ),
     }

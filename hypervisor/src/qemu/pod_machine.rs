@@ -48,13 +48,14 @@ pub(super) struct QemuEnds {
 impl PodMachine {
     /// Checks `config`; an error names the field and what to do, or what this host lacks.
     pub(super) fn check(
-        mut config: VmConfig,
+        config: VmConfig,
         host: &HostCapabilities,
         qemu: QemuVersion,
     ) -> Result<PodMachine, LaunchError> {
+        // What no setting can change is told first.
+        let platform = Platform::settle(config.confidential.clone(), host, qemu)?;
         check(&config)?;
         let netns = config.netns.as_deref().map(open_netns).transpose()?;
-        let platform = Platform::settle(config.confidential.take(), host, qemu)?;
         Ok(PodMachine { config, netns, platform })
     }
 
