@@ -4,7 +4,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use nacre_configuration::Config;
 use nacre_configuration::sizing::annotation::{IMAGES_MIB, MEMORY_MIB, SCRATCH_DISK_MIB, VCPUS};
@@ -111,18 +112,17 @@ impl PodGroup {
     /// `None` where this machine lets nobody make one.
     fn new(mib: u64) -> Option<PodGroup> {
         let name = format!("nacre-test-{}", std::process::id());
-        for (root, file) in
-            [("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")]
-        {
-            let directory = PathBuf::from(root).join(&name);
-            if fs::create_dir(&directory).is_ok() {
-                if fs::write(directory.join(file), (mib << 20).to_string()).is_ok() {
-                    return Some(PodGroup { name, directory });
-                }
-                let _ = fs::remove_dir(&directory);
-            }
-        }
-        None
+        let (root, file) = match Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            true => ("/sys/fs/cgroup", "memory.max"),
+            false => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+        };
+        let directory = Path::new(root).join(&name);
+        fs::create_dir(&directory).ok()?;
+        let group = PodGroup { name, directory };
+        // Where the controller is not to be had the file does not exist.
+        let mut limit = fs::File::options().write(true).open(group.directory.join(file)).ok()?;
+        limit.write_all((mib << 20).to_string().as_bytes()).ok()?;
+        Some(group)
     }
 }
 
