@@ -61,7 +61,9 @@ fn changed_sector(record: &str) -> Option<&str> {
     let (prefix, message) = record.split_once(';')?;
     let priority: u32 = prefix.split(',').next()?.parse().ok()?;
     let message = message.lines().next()?;
-    let mapper = message.strip_prefix("device-mapper: ")?;
+    // dm-crypt says this first, of a header that it includes.
+    let mapper = message.strip_prefix("trusted_key: ").unwrap_or(message);
+    let mapper = mapper.strip_prefix("device-mapper: ")?;
     let told = (mapper.starts_with("crypt: ")
         && mapper.contains(": INTEGRITY AEAD ERROR, sector "))
         || (mapper.starts_with("integrity: ") && mapper.contains(": Checksum failed at sector "));
@@ -72,12 +74,15 @@ fn changed_sector(record: &str) -> Option<&str> {
 mod tests {
     use super::*;
 
-    const TOLD: &str = "device-mapper: crypt: dm-1: INTEGRITY AEAD ERROR, sector 4711";
+    /// As Linux 6.12 has it.
+    const TOLD: &str = "trusted_key: device-mapper: crypt: dm-1: INTEGRITY AEAD ERROR, sector 4711";
+    const CHECKSUM: &str = "device-mapper: integrity: dm-0: Checksum failed at sector 0x80";
 
     #[test]
     fn the_kernels_own_words_count_and_nobody_elses() {
         let record = format!("3,812,5140900,-;{TOLD}\n SUBSYSTEM=block\n");
         assert_eq!(changed_sector(&record), Some(TOLD));
+        assert_eq!(changed_sector(&format!("3,812,5140900,-;{CHECKSUM}\n")), Some(CHECKSUM));
         for other in [
             // Facility 1: a program wrote it.
             format!("11,812,5140900,-;{TOLD}\n"),
