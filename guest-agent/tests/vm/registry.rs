@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -17,7 +18,13 @@ type Content = HashMap<String, (&'static str, Vec<u8>)>;
 
 /// Serves `busybox:latest`; returns the port.
 pub(crate) async fn serve() -> u16 {
-    serve_content(content()).await
+    serve_content(content(), None).await
+}
+
+/// The same over https.
+#[allow(dead_code)] // for the tests of another file
+pub(crate) async fn serve_tls(tls: TlsAcceptor) -> u16 {
+    serve_content(content(), Some(tls)).await
 }
 
 /// The same image, but without what its layer holds.
@@ -25,23 +32,31 @@ pub(crate) async fn serve() -> u16 {
 pub(crate) async fn serve_without_layers() -> u16 {
     let mut content = content();
     content.retain(|_, (kind, _)| *kind != LAYER);
-    serve_content(content).await
+    serve_content(content, None).await
 }
 
-async fn serve_content(content: Content) -> u16 {
+async fn serve_content(content: Content, tls: Option<TlsAcceptor>) -> u16 {
     let content = Arc::new(content);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let content = Arc::clone(&content);
-            tokio::spawn(async move { answer(stream, &content).await });
+            let (content, tls) = (Arc::clone(&content), tls.clone());
+            tokio::spawn(async move {
+                match tls {
+                    Some(tls) => answer(tls.accept(stream).await?, &content).await,
+                    None => answer(stream, &content).await,
+                }
+            });
         }
     });
     port
 }
 
-async fn answer(stream: TcpStream, content: &Content) -> std::io::Result<()> {
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    content: &Content,
+) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
         let mut request = String::new();
@@ -66,6 +81,7 @@ async fn answer(stream: TcpStream, content: &Content) -> std::io::Result<()> {
         if method != "HEAD" {
             stream.write_all(body).await?;
         }
+        stream.flush().await?;
     }
 }
 
