@@ -133,9 +133,11 @@ fn slice_path(slice: &str) -> Option<PathBuf> {
 
 /// The memory limit of a group, in MiB, in whichever version of control groups this host has.
 fn limit(root: &Path, group: &Path) -> Option<u64> {
-    let second = root.join(group).join("memory.max");
-    let first = root.join("memory").join(group).join("memory.limit_in_bytes");
-    let text = [second, first].iter().find_map(|path| read_text(path, MOST_BYTES).ok())?;
+    let file = match root.join("cgroup.controllers").exists() {
+        true => root.join(group).join("memory.max"),
+        false => root.join("memory").join(group).join("memory.limit_in_bytes"),
+    };
+    let text = read_text(&file, MOST_BYTES).ok()?;
     // "max", or in the first version a number near the largest, is none.
     text.trim().parse::<u64>().ok().filter(|bytes| *bytes < 1 << 60).map(|bytes| bytes >> 20)
 }
@@ -190,16 +192,18 @@ mod tests {
             fs::write(path, text).unwrap();
         };
         let of = |group: &str| limit(root.path(), Path::new(group));
-        write("kubepods/pod1/memory.max", "536870912\n");
-        write("kubepods/pod2/memory.max", "max\n");
-        write("memory/kubepods/pod3/memory.limit_in_bytes", "268435456\n");
-        write("memory/kubepods/pod4/memory.limit_in_bytes", "9223372036854771712\n");
-        write("kubepods/pod5/memory.max", "-1\n");
-        assert_eq!(of("kubepods/pod1"), Some(512));
-        assert_eq!(of("kubepods/pod3"), Some(256));
-        for none in ["kubepods/pod2", "kubepods/pod4", "kubepods/pod5", "kubepods/absent"] {
+        write("memory/kubepods/pod1/memory.limit_in_bytes", "268435456\n");
+        write("memory/kubepods/pod2/memory.limit_in_bytes", "9223372036854771712\n");
+        write("memory/kubepods/pod3/memory.limit_in_bytes", "-1\n");
+        assert_eq!(of("kubepods/pod1"), Some(256));
+        for none in ["kubepods/pod2", "kubepods/pod3", "kubepods/absent"] {
             assert_eq!(of(none), None, "{none}");
         }
+        write("cgroup.controllers", "cpu memory\n");
+        write("kubepods/pod1/memory.max", "536870912\n");
+        write("kubepods/pod2/memory.max", "max\n");
+        assert_eq!(of("kubepods/pod1"), Some(512));
+        assert_eq!(of("kubepods/pod2"), None);
     }
 
     #[test]
