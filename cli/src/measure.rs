@@ -31,8 +31,8 @@ pub(crate) use release::measurements_of;
 /// predicted by the rules of firmware and kernel; the prediction was compared with event logs, never with
 /// hardware. RTMR0 (ACPI tables, boot variables, the firmware's configuration) depends on the host's QEMU
 /// and on the pod's memory, processors and devices, and cannot be computed. Take it from a guest that you
-/// trust: start one on a machine of yours, have its quote appraised (`nacre attest appraise QUOTE` shows
-/// what was found for `tdx-rtmr0`), and give it with --rtmr0, once for each shape of pods.
+/// trust: start one on a machine of yours, have its quote appraised (`nacre attest appraise --json QUOTE`
+/// lists its registers as `rtmr`), and give the first with --rtmr0, once for each shape of pods.
 #[derive(Args)]
 #[command(after_help = "Examples:
   nacre measure --tee snp --tcb-minimum tcb.json -o guest.json
