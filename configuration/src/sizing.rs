@@ -52,7 +52,7 @@ const VCPU_MIB: u64 = 2;
 /// 1.75 %, and a few MiB that are kept free.
 const KERNEL_SHARE: u64 = 50;
 /// Bounce buffers: least and most, in MiB, and percent of the memory in confidential guests
-/// (arch/x86/mm/mem_encrypt.c of the guest's kernel).
+/// (`arch/x86/mm/mem_encrypt.c` of the guest's kernel).
 const BOUNCE_MIB: (u64, u64) = (64, 1024);
 const BOUNCE_PERCENT: u64 = 6;
 /// Above this, in MiB, a machine has memory that 32-bit devices cannot reach, and the kernel makes the least
