@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use nacre_image_manifest::{FORMAT, MANIFEST, Origin, Sha256Hex, development_mark};
+use nacre_image_manifest::{FORMAT, Origin, Sha256Hex, development_mark};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 
 use super::*;
@@ -44,12 +44,8 @@ impl World {
     fn new() -> World {
         let world = World(tempfile::tempdir().unwrap());
         let mut archive = Archive::default();
-        put(
-            &mut archive,
-            BUNDLE,
-            crate::authorities::append(b"", &[authority("Public")]).unwrap().0,
-        )
-        .unwrap();
+        put(&mut archive, BUNDLE, authorities::append(b"", &[authority("Public")]).unwrap().0)
+            .unwrap();
         put(&mut archive, "init", b"agent".to_vec()).unwrap();
         let modules = ["failover", "net_failover"].map(|name| Module {
             name: name.into(),
