@@ -101,7 +101,7 @@ fn confidential(
     let shown = path.display();
     let advice = match by {
         Tee::Tdx => {
-            "build OVMF for TDX without Secure Boot (OvmfPkg/IntelTdx), or correct tdx.firmware"
+            "install OVMF for TDX without Secure Boot's keys (docs/confidential-launch.md), or correct tdx.firmware"
         }
         _ => "install OVMF's AmdSev build, Debian's package ovmf-amdsev, or correct snp.firmware",
     };
@@ -289,6 +289,7 @@ mod tests {
         );
         for (name, expected) in [
             ("OVMF.amdsev.fd", Build { snp: true, hashes: true, tdx: true, secure_boot: false }),
+            ("OVMF.inteltdx.fd", Build { snp: true, hashes: false, tdx: true, secure_boot: false }),
             (
                 "OVMF.inteltdx.ms.fd",
                 Build { snp: true, hashes: false, tdx: true, secure_boot: true },
