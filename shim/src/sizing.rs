@@ -9,7 +9,7 @@ use nacre_configuration::Config;
 use nacre_configuration::sizing::{
     FittingMachine, Machine, NodeError, NodeMemory, PodShare, SizingError, Wishes,
 };
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, Spec};
 
 use crate::annotations::{AnnotationError, Kind};
 use crate::error::{Code, Coded};
@@ -73,10 +73,10 @@ fn own_limits(spec: &Spec) -> PodShare {
     let memory = resources.and_then(|resources| resources.memory().as_ref());
     let positive = |number: Option<i64>| number.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
     PodShare::of_group(
-        positive(cpu.and_then(|cpu| cpu.quota())),
-        cpu.and_then(|cpu| cpu.period()).unwrap_or(0),
-        cpu.and_then(|cpu| cpu.shares()).unwrap_or(0),
-        positive(memory.and_then(|memory| memory.limit())),
+        positive(cpu.and_then(LinuxCpu::quota)),
+        cpu.and_then(LinuxCpu::period).unwrap_or(0),
+        cpu.and_then(LinuxCpu::shares).unwrap_or(0),
+        positive(memory.and_then(LinuxMemory::limit)),
     )
 }
 
