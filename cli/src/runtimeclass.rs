@@ -11,7 +11,7 @@ use nacre_configuration::sizing::{RuntimeClass, SHIPPED_LARGEST_LIMIT_MIB};
 use crate::Verdict;
 use crate::input::write_or_print;
 
-/// Print Kubernetes' RuntimeClasses with the overhead of a pod.
+/// Print the runtime classes for Kubernetes, with the overhead of a pod.
 ///
 /// The scheduler and the pod's control group add the overhead to the limits of the pod's containers. It is
 /// what the machine takes beside them: the guest's kernel and agent, the images, bounce buffers of

@@ -7,8 +7,9 @@ use nacre_image_security::Refused;
 use nacre_trust::{Digest, DigestMismatch};
 
 /// What to do if an image does not fit.
-const MORE_ROOM: &str = "raise memory_mib of the pod (annotation io.nacre.vm.memory_mib), give it a \
-    scratch disk (io.nacre.vm.scratch_disk_mib) or use a smaller image";
+const MORE_ROOM: &str = "say how large the pod's images are (annotation io.nacre.vm.images_mib), raise its \
+    memory (io.nacre.vm.memory_mib), give it a scratch disk (io.nacre.vm.scratch_disk_mib) or use a smaller \
+    image";
 
 /// Who asked a registry that refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -236,7 +236,7 @@ fn yaml(files: &[SourceFile], made: &[Made<'_>]) -> anyhow::Result<String> {
         })
         .collect();
     let files = inserted(files, &insertions)?;
-    for file in sizes::inserted_sizes(files, made)? {
+    for file in sizes::inserted_sizes(&files, made)? {
         let text = String::from_utf8(file.content).context("the reader has seen to UTF-8")?;
         if !result.is_empty() {
             if !result.ends_with('\n') {

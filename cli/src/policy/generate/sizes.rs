@@ -44,10 +44,10 @@ pub(super) fn images(
 /// The files with the annotation, too. The texts have changed since they were read: they are read again, for
 /// where everything stands now.
 pub(super) fn inserted_sizes(
-    files: Vec<SourceFile>,
+    files: &[SourceFile],
     made: &[Made<'_>],
 ) -> anyhow::Result<Vec<SourceFile>> {
-    let reading = read(&files)?;
+    let reading = read(files)?;
     let same = |a: &Workload, b: &Workload| {
         (&a.source, a.document, &a.kind, &a.object_name, &a.namespace)
             == (&b.source, b.document, &b.kind, &b.object_name, &b.namespace)
@@ -58,5 +58,5 @@ pub(super) fn inserted_sizes(
         Some(Insertion { workload, annotation: IMAGES_MIB, value, pinned: &[] })
     });
     let insertions: Vec<_> = insertions.collect();
-    inserted(&files, &insertions)
+    inserted(files, &insertions)
 }
