@@ -41,9 +41,7 @@ impl MemoryStore {
     /// The room that a store takes at most which holds `quota_bytes`.
     #[must_use]
     pub fn room_for(quota_bytes: u64) -> u64 {
-        quota_bytes
-            .div_ceil(BYTES_PER_INODE)
-            .saturating_mul(BYTES_PER_INODE + BYTES_OF_INODE)
+        quota_bytes.div_ceil(BYTES_PER_INODE).saturating_mul(BYTES_PER_INODE + BYTES_OF_INODE)
     }
 }
 
