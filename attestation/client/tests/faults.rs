@@ -425,3 +425,27 @@ async fn only_the_given_certificate_is_trusted() {
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn the_brokers_time_is_told_with_each_new_token() {
+    static TOLD: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
+    let broker = broker();
+    let url = format!("http://{}", serve(&broker, "127.0.0.1:0").await);
+    let client = Client::new(Options {
+        url,
+        ca_pem: None,
+        init_data: None,
+        evidence: Arc::new(Evidence),
+        timeouts: Timeouts::default(),
+        told_time: Some(|seconds| {
+            TOLD.fetch_add(seconds, Ordering::SeqCst);
+        }),
+    })
+    .unwrap();
+    for _ in 0..3 {
+        client.resource(&at("kbs:///a/b/c")).await.unwrap();
+    }
+    assert_eq!(TOLD.load(Ordering::SeqCst), 1_000_000_000, "once, for one token");
+    client.token().await.unwrap();
+    assert_eq!(TOLD.load(Ordering::SeqCst), 2_000_000_000);
+}
