@@ -5,6 +5,7 @@
 //! start would not start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -160,15 +161,10 @@ fn inflate(file: &str, bytes: &[u8]) -> Result<Vec<u8>, DriverError> {
         return Ok(bytes.to_vec());
     }
     let mut content = Vec::new();
-    let inflated = zstd::Decoder::with_buffer(bytes)
-        .and_then(|decoder| {
-            std::io::Read::read_to_end(
-                &mut std::io::Read::take(decoder, MAX_MODULE + 1),
-                &mut content,
-            )
-        })
+    zstd::Decoder::with_buffer(bytes)
+        .and_then(|decoder| decoder.take(MAX_MODULE + 1).read_to_end(&mut content))
         .map_err(|error| no(format!("zstd: {error}")))?;
-    if inflated as u64 > MAX_MODULE { Err(large()) } else { Ok(content) }
+    if content.len() as u64 > MAX_MODULE { Err(large()) } else { Ok(content) }
 }
 
 fn check_name(name: &str) -> Result<(), DriverError> {
