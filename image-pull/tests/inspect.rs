@@ -41,7 +41,7 @@ async fn account_files_come_from_the_layers_that_decide() {
 #[tokio::test]
 async fn layers_are_counted_where_their_sizes_are_asked_for() {
     let mut all = layers();
-    all.push(layer("zstd", |tar| tar.file("big", &"0".repeat(3 << 20)).link("small", "big")));
+    all.push(layer("zstd", |tar| tar.file("big", "0".repeat(3 << 20)).link("small", "big")));
     let image = image(&all);
     let bottom = digest(&image.layers[0].blob);
     let server = Server::with_image(image, |_, _, _| None);

@@ -27,7 +27,7 @@ use crate::input::{print, read, read_initdata, write_or_print};
 /// variables, users, mounts and probes. Images are looked up at their registries. What the pod refers to (a
 /// Secret, a configuration) belongs in the files, so that its contents are enforced. Unknown fields are errors.
 ///
-/// It also says how much memory the images take when they are unpacked: the annotation io.nacre.vm.images_mib,
+/// It also says how much memory the images take when they are unpacked: the annotation `io.nacre.vm.images_mib`,
 /// by which the pod's machine is sized.
 #[derive(Args)]
 #[command(after_help = "Examples:
