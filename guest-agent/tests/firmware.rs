@@ -62,7 +62,8 @@ async fn firmware_of_snp_guests_starts_ours() {
     assert!(guest.console().contains("closed: no modules"), "{}", guest.console());
 }
 
-/// A host that leaves the table out. (One with another hash makes the firmware stop for good, without a word.)
+/// A host that leaves the table out. (With another hash in it the firmware was seen to go no further either, but
+/// it says nothing then by which a test could tell a refusal from slowness.)
 #[tokio::test]
 async fn firmware_of_snp_guests_starts_nothing_without_a_table() {
     let Some((qemu, firmware)) = parts("OVMF.amdsev.fd") else { return };

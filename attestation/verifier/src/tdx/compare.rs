@@ -45,7 +45,10 @@ fn compare(body: &Body, platform: Option<&TdxPlatform>, values: &TdxReferences) 
     ];
     for ((code, allowed), found) in RTMR.into_iter().zip(&values.rtmr).zip(body.rtmr) {
         checks.push(match allowed {
-            Allowed::Any => Check::not_applicable(code, "the reference values say \"any\""),
+            Allowed::Any => {
+                let found = hex::encode(found);
+                Check::not_applicable(code, format!("{found}; the reference values say \"any\""))
+            }
             Allowed::These(list) => Check::of(
                 code,
                 list.contains(&Hex(found)),
