@@ -36,7 +36,7 @@ pub use confidential::{
     TdAttributes, TdxLaunch, UnknownCpu, UnknownQuoteService,
 };
 pub use memory_encryption::MemoryEncryption;
-pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion};
+pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion, longest_command_line};
 
 /// Name of the virtio-serial port that carries the agent channel where the host has no vhost-vsock.
 /// The guest agent looks for it by this name.
@@ -44,6 +44,10 @@ pub const AGENT_SERIAL_PORT: &str = "org.nacre.agent.0";
 
 /// vsock port on which the guest agent listens.
 pub const AGENT_VSOCK_PORT: u32 = 1024;
+
+/// The least memory of a confidential guest, in MiB: its firmware, and the memory that it shares with its
+/// devices (64 MiB at least), leave less for its kernel.
+pub const LEAST_CONFIDENTIAL_MIB: u32 = 256;
 
 /// Something that can run virtual machines.
 #[async_trait]
@@ -95,7 +99,7 @@ pub struct VmConfig {
     pub command_line: String,
     /// Virtual processors, 1 to 255.
     pub vcpus: u32,
-    /// Guest memory in MiB, at least 128, or 256 for a confidential guest.
+    /// Guest memory in MiB, at least 128, or [`LEAST_CONFIDENTIAL_MIB`] for a confidential guest.
     pub memory_mib: u32,
     /// What makes the guest confidential; `None` for one that its host can look into.
     pub confidential: Option<Confidential>,

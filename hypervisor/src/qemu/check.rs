@@ -11,15 +11,12 @@ use rustix::fs::FileType;
 
 use super::pod_machine::agent_socket;
 use crate::{
-    AGENT_SERIAL_PORT, Confidential, DiskImage, IdBlock, LaunchError, QuoteService, SnpLaunch,
-    TdxLaunch, VmConfig,
+    AGENT_SERIAL_PORT, Confidential, DiskImage, IdBlock, LEAST_CONFIDENTIAL_MIB, LaunchError,
+    QuoteService, SnpLaunch, TdxLaunch, VmConfig,
 };
 
 const VCPUS_MAX: u32 = 255;
 const MEMORY_MIB_MIN: u32 = 128;
-/// A confidential guest's firmware, and the memory that it shares with its devices (64 MiB at least), leave
-/// less for its kernel.
-const CONFIDENTIAL_MEMORY_MIB_MIN: u32 = 256;
 const MEMORY_MIB_MAX: u32 = 4 * 1024 * 1024;
 const DISKS_MAX: usize = 8;
 const NICS_MAX: usize = 8;
@@ -33,8 +30,10 @@ const SERIAL_MAX: usize = 20;
 const SECTOR: u64 = 512;
 /// `sockaddr_un.sun_path` has 108 bytes with its end (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
-/// `COMMAND_LINE_SIZE` of x86 Linux is 2048 with its end.
+/// `COMMAND_LINE_SIZE` of x86 Linux is 2048 with its end; what is longer is cut.
 const KERNEL_COMMAND_LINE_MAX: usize = 2047;
+/// What OVMF and TDVF put before it (edk2, `QemuLoadKernelImage`).
+const FIRMWARE_WORD: &str = "initrd=initrd ";
 /// Firmware fills the end of the first 4 GiB: whole pieces of 64 KiB, 16 MiB at most.
 const FIRMWARE_UNIT: u64 = 64 * 1024;
 const FIRMWARE_MAX: u64 = 16 * 1024 * 1024;
@@ -46,7 +45,7 @@ pub(super) fn check(config: &VmConfig) -> Result<(), LaunchError> {
     check_range("vcpus", config.vcpus, 1, VCPUS_MAX, "")?;
     let least = match config.confidential {
         None => MEMORY_MIB_MIN,
-        Some(_) => CONFIDENTIAL_MEMORY_MIB_MIN,
+        Some(_) => LEAST_CONFIDENTIAL_MIB,
     };
     check_range("memory_mib", config.memory_mib, least, MEMORY_MIB_MAX, " MiB")?;
     check_file("kernel", &config.kernel)?;
@@ -66,7 +65,7 @@ pub(super) fn check(config: &VmConfig) -> Result<(), LaunchError> {
     check_disks(config)?;
     check_nics(config)?;
     check_serial_ports(config)?;
-    check_command_line(&config.command_line)?;
+    check_command_line(&config.command_line, longest_command_line(config.confidential.is_some()))?;
     match &config.confidential {
         None => Ok(()),
         Some(confidential) => {
@@ -159,14 +158,25 @@ fn check_id(id: &str) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn check_command_line(line: &str) -> Result<(), LaunchError> {
+/// Most bytes of a command line that a guest's kernel takes whole: the firmware of confidential guests puts a
+/// word of its own before it.
+#[must_use]
+pub const fn longest_command_line(confidential: bool) -> usize {
+    if confidential {
+        KERNEL_COMMAND_LINE_MAX - FIRMWARE_WORD.len()
+    } else {
+        KERNEL_COMMAND_LINE_MAX
+    }
+}
+
+fn check_command_line(line: &str, longest: usize) -> Result<(), LaunchError> {
     const FIELD: &str = "command_line";
     if !line.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
         return refuse(FIELD, format!("is {line:?}; give words of printable ASCII"));
     }
-    if line.len() > KERNEL_COMMAND_LINE_MAX {
-        let surplus = line.len() - KERNEL_COMMAND_LINE_MAX;
-        return refuse(FIELD, format!("has {surplus} bytes more than a kernel takes"));
+    if line.len() > longest {
+        let surplus = line.len() - longest;
+        return refuse(FIELD, format!("has {surplus} bytes more than this guest's kernel takes"));
     }
     Ok(())
 }
@@ -309,4 +319,20 @@ fn check_serial_ports(config: &VmConfig) -> Result<(), LaunchError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_firmware_of_confidential_guests_leaves_less_of_the_command_line() {
+        for (confidential, most) in [(false, 2047), (true, 2033)] {
+            let longest = longest_command_line(confidential);
+            check_command_line(&"a".repeat(most), longest).unwrap();
+            let error = check_command_line(&"a".repeat(most + 1), longest).unwrap_err();
+            assert!(error.to_string().contains("has 1 bytes more than this guest's"), "{error}");
+        }
+        assert!(check_command_line("a\nb", longest_command_line(false)).is_err());
+    }
 }
