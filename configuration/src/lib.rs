@@ -15,7 +15,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 pub use confidential::{SignedLaunchError, SnpSection, TdxSection};
-use nacre_hypervisor::{Accelerator, QemuPaths};
+use nacre_hypervisor::{Accelerator, QemuPaths, longest_command_line};
 use nacre_image_manifest::GuestImage;
 pub use nacre_image_manifest::OpenError;
 use nacre_protocol::channel::kernel_parameter;
@@ -23,6 +23,9 @@ use serde::Deserialize;
 
 /// Where the configuration is unless the runtime option `ConfigPath` names another file.
 pub const DEFAULT_PATH: &str = "/etc/nacre/config.toml";
+
+/// Where the configurations of containerd's handlers are.
+const DIRECTORY: &str = "/etc/nacre";
 
 /// The smallest scratch disk, in MiB: what fits into less fits into memory.
 pub const LEAST_SCRATCH_DISK_MIB: u32 = 64;
@@ -60,6 +63,25 @@ pub enum ConfigError {
         key: &'static str,
         /// What is wrong and what to give instead.
         problem: String,
+    },
+}
+
+/// Why there is nothing to boot guests from.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// There is no image where the configuration says.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The kernel would cut the end of its parameters off, which are measured and of which the agent's are part.
+    #[error(
+        "the kernel's command line has {length} bytes with what the configuration adds, and guests of this \
+         vm.tee take {longest}: shorten vm.kernel_parameters, agent.log or registry.danger_plain_http"
+    )]
+    CommandLine {
+        /// Its bytes.
+        length: usize,
+        /// Most bytes.
+        longest: usize,
     },
 }
 
@@ -155,9 +177,30 @@ pub enum Tee {
     Tdx,
 }
 
+impl Tee {
+    /// The configuration that is for this TEE alone, if the node has one: containerd's handlers for SEV-SNP and TDX
+    /// are shipped with `ConfigPath`s of their own (`deploy/containerd`). Without it, [`DEFAULT_PATH`] holds.
+    #[must_use]
+    pub fn own_configuration(self) -> Option<PathBuf> {
+        self.configuration_in(Path::new(DIRECTORY))
+    }
+
+    fn configuration_in(self, directory: &Path) -> Option<PathBuf> {
+        let name = match self {
+            Tee::None | Tee::EmulatedSnp => return None,
+            Tee::Snp => "snp.toml",
+            Tee::Tdx => "tdx.toml",
+        };
+        // One that is there and cannot be read is an error of its reader, not absent.
+        Some(directory.join(name)).filter(|path| path.symlink_metadata().is_ok())
+    }
+}
+
 /// What a guest is booted from: all of it is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
+    /// The image that has them.
+    pub image: GuestImage,
     /// Kernel.
     pub kernel: PathBuf,
     /// Initial RAM disk with the agent.
@@ -386,11 +429,12 @@ impl Config {
                 return wrong(key, format!("is {path:?}: give an absolute path, or \"\" for none"));
             }
         }
+        let least_mib = sizing::least_memory_mib(sizing::is_confidential(vm.tee));
         for (key, value, least, most) in [
             ("vm.max_vcpus", vm.max_vcpus, 1, 255),
             ("vm.vcpus", vm.vcpus, 1, vm.max_vcpus),
-            ("vm.max_memory_mib", vm.max_memory_mib, 128, 64 * 1024 * 1024),
-            ("vm.memory_mib", vm.memory_mib, 128, vm.max_memory_mib),
+            ("vm.max_memory_mib", vm.max_memory_mib, least_mib, 64 * 1024 * 1024),
+            ("vm.memory_mib", vm.memory_mib, least_mib, vm.max_memory_mib),
             ("vm.boot_timeout_seconds", vm.boot_timeout_seconds, 1, 600),
             ("pod.images_mib", self.pod.images_mib, 0, vm.max_memory_mib),
         ] {
@@ -436,8 +480,8 @@ impl Config {
     /// What guests are booted from.
     ///
     /// # Errors
-    /// If there is no image where the configuration says.
-    pub fn guest(&self) -> Result<Guest, OpenError> {
+    /// If there is no image where the configuration says, or the kernel takes less than the whole command line.
+    pub fn guest(&self) -> Result<Guest, GuestError> {
         let image = GuestImage::open(&self.vm.image)?;
         let initrd = if self.vm.danger_development_image {
             image.development_initrd()
@@ -446,12 +490,34 @@ impl Config {
         };
         let words = [image.command_line().to_owned()].into_iter().chain(self.kernel_parameters());
         let command_line = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
-        let kernel = match self.vm.tee {
-            Tee::None | Tee::EmulatedSnp => image.vmlinux(),
+        let (kernel, confidential) = match self.vm.tee {
+            Tee::None | Tee::EmulatedSnp => (image.vmlinux(), false),
             // UEFI firmware starts only a bzImage.
-            Tee::Snp | Tee::Tdx => image.bzimage(),
+            Tee::Snp | Tee::Tdx => (image.bzimage(), true),
         };
-        Ok(Guest { kernel, initrd, command_line })
+        let (length, longest) = (command_line.len(), longest_command_line(confidential));
+        if length > longest {
+            return Err(GuestError::CommandLine { length, longest });
+        }
+        Ok(Guest { image, kernel, initrd, command_line })
+    }
+
+    /// Settings by which guests protect less than the image promises, or may: keys of this file. Guests launched so
+    /// measure other values than guests without them, and an owner who registers these accepts that.
+    ///
+    /// Kernel parameters are among them whatever they say: nobody can list those that switch a protection off.
+    /// `emulated.danger_debug` is not: it is no part of a measurement, and reports show it.
+    #[must_use]
+    pub fn dangers(&self) -> Vec<&'static str> {
+        let given = |path: &Path| !path.as_os_str().is_empty();
+        let dangers = [
+            ("vm.danger_development_image", self.vm.danger_development_image),
+            ("vm.kernel_parameters", !self.vm.kernel_parameters.trim().is_empty()),
+            ("pod.danger_set_policy", given(&self.pod.danger_set_policy)),
+            ("registry.danger_plain_http", !self.registry.danger_plain_http.is_empty()),
+            ("agent.danger_record", given(&self.agent.danger_record)),
+        ];
+        dangers.into_iter().filter_map(|(key, is_set)| is_set.then_some(key)).collect()
     }
 
     /// What this configuration adds to the image's kernel parameters, each one word.
@@ -527,6 +593,14 @@ mod tests {
             ("[vm]\nvcpus = 17", "vm.vcpus is 17"),
             ("[vm]\nvcpus = -1", "vcpus"),
             ("[vm]\nmemory_mib = 64", "vm.memory_mib is 64: give a number from 128 to 16384"),
+            (
+                "[vm]\ntee = \"snp\"\nmemory_mib = 255",
+                "vm.memory_mib is 255: give a number from 256 to 16384",
+            ),
+            (
+                "[vm]\ntee = \"tdx\"\nmemory_mib = 128\nmax_memory_mib = 255",
+                "vm.max_memory_mib is 255: give a number from 256",
+            ),
             ("[vm]\nboot_timeout_seconds = 601", "vm.boot_timeout_seconds"),
             ("[vm]\nqemu = \"qemu\"", "vm.qemu is \"qemu\": give an absolute path"),
             ("[vm]\nfirmware_dirs = [\"x\"]", "vm.firmware_dirs"),
@@ -567,6 +641,45 @@ mod tests {
     }
 
     #[test]
+    fn settings_that_weaken_guests_are_named() {
+        assert!(Config::default().dangers().is_empty());
+        let dangers = |text: &str| Config::parse(text, "t").unwrap().dangers();
+        for (section, key, value) in [
+            ("vm", "danger_development_image", "true"),
+            ("vm", "kernel_parameters", "\"nokaslr\""),
+            ("pod", "danger_set_policy", "\"/p\""),
+            ("registry", "danger_plain_http", "[\"r:5000\"]"),
+            ("agent", "danger_record", "\"/r\""),
+        ] {
+            assert_eq!(
+                dangers(&format!("[{section}]\n{key} = {value}")),
+                [format!("{section}.{key}")]
+            );
+        }
+        assert!(dangers("[vm]\nkernel_parameters = \" \"").is_empty());
+        assert!(dangers("[agent]\nlog = \"debug\"\n[emulated]\ndanger_debug = true").is_empty());
+        // A key that is called dangerous in the file is one of these, or is told elsewhere.
+        let shipped = include_str!("../config.toml");
+        let keys = shipped.lines().filter(|line| line.starts_with("danger_")).count();
+        assert_eq!(keys, 5, "four that the guest gets, and emulated.danger_debug");
+    }
+
+    #[test]
+    fn hardware_may_have_a_configuration_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let own = |tee: Tee| tee.configuration_in(directory.path());
+        for tee in [Tee::None, Tee::EmulatedSnp, Tee::Snp, Tee::Tdx] {
+            assert_eq!(own(tee), None);
+        }
+        for name in ["snp.toml", "tdx.toml"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        assert_eq!(own(Tee::Snp), Some(directory.path().join("snp.toml")));
+        assert_eq!(own(Tee::Tdx), Some(directory.path().join("tdx.toml")));
+        assert_eq!(own(Tee::EmulatedSnp), None);
+    }
+
+    #[test]
     fn kernel_parameters_are_words() {
         let mut config = Config::default();
         config.registry.danger_plain_http = vec!["10.88.0.1:5000".into(), "[::1]:5000".into()];
@@ -586,5 +699,44 @@ mod tests {
                 "nokaslr"
             ]
         );
+    }
+
+    #[test]
+    fn a_command_line_that_a_kernel_would_cut_boots_nothing() {
+        let hash = "ab".repeat(32);
+        let artifact = |name| format!(r#"{{"name":"{name}","size":1,"sha256":"{hash}"}}"#);
+        let origin = format!(r#"{{"package":"p","version":"1","sha256":"{hash}"}}"#);
+        let (vmlinux, bzimage) = (artifact("vmlinux"), artifact("vmlinuz"));
+        let (initrd, development) = (artifact("initrd.img"), artifact("development.img"));
+        let manifest = format!(
+            r#"{{"format":2,"kernel":{{"release":"6","package":{origin},"vmlinux":{vmlinux},"bzimage":{bzimage}}},
+                "initrd":{{"file":{initrd},"zstd_size":1,"development":{development}}},
+                "command_line":"quiet","certificates":{origin},"files":[]}}"#
+        );
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("manifest.json"), manifest).unwrap();
+        let mut config = Config::default();
+        config.vm.image = directory.path().to_owned();
+        for (tee, longest) in [
+            (Tee::None, 2047),
+            (Tee::EmulatedSnp, 2047),
+            // OVMF and TDVF put "initrd=initrd " before it.
+            (Tee::Snp, 2033),
+            (Tee::Tdx, 2033),
+        ] {
+            config.vm.tee = tee;
+            config.vm.kernel_parameters.clear();
+            let room = longest - config.guest().unwrap().command_line.len() - 1;
+            config.vm.kernel_parameters = "x".repeat(room);
+            assert_eq!(config.guest().unwrap().command_line.len(), longest);
+            config.vm.kernel_parameters.push('x');
+            let error = config.guest().unwrap_err();
+            assert!(
+                matches!(error, GuestError::CommandLine { length, .. } if length == longest + 1)
+            );
+            assert!(error.to_string().contains("shorten vm.kernel_parameters"), "{error}");
+        }
+        config.vm.image = directory.path().join("absent");
+        assert!(matches!(config.guest().unwrap_err(), GuestError::Open(_)));
     }
 }

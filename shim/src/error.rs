@@ -62,7 +62,7 @@ impl Coded for crate::network::NetworkError {
     }
 }
 
-impl Coded for nacre_configuration::OpenError {
+impl Coded for nacre_configuration::GuestError {
     fn code(&self) -> Code {
         Code::FAILED_PRECONDITION
     }

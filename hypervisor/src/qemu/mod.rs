@@ -23,6 +23,7 @@ use crate::accelerator::HostCapabilities;
 use crate::bounded_log::BoundedLog;
 use crate::memory_encryption::MemoryEncryption;
 use crate::{Accelerator, AcceleratorChoice, Hypervisor, KvmProbe, LaunchError, Vm, VmConfig};
+pub use check::longest_command_line;
 use platform::PLAIN_FIRMWARE;
 use pod_machine::{PodMachine, QemuEnds, agent_socket};
 use process::{QemuProcess, host};
