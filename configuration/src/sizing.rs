@@ -11,6 +11,7 @@
 //!            + 48 MiB + 2 MiB for each vCPU + 2 % of the memory          the guest's kernel
 //!            + bounce buffers               6 % of the memory, 64 to 1024 MiB, in confidential guests;
 //!                                           in others 64 MiB above 2048 MiB of memory
+//!          and 256 MiB at least in confidential guests
 //! images = io.nacre.vm.images_mib, else pod.images_mib; 0 with a scratch disk
 //! ```
 //!
@@ -29,13 +30,14 @@ mod tests;
 
 use std::fmt;
 
+use nacre_hypervisor::LEAST_CONFIDENTIAL_MIB;
 use nacre_protocol::guest_memory::{MemoryStore, RESERVED_MIB};
 
 pub use asked::{
     ContainerRole, ContainerShare, CpuAsked, MemoryLimit, PodShare, Wish, WishError, Wishes,
     annotation,
 };
-pub use node::{FittingMachine, HOST_MIB, NodeError, NodeMemory};
+pub use node::{FittingMachine, HOST_MIB, NodeError, NodeMemory, Unreserved};
 
 pub use runtime_class::{RuntimeClass, SHIPPED_LARGEST_LIMIT_MIB};
 
@@ -44,6 +46,8 @@ use crate::{Config, StorageSection, Tee};
 /// Memory is given in multiples of this, so that pods that differ little have machines that do not.
 pub const GRANULE_MIB: u32 = 16;
 
+/// The least memory of a machine whose memory is not encrypted, in MiB.
+const LEAST_MEMORY_MIB: u32 = 128;
 /// What the guest's kernel takes for its code and data, in MiB. Measured: 40.
 const KERNEL_MIB: u64 = 48;
 /// What it takes for each vCPU, in MiB. Measured: below 2.
@@ -225,8 +229,27 @@ impl Machine {
     }
 }
 
+/// What decided the size, in numbers that add up to it.
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Machine { vcpus, memory_mib, plan, .. } = self;
+        write!(f, "{vcpus} vCPUs and {memory_mib} MiB: ")?;
+        match plan.containers {
+            Containers::NoLimit if u64::from(*memory_mib) > plan.needed_mib() => {
+                write!(f, "{memory_mib} (vm.memory_mib, no memory limit)")
+            }
+            Containers::Limit(_) | Containers::NoLimit | Containers::Chosen => write!(f, "{plan}"),
+        }
+    }
+}
+
+/// The least memory of a machine, in MiB.
+pub(crate) fn least_memory_mib(confidential: bool) -> u32 {
+    if confidential { LEAST_CONFIDENTIAL_MIB } else { LEAST_MEMORY_MIB }
+}
+
 /// Whether guests have their memory encrypted, and bounce buffers for what devices may see.
-fn is_confidential(tee: Tee) -> bool {
+pub(crate) fn is_confidential(tee: Tee) -> bool {
     match tee {
         Tee::None | Tee::EmulatedSnp => false,
         Tee::Snp | Tee::Tdx => true,
@@ -288,12 +311,13 @@ impl MemoryPlan {
         MemoryStore::room_for(self.images_mib << 20).div_ceil(1 << 20)
     }
 
-    /// The least multiple of [`GRANULE_MIB`] of which the kernel leaves that room beside the agent's.
+    /// The least multiple of [`GRANULE_MIB`] of which the kernel leaves that room beside the agent's, and
+    /// that a machine can have at all.
     fn memory_for(&self, room_mib: u64) -> u64 {
         // Far above what any machine has, and far from where sums overflow.
         let room = room_mib.min(1 << 40) + u64::from(RESERVED_MIB);
         // What the kernel takes never falls with the memory: from below this climbs to the least solution.
-        let mut memory = 0;
+        let mut memory = u64::from(least_memory_mib(self.confidential));
         loop {
             let needed = room + kernel_mib(memory, self.vcpus, self.confidential);
             let needed = needed.next_multiple_of(GRANULE_MIB.into());
@@ -324,7 +348,7 @@ impl MemoryPlan {
     }
 }
 
-/// The sum, as errors show it.
+/// The sum, in numbers that add up to [`MemoryPlan::needed_mib`].
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.containers {
@@ -340,7 +364,8 @@ impl fmt::Display for MemoryPlan {
         };
         let fixed = KERNEL_MIB + VCPU_MIB * u64::from(self.vcpus);
         write!(f, " + {} (images, {said})", self.images_mib)?;
-        match self.room_for_images().saturating_sub(self.contents_mib()) {
+        let inodes = self.room_for_images().saturating_sub(self.contents_mib());
+        match inodes {
             0 => {}
             inodes => write!(f, " + {inodes} (their inodes)")?,
         }
@@ -348,8 +373,20 @@ impl fmt::Display for MemoryPlan {
         let memory = self.needed_mib();
         write!(f, " + {} (2 %)", memory.div_ceil(KERNEL_SHARE))?;
         match bounce_mib(memory, self.confidential) {
+            0 => {}
+            bounce => write!(f, " + {bounce} (bounce buffers)")?,
+        }
+        let kernel = kernel_mib(memory, self.vcpus, self.confidential);
+        let room = self.contents_mib().saturating_add(inodes);
+        match memory.saturating_sub(room.saturating_add(u64::from(RESERVED_MIB) + kernel)) {
             0 => Ok(()),
-            bounce => write!(f, " + {bounce} (bounce buffers)"),
+            rounding if rounding < u64::from(GRANULE_MIB) => {
+                write!(f, " + {rounding} (to a multiple of {GRANULE_MIB})")
+            }
+            rest => {
+                let least = least_memory_mib(self.confidential);
+                write!(f, " + {rest} (to {least}, the least of such a machine)")
+            }
         }
     }
 }

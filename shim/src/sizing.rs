@@ -57,13 +57,12 @@ pub(crate) fn machine(
     };
     let machine = Machine::of(&wishes, &share, config)?;
     let node = node_memory(spec)?;
-    tracing::info!(
-        "machine of {} vCPUs and {} MiB: {}",
-        machine.vcpus,
-        machine.memory_mib,
-        machine.plan
-    );
-    Ok(machine.on(node)?)
+    tracing::info!("machine of {machine}");
+    let fitting = machine.on(node)?;
+    if let Some(unreserved) = fitting.unreserved() {
+        tracing::warn!("{unreserved}");
+    }
+    Ok(fitting)
 }
 
 /// What the specification of a container says of its own control group.

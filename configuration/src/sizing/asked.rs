@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::SizingError;
+use super::{SizingError, is_confidential, least_memory_mib};
 use crate::{Config, LEAST_SCRATCH_DISK_MIB, StorageSection};
 
 /// Names of annotations.
@@ -31,8 +31,6 @@ use annotation::{
     VCPUS,
 };
 
-/// The least memory of a machine, in MiB.
-const LEAST_MEMORY_MIB: u32 = 128;
 /// Largest CPU quota and period, in microseconds: a quota of 100,000 CPUs in the kernel's longest period.
 const MOST_MICROSECONDS: u64 = 100_000_000_000;
 
@@ -119,7 +117,7 @@ impl Wishes {
                 }
                 MEMORY_MIB => {
                     let most = vm.max_memory_mib;
-                    let least = LEAST_MEMORY_MIB;
+                    let least = least_memory_mib(is_confidential(vm.tee));
                     let mib = number(MEMORY_MIB, value, least, most, "vm.max_memory_mib")?;
                     wishes.memory_mib = Some(mib);
                 }

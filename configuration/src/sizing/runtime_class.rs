@@ -112,7 +112,8 @@ mod tests {
                         available_mib: 1 << 20,
                         pod_limit_mib: Some(reserved),
                     };
-                    assert!(machine.on(node).is_ok(), "{limit} of {largest}: {machine:?}");
+                    let unreserved = machine.on(node).unwrap().unreserved();
+                    assert_eq!(unreserved, None, "{limit} of {largest}: {machine:?}");
                 }
                 config.vm.tee = Tee::None;
             }
