@@ -4,8 +4,10 @@ use std::arch::x86_64::CpuidResult;
 
 use crate::sys;
 
-/// What `CPUID` leaf `8000_001Fh` says (AMD64 Architecture Programmer's Manual 3, E.4.17). A launch has to
-/// repeat both; a host that lies about them harms nobody but its guest, which does not run then.
+/// What `CPUID` leaf `8000_001Fh` says (AMD64 Architecture Programmer's Manual 3, E.4.17). QEMU wants both said.
+/// It compares the C-bit with the host's, and stops at another; the reduction is only what it shows the guest in
+/// the same leaf, and its documentation suggests 1. A host that lies about them harms nobody but its guest, which
+/// does not run then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryEncryption {
     /// Bit of a page table entry that says "encrypted" (EBX, bits 5 to 0).
@@ -32,7 +34,7 @@ impl MemoryEncryption {
         let CpuidResult { eax, ebx, .. } = cpuid(ENCRYPTED_MEMORY);
         let [low, high, ..] = ebx.to_le_bytes();
         let c_bit = low & 0x3f;
-        // A guest's page table loses one bit at least: the one above.
+        // A guest's page table loses one bit at least, the one above; QEMU takes no 0.
         let reduced_address_bits = ((low >> 6) | ((high & 0x0f) << 2)).max(1);
         (eax & SNP != 0).then_some(MemoryEncryption { c_bit, reduced_address_bits })
     }
