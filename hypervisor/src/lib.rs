@@ -20,6 +20,7 @@ mod confidential;
 mod memory_encryption;
 pub mod probe;
 mod qemu;
+mod socket_access;
 mod sys;
 
 use std::os::fd::OwnedFd;

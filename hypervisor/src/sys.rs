@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::process::{Pid, Resource, Rlimit, Signal};
+use rustix::process::{Gid, Pid, Resource, Rlimit, Signal};
 
 use crate::probe::SevCommand;
 
@@ -16,8 +16,9 @@ use crate::probe::SevCommand;
 /// - is killed when the *thread* that spawns it ends (and so when the process ends),
 /// - leads its own session, so that no terminal signal reaches it,
 /// - inherits `inherited` and nothing else but its standard streams,
+/// - is in `group` and no other beside its own, if one is given and this process may decide that,
 /// - can neither gain privileges nor use any capability, and leaves no core dump.
-pub(crate) fn confine(command: &mut Command, inherited: Vec<OwnedFd>) {
+pub(crate) fn confine(command: &mut Command, inherited: Vec<OwnedFd>, group: Option<Gid>) {
     let parent = rustix::process::getpid();
     // SAFETY: the closure runs in the child between fork and exec, where only async-signal-safe calls
     // are sound. It makes plain system calls on values captured before the fork; it neither
@@ -33,6 +34,13 @@ pub(crate) fn confine(command: &mut Command, inherited: Vec<OwnedFd>) {
             let no_core = Rlimit { current: Some(0), maximum: Some(0) };
             rustix::process::setrlimit(Resource::Core, no_core)?;
             rustix::thread::set_no_new_privs(true)?;
+            if let Some(group) = group {
+                match rustix::thread::set_thread_groups(&[group]) {
+                    // Who may not do this is not root, and keeps the groups it was given.
+                    Ok(()) | Err(rustix::io::Errno::PERM) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
             drop_bounding_set();
             for fd in &inherited {
                 rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use nacre_configuration::sizing::HOST_MIB;
 use nacre_configuration::{Config, ConfigError, DEFAULT_PATH};
 use nacre_hypervisor::probe::{
     ContainerdPaths, FirmwarePaths, ImagePaths, ImageSummary, Needs, Question, Tee,
@@ -71,6 +72,7 @@ fn question(
         quote_generation: config.tdx.quote_generation,
         needs: Needs {
             memory_mib: config.vm.memory_mib,
+            host_mib: HOST_MIB,
             scratch_disk_mib: config.storage.scratch_disk_mib,
         },
         storage: config.storage.directory,

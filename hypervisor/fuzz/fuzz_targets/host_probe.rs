@@ -11,7 +11,7 @@ use libfuzzer_sys::fuzz_target;
 use nacre_hypervisor::Accelerator;
 use nacre_hypervisor::probe::{
     ContainerdPaths, DeviceCall, Entry, Facts, FirmwarePaths, Host, ImagePaths, ImageSummary, Kind,
-    Needs, Part, Question, Tee,
+    Needs, Ownership, Part, Question, Tee,
 };
 
 struct Answering<'a>(&'a [u8]);
@@ -44,7 +44,9 @@ impl Host for Answering<'_> {
     fn look(&self, path: &Path) -> io::Result<Entry> {
         let kind = if path.ends_with("sock") { Kind::Socket } else { Kind::File };
         let size = u64::from(self.number(4));
-        Ok(Entry { kind, size, executable: true, free: size << 20 })
+        let ownership =
+            Ownership { uid: self.number(4), gid: self.number(8), mode: self.number(12) & 0o7777 };
+        Ok(Entry { kind, size, executable: true, free: size << 20, ownership })
     }
 
     fn list(&self, _directory: &Path, most: usize) -> io::Result<Vec<OsString>> {
@@ -100,7 +102,7 @@ fn question() -> Question {
         },
         quote_generation: None,
         storage: "/storage".into(),
-        needs: Needs { memory_mib: 512, scratch_disk_mib: 64 },
+        needs: Needs { memory_mib: 512, host_mib: 64, scratch_disk_mib: 64 },
         containerd: ContainerdPaths {
             config: "/containerd/config.toml".into(),
             program_dirs: vec!["/bin".into()],

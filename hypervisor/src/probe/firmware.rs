@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::finding::{Finding, Status, Tee};
-use super::host::{Entry, Host, Kind, Missing, Part};
+use super::host::{Host, Kind, Missing, Part};
 
 /// An image of EDK II's OVMF, by the table at its end (OvmfPkg/ResetVector/Ia16/ResetVectorVtf0.asm).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,16 +18,21 @@ pub(crate) struct Build {
     pub(crate) secure_boot: bool,
 }
 
-/// What is at a place.
-pub(crate) type Found = Result<Entry, Missing>;
+/// An image that could be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Image {
+    /// In bytes.
+    size: u64,
+    build: Build,
+}
 
 /// The firmware of a node's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Firmware {
     /// For guests without protection: the first that is there.
     plain: Option<PathBuf>,
-    snp: (Found, Option<Build>),
-    tdx: (Found, Option<Build>),
+    snp: Result<Image, Missing>,
+    tdx: Result<Image, Missing>,
 }
 
 /// Firmware files of a node, by its configuration.
@@ -43,25 +48,24 @@ pub struct FirmwarePaths {
 
 impl Firmware {
     pub(crate) fn gather(host: &dyn Host, paths: &FirmwarePaths) -> Firmware {
-        let look = |path: &Path| host.look(path).map_err(|error| Missing::of(&error));
-        let is_file = |path: &&PathBuf| look(path).is_ok_and(|entry| entry.kind == Kind::File);
-        let image = |path: &Path| {
-            let found = look(path);
-            let build = match &found {
-                Ok(entry) if entry.kind == Kind::File => {
-                    let end = host.read(path, Part::End(TABLE_BYTES));
-                    let start = host.read(path, Part::Beginning(VARIABLES_BYTES));
-                    start.ok().zip(end.ok()).map(|(start, end)| Build::parse(&start, &end))
-                }
-                _ => None,
-            };
-            (found, build)
-        };
+        let is_file = |path: &&PathBuf| host.look(path).is_ok_and(|entry| entry.kind == Kind::File);
         Firmware {
             plain: paths.plain.iter().find(is_file).cloned(),
-            snp: image(&paths.snp),
-            tdx: image(&paths.tdx),
+            snp: Image::gather(host, &paths.snp),
+            tdx: Image::gather(host, &paths.tdx),
         }
+    }
+}
+
+impl Image {
+    fn gather(host: &dyn Host, path: &Path) -> Result<Image, Missing> {
+        let entry = host.look(path).map_err(|error| Missing::of(&error))?;
+        if entry.kind != Kind::File {
+            return Err(Missing::Broken("it is no file".to_owned()));
+        }
+        let read = |part| host.read(path, part).map_err(|error| Missing::of(&error));
+        let (start, end) = (read(Part::Beginning(VARIABLES_BYTES))?, read(Part::End(TABLE_BYTES))?);
+        Ok(Image { size: entry.size, build: Build::parse(&start, &end) })
     }
 }
 
@@ -93,7 +97,7 @@ fn plain(firmware: &Firmware, paths: &FirmwarePaths, tee: Tee) -> Finding {
 
 fn confidential(
     id: &'static str,
-    (found, build): &(Found, Option<Build>),
+    image: &Result<Image, Missing>,
     path: &Path,
     tee: Tee,
     by: Tee,
@@ -105,15 +109,12 @@ fn confidential(
         }
         _ => "install OVMF's AmdSev build, Debian's package ovmf-amdsev, or correct snp.firmware",
     };
-    let (status, found) = match (found, build) {
-        (Err(Missing::Denied), _) | (Ok(_), None) if tee == by => {
-            return Finding::unseen(id, shown.to_string());
-        }
-        (Err(missing), _) => (Status::Fail, format!("{shown} {missing}")),
-        (Ok(_), None) => (Status::Fail, format!("{shown} is no file")),
-        (Ok(entry), Some(build)) => {
+    let (status, found) = match image {
+        Err(Missing::Denied) if tee == by => return Finding::unseen(id, shown.to_string()),
+        Err(missing) => (Status::Fail, format!("{shown} {missing}")),
+        Ok(Image { size, build }) => {
             let (status, what) = build.judge(by);
-            (status, format!("{shown}, {} KiB, {what}", entry.size / 1024))
+            (status, format!("{shown}, {} KiB, {what}", size / 1024))
         }
     };
     let status = if tee == by { status } else { Status::NotApplicable };

@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 
 use super::sev::SevCommand;
+use crate::socket_access::Ownership;
 
 /// A host that can be asked. Nothing here changes it.
 pub trait Host {
@@ -73,6 +74,8 @@ pub struct Entry {
     pub executable: bool,
     /// Bytes that are free in its file system for those who are not root.
     pub free: u64,
+    /// Whose it is.
+    pub ownership: Ownership,
 }
 
 /// What something in the file system is.

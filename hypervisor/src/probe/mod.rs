@@ -38,6 +38,8 @@ pub use sev::SevCommand;
 pub use system::Needs;
 pub use this_host::ThisHost;
 
+pub use crate::socket_access::Ownership;
+
 pub(crate) use kvm::try_device as try_kvm_device;
 pub(crate) use processor::virtualization_flag;
 

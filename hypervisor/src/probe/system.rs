@@ -143,6 +143,8 @@ pub(crate) fn device_findings(system: &System) -> [Finding; 3] {
 pub struct Needs {
     /// Memory of a pod that asks for none, in MiB.
     pub memory_mib: u32,
+    /// What it takes on the host beside that, in MiB.
+    pub host_mib: u32,
     /// Its scratch disk, in MiB; 0 for none.
     pub scratch_disk_mib: u32,
 }
@@ -166,13 +168,20 @@ fn free_memory(system: &System, needs: Needs) -> Finding {
         }
     };
     let (available, total) = (memory.available / 1024, memory.total / 1024);
-    let pods = available / u64::from(needs.memory_mib.max(1));
+    let pod = u64::from(needs.memory_mib).saturating_add(needs.host_mib.into()).max(1);
+    let pods = available / pod;
     let found = format!(
-        "{available} of {total} MiB available: {pods} pods of {} MiB (vm.memory_mib)",
-        needs.memory_mib
+        "{available} of {total} MiB available: {pods} pods of {pod} MiB ({} by vm.memory_mib, {} on the host)",
+        needs.memory_mib, needs.host_mib
     );
+    // What is available comes and goes with other pods; a node is not less able for it.
     match pods {
-        0 => Finding::fail(ID, found, "free memory, or lower vm.memory_mib"),
+        _ if total < pod => Finding::fail(ID, found, "add memory, or lower vm.memory_mib"),
+        0 => Finding::warn(
+            ID,
+            found,
+            "no further pod may start: free memory, or lower vm.memory_mib",
+        ),
         1 => Finding::warn(
             ID,
             found,

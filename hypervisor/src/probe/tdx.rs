@@ -3,12 +3,16 @@
 use kvm_bindings::KVM_X86_TDX_VM;
 
 use super::finding::{Finding, Tee};
-use super::host::{Host, Kind, Missing, line};
+use super::host::{Entry, Host, Kind, Missing, line};
 use super::kvm::Kvm;
 use super::misc::Misc;
 use super::processor::{Processor, Vendor};
 use super::sev::switched_on;
 use crate::QuoteService;
+use crate::socket_access::{Access, Ownership, User};
+
+/// Who starts QEMU, and leaves it no capability.
+const SHIM: User = User { uid: 0, gid: 0 };
 
 /// What the host has for TDX, beside the processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,15 +23,14 @@ pub(crate) struct Tdx {
     /// (Documentation/ABI/testing/sysfs-devices-faux-tdx-host).
     module: Result<String, Missing>,
     /// What is at the service's socket, if it has one.
-    quote_socket: Option<Result<Kind, Missing>>,
+    quote_socket: Option<Result<Entry, Missing>>,
 }
 
 impl Tdx {
     pub(crate) fn gather(host: &dyn Host, service: Option<&QuoteService>) -> Tdx {
         let quote_socket = match service {
             Some(QuoteService::Unix(path)) => {
-                let looked = host.look(path).map(|entry| entry.kind);
-                Some(looked.map_err(|error| Missing::of(&error)))
+                Some(host.look(path).map_err(|error| Missing::of(&error)))
             }
             Some(QuoteService::Vsock { .. }) | None => None,
         };
@@ -137,8 +140,20 @@ fn quotes(tdx: &Tdx, service: Option<&QuoteService>) -> Finding {
         (Some(QuoteService::Vsock { cid, port }), _) => {
             Finding::pass(ID, format!("vsock {cid}:{port}; not asked"))
         }
-        (Some(QuoteService::Unix(path)), Some(Ok(Kind::Socket))) => {
-            Finding::pass(ID, format!("{} is a socket; not asked", path.display()))
+        (Some(QuoteService::Unix(path)), Some(Ok(Entry { kind: Kind::Socket, ownership, .. }))) => {
+            let Ownership { uid, gid, mode } = ownership;
+            let found = format!("{}: uid {uid}, gid {gid}, mode {mode:04o}", path.display());
+            match ownership.access(SHIM) {
+                Access::Open | Access::WithGroup(_) => {
+                    Finding::pass(ID, format!("{found}; not asked"))
+                }
+                Access::Closed => Finding::fail(
+                    ID,
+                    format!("{found}: QEMU may not connect"),
+                    "let its group write to it (mode 0660): QEMU runs as root without capabilities, and \
+                     in the socket's group",
+                ),
+            }
         }
         (Some(QuoteService::Unix(path)), Some(Err(Missing::Denied))) => {
             Finding::unseen(ID, path.display().to_string())

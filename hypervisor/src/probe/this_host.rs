@@ -15,6 +15,7 @@ use kvm_ioctls::Kvm;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::host::{Device, DeviceCall, Entry, Host, Kind, Part};
+use crate::socket_access::Ownership;
 use crate::sys;
 
 /// The host that this process runs on.
@@ -66,6 +67,7 @@ impl Host for ThisHost {
             size: if kind == Kind::File { metadata.len() } else { 0 },
             executable: kind == Kind::File && metadata.mode() & ANY_EXECUTE != 0,
             free: space.f_bavail.saturating_mul(space.f_frsize),
+            ownership: Ownership::of(&metadata),
         })
     }
 
@@ -105,7 +107,7 @@ impl Host for ThisHost {
         let mut command = Command::new(program);
         command.args(arguments).env_clear().stdin(Stdio::null()).stderr(Stdio::null());
         command.stdout(Stdio::piped());
-        sys::confine(&mut command, Vec::new());
+        sys::confine(&mut command, Vec::new(), None);
         let mut child = command.spawn()?;
         let output = output_within(&mut child, Instant::now() + LONGEST_RUN);
         if output.is_err() {
@@ -212,18 +214,50 @@ mod tests {
 
     #[test]
     fn a_program_that_does_not_end_is_ended_with_all_it_started() {
-        // The shell closes its output and waits for a grandchild that keeps a file of ours open.
-        let (kept, path) = script("exec sleep 600");
-        let mut command = Command::new(&path);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        sys::confine(&mut command, Vec::new());
-        let mut child = command.spawn().unwrap();
-        let deadline = Instant::now() + Duration::from_millis(100);
-        let error = output_within(&mut child, deadline).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        end_group(&child);
-        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
-        drop(kept);
+        for text in [
+            // Its output stays open: the grandchild has it.
+            "sleep 600 & echo $! >PIDS; wait",
+            // Its output ends, and it runs on.
+            "exec >&-; sleep 600 & echo $! >PIDS; wait",
+        ] {
+            let (kept, path) = script("");
+            let pids = kept.path().join("pids");
+            let text = text.replace("PIDS", pids.to_str().unwrap());
+            std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            let mut command = Command::new(&path);
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+            sys::confine(&mut command, Vec::new(), None);
+            let mut child = command.spawn().unwrap();
+            let grandchild =
+                eventually(|| std::fs::read_to_string(&pids).ok()?.trim().parse().ok());
+            assert!(runs(grandchild));
+            let deadline = Instant::now() + Duration::from_millis(10);
+            let error = output_within(&mut child, deadline).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            end_group(&child);
+            assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+            eventually(|| (!runs(grandchild)).then_some(()));
+        }
+    }
+
+    fn eventually<T>(mut found: impl FnMut() -> Option<T>) -> T {
+        const LONGEST: Duration = Duration::from_secs(60);
+        let start = Instant::now();
+        loop {
+            if let Some(found) = found() {
+                return found;
+            }
+            assert!(start.elapsed() < LONGEST, "it does not come");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether a process is there and more than an entry that nobody has waited for.
+    fn runs(pid: u32) -> bool {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+        // proc(5): the state is behind the name, which is in parentheses.
+        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        !matches!(state, Some('Z' | 'X') | None)
     }
 
     #[test]
@@ -251,6 +285,10 @@ mod tests {
         assert_eq!(read(Part::End(20)).unwrap(), b"abcdef");
         let entry = ThisHost.look(&file).unwrap();
         assert_eq!((entry.kind, entry.size, entry.executable), (Kind::File, 6, false));
+        let metadata = std::fs::metadata(&file).unwrap();
+        let Ownership { uid, gid, mode } = entry.ownership;
+        assert_eq!((uid, gid), (metadata.uid(), metadata.gid()));
+        assert_eq!(mode | libc::S_IFREG, metadata.mode());
         assert_eq!(ThisHost.list(directory.path(), 2).unwrap(), ["file", "pipe"]);
         assert!(ThisHost.list(directory.path(), 1).is_err());
     }

@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use crate::accelerator::HostCapabilities;
 use crate::bounded_log::BoundedLog;
 use crate::memory_encryption::MemoryEncryption;
+use crate::socket_access::group_for;
 use crate::{Accelerator, AcceleratorChoice, Hypervisor, KvmProbe, LaunchError, Vm, VmConfig};
 pub use check::longest_command_line;
 use platform::PLAIN_FIRMWARE;
@@ -207,12 +208,14 @@ impl Hypervisor for QemuBackend {
         let transport = vsock::transport()?;
 
         let netns = machine.take_netns();
+        let group = machine.quote_socket().and_then(group_for);
         let channel = machine.agent_channel(&transport);
         let ends = QemuEnds { console: console_end.into(), qmp: qmp_end.into() };
         let command_line = machine.command_line(&self.paths.firmware_dirs, transport, ends);
         let logs = [console_log.tail(), stderr_log.tail()];
         let binary = self.paths.binary.clone();
-        let process = QemuProcess { binary, command_line, netns, console, console_log, stderr_log };
+        let process =
+            QemuProcess { binary, command_line, netns, group, console, console_log, stderr_log };
         let vm = QemuVm::launch(process, qmp, channel, logs, agent_socket(&run_dir)).await?;
         Ok(Arc::new(vm))
     }

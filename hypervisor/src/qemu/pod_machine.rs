@@ -17,7 +17,10 @@ use super::command_line::{
 };
 use super::platform::Platform;
 use crate::accelerator::HostCapabilities;
-use crate::{AGENT_SERIAL_PORT, AGENT_VSOCK_PORT, AgentChannel, DiskImage, LaunchError, VmConfig};
+use crate::{
+    AGENT_SERIAL_PORT, AGENT_VSOCK_PORT, AgentChannel, DiskImage, LaunchError, QuoteService,
+    TdxLaunch, VmConfig,
+};
 
 /// Ports of the virtio-serial device that every VM has.
 const CONSOLE_AND_AGENT: usize = 2;
@@ -61,6 +64,19 @@ impl PodMachine {
 
     pub(super) fn take_netns(&mut self) -> Option<File> {
         self.netns.take()
+    }
+
+    /// The Unix socket to which QEMU will connect for each quote of the guest's.
+    pub(super) fn quote_socket(&self) -> Option<&Path> {
+        match &self.platform {
+            Platform::Tdx(TdxLaunch {
+                quote_generation: Some(QuoteService::Unix(path)), ..
+            }) => Some(path),
+            Platform::Emulated
+            | Platform::Virtualized
+            | Platform::Snp { .. }
+            | Platform::Tdx(_) => None,
+        }
     }
 
     pub(super) fn run_dir(&self) -> &Path {

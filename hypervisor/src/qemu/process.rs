@@ -12,7 +12,7 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Gid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
@@ -30,6 +30,8 @@ pub(super) struct QemuProcess {
     pub(super) binary: PathBuf,
     pub(super) command_line: CommandLine,
     pub(super) netns: Option<File>,
+    /// In which it reaches what the host's services offer it.
+    pub(super) group: Option<Gid>,
     /// Our end of the guest's console.
     pub(super) console: UnixStream,
     pub(super) console_log: BoundedLog,
@@ -70,12 +72,13 @@ impl QemuProcess {
 
     /// The thread's life.
     fn live(self, started: oneshot::Sender<Result<Running, LaunchError>>) {
-        let QemuProcess { binary, command_line, netns, console, console_log, stderr_log } = self;
+        let QemuProcess { binary, command_line, netns, group, console, console_log, stderr_log } =
+            self;
         let (arguments, inherited) = command_line.into_parts();
         let mut command = Command::new(&binary);
         command.args(arguments).env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        sys::confine(&mut command, inherited);
+        sys::confine(&mut command, inherited, group);
 
         let spawned = spawn(&mut command, netns.as_ref(), &console);
         // Our copies of QEMU's ends: with them open, its closing would go unnoticed.

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::probe::{Device, DeviceCall, Entry, Host, Kind, Part, SevCommand};
+use crate::probe::{Device, DeviceCall, Entry, Host, Kind, Ownership, Part, SevCommand};
 
 /// What `/dev/kvm` of a host answers.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +22,8 @@ pub(crate) struct FakeHost {
     pub(crate) files: BTreeMap<PathBuf, Vec<u8>>,
     /// What is no file: sockets and directories.
     pub(crate) others: BTreeMap<PathBuf, Kind>,
+    /// Whose they are; the rest is root's.
+    pub(crate) owners: BTreeMap<PathBuf, Ownership>,
     pub(crate) programs: BTreeMap<PathBuf, BTreeMap<&'static str, &'static str>>,
     /// What this user may not see, devices too.
     pub(crate) denied: Vec<PathBuf>,
@@ -75,7 +77,10 @@ impl Host for FakeHost {
     }
 
     fn look(&self, path: &Path) -> io::Result<Entry> {
-        let entry = |kind, size, executable| Entry { kind, size, executable, free: self.free };
+        const ROOTS: Ownership = Ownership { uid: 0, gid: 0, mode: 0o755 };
+        let ownership = self.owners.get(path).copied().unwrap_or(ROOTS);
+        let free = self.free;
+        let entry = |kind, size, executable| Entry { kind, size, executable, free, ownership };
         if self.programs.contains_key(path) {
             return Ok(entry(Kind::File, 1, true));
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::fake::{FakeHost, FakeKvm, sev_replies};
 use crate::probe::{
-    ContainerdPaths, FirmwarePaths, ImagePaths, ImageSummary, Kind, Needs, Question, Tee,
+    ContainerdPaths, FirmwarePaths, ImagePaths, ImageSummary, Kind, Needs, Ownership, Question, Tee,
 };
 use crate::{Accelerator, QuoteService};
 
@@ -13,7 +13,7 @@ pub(crate) const QEMU: &str = "/opt/nacre/bin/qemu-system-x86_64";
 pub(crate) const CONTAINERD_CONFIG: &str = "/etc/containerd/config.toml";
 pub(crate) const SHIM: &str = "/usr/local/bin/containerd-shim-nacre-v2";
 pub(crate) const SNAPSHOTTER: &str = "/run/nacre/snapshotter.sock";
-const QUOTES: &str = "/run/tdx-qgs/qgs.socket";
+pub(crate) const QUOTES: &str = "/run/tdx-qgs/qgs.socket";
 
 pub(crate) const QEMU_10: &str = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright";
 pub(crate) const QEMU_11: &str = "QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)\nCopyright";
@@ -45,7 +45,7 @@ pub(crate) fn question() -> Question {
         },
         quote_generation: Some(QuoteService::Unix(QUOTES.into())),
         storage: "/var/lib/nacre/scratch".into(),
-        needs: Needs { memory_mib: 512, scratch_disk_mib: 1024 },
+        needs: Needs { memory_mib: 512, host_mib: 64, scratch_disk_mib: 1024 },
         containerd: ContainerdPaths {
             config: CONTAINERD_CONFIG.into(),
             program_dirs: vec!["/usr/local/bin".into(), "/usr/bin".into()],
@@ -216,6 +216,8 @@ pub(crate) fn tdx() -> FakeHost {
     host.write("/sys/fs/cgroup/misc.capacity", "tdx 63\n");
     host.write("/sys/fs/cgroup/misc.current", "tdx 1\n");
     host.others.insert(QUOTES.into(), Kind::Socket);
+    // As Intel's service makes it: qgsd:qgsd.
+    host.owners.insert(QUOTES.into(), Ownership { uid: 998, gid: 997, mode: 0o660 });
     let extensions = BTreeMap::from([(235, 0b10_0001), (234, 1), (233, 8)]);
     host.kvm = Some(FakeKvm { api_version: 12, extensions });
     host

@@ -167,7 +167,19 @@ fn tdx_without_its_module_or_quotes_is_told() {
     assert_eq!(finding(&host, Tee::Tdx, "tdx.keys").status, Status::Warn);
 
     let mut silent = hosts::tdx();
-    silent.others.remove(Path::new("/run/tdx-qgs/qgs.socket"));
+    let path = Path::new(hosts::QUOTES);
+    let service = finding(&silent, Tee::Tdx, "tdx.quote-service");
+    assert_eq!(service.status, Status::Pass);
+    assert!(service.found.contains("uid 998, gid 997, mode 0660"), "{service:?}");
+    // QEMU connects as root without capabilities, and can be given the socket's group.
+    silent.owners.insert(path.into(), Ownership { uid: 998, gid: 997, mode: 0o755 });
+    let service = finding(&silent, Tee::Tdx, "tdx.quote-service");
+    assert_eq!(service.status, Status::Fail);
+    assert!(service.found.contains("mode 0755: QEMU may not connect"), "{service:?}");
+    assert!(service.advice.contains("let its group write to it"), "{service:?}");
+    silent.others.insert(path.into(), Kind::Directory);
+    assert!(finding(&silent, Tee::Tdx, "tdx.quote-service").found.contains("is no socket"));
+    silent.others.remove(path);
     assert_eq!(self::failing(&silent, Tee::Tdx), ["tdx.quote-service"]);
     let mut without = question();
     without.quote_generation = None;
@@ -239,6 +251,17 @@ fn firmware_that_is_made_for_something_else_fails() {
     assert!(finding(&host, Tee::Snp, "firmware.snp").found.contains("is absent"));
     // Nobody asks for it here.
     assert_eq!(finding(&host, Tee::None, "firmware.snp").status, Status::NotApplicable);
+    // Root reads neither better.
+    for kind in [Kind::Directory, Kind::Other] {
+        host.others.insert(path.into(), kind);
+        let firmware = finding(&host, Tee::Snp, "firmware.snp");
+        assert_eq!(firmware.status, Status::Fail, "{firmware:?}");
+        assert!(firmware.found.contains("it is no file"), "{firmware:?}");
+    }
+    host.others.remove(Path::new(path));
+    host.write(path, hosts::amdsev());
+    host.denied = vec![path.into()];
+    assert_eq!(finding(&host, Tee::Snp, "firmware.snp").status, Status::Unknown);
 }
 
 #[test]
@@ -270,8 +293,31 @@ fn scarce_resources_are_told() {
     }
     assert_eq!(finding(&host, Tee::Snp, "kernel.version").status, Status::Warn);
     host.free = 1023 << 20;
-    host.write("/proc/meminfo", "MemTotal: 4000000 kB\nMemAvailable: 500000 kB\n");
-    assert_eq!(failing(&host, Tee::None), ["memory", "storage"]);
+    assert_eq!(failing(&host, Tee::None), ["storage"]);
+}
+
+/// Other pods take memory and give it back: labels must not follow.
+#[test]
+fn only_a_host_that_is_too_small_fails_for_its_memory() {
+    // A pod takes 512 MiB and 64 on the host.
+    for (total_mib, available_mib, expected) in [
+        (4000, 1152, Status::Pass),
+        (4000, 1151, Status::Warn),
+        (4000, 575, Status::Warn),
+        (576, 0, Status::Warn),
+        (575, 575, Status::Fail),
+    ] {
+        let mut host = hosts::server();
+        let (total, available) = (total_mib * 1024, available_mib * 1024);
+        host.write(
+            "/proc/meminfo",
+            format!("MemTotal: {total} kB\nMemAvailable: {available} kB\n"),
+        );
+        let memory = finding(&host, Tee::None, "memory");
+        assert_eq!(memory.status, expected, "{memory:?}");
+        let pods = available_mib / 576;
+        assert!(memory.found.contains(&format!("{pods} pods of 576 MiB")), "{memory:?}");
+    }
 }
 
 #[test]

@@ -195,6 +195,25 @@ fn a_tdx_guest_whose_quotes_come_by_vsock() {
 }
 
 #[test]
+fn only_a_tdx_guest_with_a_unix_socket_has_one_for_quotes() {
+    let dir = tempfile::tempdir().unwrap();
+    let unix = QuoteService::Unix("/run/qgs".into());
+    let td = |service| Some(Confidential::Tdx(tdx(dir.path(), service)));
+    for (wish, expected) in [
+        (None, None),
+        (Some(Confidential::Snp(snp(dir.path()))), None),
+        (td(None), None),
+        (td(Some(QuoteService::Vsock { cid: 2, port: 4050 })), None),
+        (td(Some(unix)), Some(Path::new("/run/qgs"))),
+    ] {
+        let kernel = dir.path().join(if wish.is_some() { "vmlinuz" } else { "vmlinux" });
+        let config = VmConfig { kernel, confidential: wish, ..config(dir.path()) };
+        let machine = PodMachine::check(config, &host(true), QEMU).unwrap();
+        assert_eq!(machine.quote_socket(), expected);
+    }
+}
+
+#[test]
 fn every_virtio_device_of_a_confidential_guest_goes_through_its_dma_interface() {
     for tee in ["snp", "tdx"] {
         let line = rendered(true, vsock(), |dir| {
