@@ -49,6 +49,16 @@ pub(crate) fn machine(
     annotations: &HashMap<String, String>,
     config: &Config,
 ) -> Result<FittingMachine, SizeError> {
+    machine_among(Path::new(CONTROL_GROUPS), spec, annotations, config)
+}
+
+/// Control groups are at `groups`.
+fn machine_among(
+    groups: &Path,
+    spec: &Spec,
+    annotations: &HashMap<String, String>,
+    config: &Config,
+) -> Result<FittingMachine, SizeError> {
     let wishes = Wishes::read(annotations, config)?;
     let share = match Kind::of(annotations)? {
         // There is no kubelet, and no container beside this one.
@@ -56,7 +66,7 @@ pub(crate) fn machine(
         Kind::Sandbox | Kind::Member { .. } => PodShare::from_cri(annotations)?,
     };
     let machine = Machine::of(&wishes, &share, config)?;
-    let node = node_memory(spec)?;
+    let node = node_memory(groups, spec)?;
     tracing::info!("machine of {machine}");
     let fitting = machine.on(node)?;
     if let Some(unreserved) = fitting.unreserved() {
@@ -79,7 +89,7 @@ fn own_limits(spec: &Spec) -> PodShare {
     )
 }
 
-fn node_memory(spec: &Spec) -> Result<NodeMemory, SizeError> {
+fn node_memory(groups: &Path, spec: &Spec) -> Result<NodeMemory, SizeError> {
     let unknown = |cause| SizeError::Unknown { path: MEMINFO.into(), cause };
     let text = read_text(Path::new(MEMINFO), MOST_BYTES).map_err(unknown)?;
     let mebibytes = |key| {
@@ -87,11 +97,10 @@ fn node_memory(spec: &Spec) -> Result<NodeMemory, SizeError> {
         kibibytes(&text, key).map(|kib| kib >> 10).ok_or_else(missing)
     };
     let group = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().as_ref());
-    let root = Path::new(CONTROL_GROUPS);
     Ok(NodeMemory {
         total_mib: mebibytes("MemTotal")?,
         available_mib: mebibytes("MemAvailable")?,
-        pod_limit_mib: group.and_then(|group| pod_group(group)).and_then(|pod| limit(root, &pod)),
+        pod_limit_mib: group.and_then(|group| pod_group(group)).and_then(|pod| limit(groups, &pod)),
     })
 }
 
@@ -156,7 +165,7 @@ mod tests {
         assert_eq!(kibibytes(text, "Mem"), None);
         assert_eq!(kibibytes("MemTotal: x kB", "MemTotal"), None);
         assert_eq!(kibibytes("MemTotal: 1", "MemTotal"), None);
-        let here = node_memory(&Spec::default()).unwrap();
+        let here = node_memory(Path::new(CONTROL_GROUPS), &Spec::default()).unwrap();
         assert!(here.total_mib >= here.available_mib && here.available_mib > 0, "{here:?}");
     }
 
@@ -203,6 +212,24 @@ mod tests {
         write("kubepods/pod2/memory.max", "max\n");
         assert_eq!(of("kubepods/pod1"), Some(512));
         assert_eq!(of("kubepods/pod2"), None);
+    }
+
+    #[test]
+    fn a_pod_beyond_its_group_s_limit_gets_its_machine() {
+        let root = tempfile::tempdir().unwrap();
+        let group = root.path().join("memory/kubepods/pod1");
+        fs::create_dir_all(&group).unwrap();
+        let spec = r#"{"ociVersion": "1.0.2", "linux": {"cgroupsPath": "/kubepods/pod1/0123",
+            "resources": {"memory": {"limit": 268435456}}}}"#;
+        let spec: Spec = serde_json::from_str(spec).unwrap();
+        for (limit_mib, missing) in [(256_u64, Some(352)), (607, Some(1)), (608, None)] {
+            let bytes = (limit_mib << 20).to_string();
+            fs::write(group.join("memory.limit_in_bytes"), bytes).unwrap();
+            let config = Config::default();
+            let machine = machine_among(root.path(), &spec, &HashMap::new(), &config).unwrap();
+            assert_eq!(machine.memory_mib(), 544);
+            assert_eq!(machine.unreserved().map(|it| it.missing), missing, "{limit_mib}");
+        }
     }
 
     #[test]
