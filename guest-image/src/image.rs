@@ -1,9 +1,10 @@
 //! Puts kernel, initrd and manifest together.
 
+use std::fs;
 use std::path::Path;
 
 use nacre_image_manifest::{
-    Artifact, Entry, FORMAT, Initrd, Kernel, MANIFEST, Manifest, development_mark,
+    Artifact, Entry, FORMAT, Initrd, Kernel, MANIFEST, MEASUREMENTS, Manifest, development_mark,
 };
 
 use crate::certificates::{self, CertificatesError};
@@ -13,7 +14,7 @@ use crate::elf::{Elf, ElfError};
 use crate::kernel::{self, KernelError};
 use crate::modules::{self, Module, ModuleError};
 use crate::pins::Pins;
-use crate::{FileError, Progress, make_directory, read, replace_file};
+use crate::{FileError, Progress, make_directory, read, remove_file, replace_file};
 
 /// What the initrd may take, compressed, in bytes.
 pub const MAX_COMPRESSED_INITRD: u64 = 12 << 20;
@@ -171,13 +172,18 @@ pub(crate) fn pack(archive: &Archive) -> Packed {
 }
 
 /// Puts the image's files into `directory`, the manifest last. Each is replaced in one step, and only if it
-/// differs.
+/// differs. What an earlier image measured goes before that image does.
 pub(crate) fn write(
     directory: &Path,
     manifest: &Manifest,
     [vmlinux, bzimage]: [&[u8]; 2],
     packed: &Packed,
 ) -> Result<(), FileError> {
+    let described = manifest.to_bytes();
+    // Whether there was none or another: measurements that are there are not of this one.
+    if fs::read(directory.join(MANIFEST)).ok().is_none_or(|earlier| earlier != described) {
+        remove_file(&directory.join(MEASUREMENTS))?;
+    }
     let [vmlinux_file, bzimage_file, initrd, development] = manifest.artifacts();
     let files = [
         (vmlinux_file, vmlinux),
@@ -188,7 +194,7 @@ pub(crate) fn write(
     for (file, bytes) in files {
         replace_file(&directory.join(&file.name), bytes)?;
     }
-    replace_file(&directory.join(MANIFEST), &manifest.to_bytes())
+    replace_file(&directory.join(MANIFEST), &described)
 }
 
 /// A line about the sizes of what was built.
@@ -223,7 +229,47 @@ fn mebibytes(bytes: u64) -> f64 {
 mod tests {
     use super::*;
     use crate::elf::tests::elf_file;
-    use std::fs;
+
+    #[test]
+    fn another_image_takes_the_measurements_of_the_earlier_one_away() {
+        let root = tempfile::tempdir().unwrap();
+        let measurements = root.path().join(MEASUREMENTS);
+        let origin = || nacre_image_manifest::Origin {
+            package: "p".into(),
+            version: "1".into(),
+            sha256: nacre_image_manifest::Sha256Hex::of(b"package"),
+        };
+        let put = |command_line: &str| {
+            let archive = Archive::default();
+            let packed = pack(&archive);
+            let manifest = Manifest {
+                format: FORMAT,
+                kernel: Kernel {
+                    release: "6.12".into(),
+                    package: origin(),
+                    vmlinux: Artifact::new("vmlinux", b"kernel"),
+                    bzimage: Artifact::new("vmlinuz", b"compressed"),
+                },
+                initrd: packed.described.clone(),
+                command_line: command_line.into(),
+                certificates: origin(),
+                extensions: Vec::new(),
+                files: Entry::list(&archive),
+            };
+            write(root.path(), &manifest, [b"kernel", b"compressed"], &packed).unwrap();
+        };
+        put("quiet");
+        fs::write(&measurements, "{}").unwrap();
+        put("quiet");
+        assert!(measurements.exists(), "they are of this image");
+        put("loud");
+        assert!(!measurements.exists(), "they were of another image");
+        // Nothing says of which image these are.
+        fs::write(&measurements, "{}").unwrap();
+        fs::remove_file(root.path().join(MANIFEST)).unwrap();
+        put("loud");
+        assert!(!measurements.exists());
+    }
 
     #[test]
     fn a_program_must_be_a_static_elf_file() {

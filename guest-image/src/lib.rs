@@ -74,6 +74,16 @@ fn make_directory(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(FileError::new("create the directory", path))
 }
 
+/// Removes a file; that there is none is no mistake.
+fn remove_file(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::new("remove", path)(source))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Puts `bytes` at `path` in one step: readers see the old file or the new one. A file that already
 /// holds them is left alone.
 fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), FileError> {

@@ -13,6 +13,27 @@ use crate::{
 
 /// More names than an image's directory has; what is behind them is not looked at.
 const NAMES_LIMIT: usize = 256;
+/// A larger document of measurements is none, in bytes; that of an image has about 10 KiB.
+const MEASUREMENTS_LIMIT: u64 = 1024 * 1024;
+
+/// What [`MEASUREMENTS`] says of the files that were measured.
+#[derive(serde::Deserialize)]
+struct Measurements {
+    snp: Option<MeasuredLaunch>,
+    tdx: Option<MeasuredLaunch>,
+}
+
+#[derive(serde::Deserialize)]
+struct MeasuredLaunch {
+    kernel: MeasuredFile,
+    initrd: MeasuredFile,
+    command_line: String,
+}
+
+#[derive(serde::Deserialize)]
+struct MeasuredFile {
+    sha256: Sha256Hex,
+}
 
 /// An image whose files are what its manifest says, with their bytes as they were checked.
 #[derive(Debug, Clone)]
@@ -108,12 +129,49 @@ pub enum Fault {
         /// In the manifest.
         expected: String,
     },
+    /// The measurements beside the manifest are of other files.
+    #[error(
+        "its {what} is {found}, {expected} in the manifest: it is of another image; `nacre measure --release` writes it anew"
+    )]
+    Stale {
+        /// `kernel` or `initrd`.
+        what: &'static str,
+        /// What was measured.
+        found: Sha256Hex,
+        /// In the manifest.
+        expected: Sha256Hex,
+    },
+    /// They are of another command line.
+    #[error(
+        "its command line does not begin with that in the manifest: it is of another image; `nacre measure --release` writes it anew"
+    )]
+    StaleCommandLine,
+    /// They are no measurements.
+    #[error("it is no document of measurements: {0}")]
+    NoMeasurements(String),
     /// A development image has one file more than the image, and no other difference.
     #[error("it is not {initrd} with {DEVELOPMENT_MARK} and nothing else behind it")]
     Development {
         /// The other initrd's name.
         initrd: String,
     },
+}
+
+impl Artifact {
+    /// Compares bytes with it.
+    ///
+    /// # Errors
+    /// If there are more or fewer, or others.
+    pub fn check(&self, bytes: &[u8]) -> Result<(), Fault> {
+        let found = Artifact::new(&self.name, bytes);
+        if found.size != self.size {
+            return Err(Fault::Size { found: found.size, expected: self.size });
+        }
+        if found.sha256 != self.sha256 {
+            return Err(Fault::Hash { found: found.sha256, expected: self.sha256.clone() });
+        }
+        Ok(())
+    }
 }
 
 impl GuestImage {
@@ -135,6 +193,7 @@ impl GuestImage {
         if let (Some(initrd), Some(development)) = (&initrd, &development) {
             findings.development(initrd, development);
         }
+        findings.measurements();
         findings.unlisted();
         let problems = findings.problems;
         match (vmlinux, bzimage, archive, problems.is_empty()) {
@@ -210,7 +269,7 @@ impl Findings<'_> {
 
     /// The file's bytes, whatever they are, unless there are too many.
     fn artifact(&mut self, artifact: &Artifact) -> Option<Vec<u8>> {
-        let Artifact { name, size, sha256 } = artifact;
+        let Artifact { name, size, .. } = artifact;
         let bytes = match read_regular(&self.path(name), *size) {
             Ok(bytes) => bytes,
             Err(fault) => {
@@ -218,14 +277,44 @@ impl Findings<'_> {
                 return None;
             }
         };
-        let found = Artifact::new(name, &bytes);
-        if found.size != *size {
-            self.add(name, None, Fault::Size { found: found.size, expected: *size });
-        } else if found.sha256 != *sha256 {
-            let (found, expected) = (found.sha256, sha256.clone());
-            self.add(name, None, Fault::Hash { found, expected });
+        if let Err(fault) = artifact.check(&bytes) {
+            self.add(name, None, fault);
         }
         Some(bytes)
+    }
+
+    /// Key brokers would be told what guests of another image measure.
+    fn measurements(&mut self) {
+        let bytes = match read_regular(&self.path(MEASUREMENTS), MEASUREMENTS_LIMIT) {
+            Ok(bytes) => bytes,
+            // Images go without.
+            Err(Fault::Absent) => return,
+            Err(fault) => return self.add(MEASUREMENTS, None, fault),
+        };
+        let measured: Measurements = match serde_json::from_slice(&bytes) {
+            Ok(measured) => measured,
+            Err(error) => {
+                return self.add(MEASUREMENTS, None, Fault::NoMeasurements(error.to_string()));
+            }
+        };
+        let manifest = self.image.manifest();
+        for launch in [&measured.snp, &measured.tdx].into_iter().flatten() {
+            let of = [
+                ("kernel", &launch.kernel, &manifest.kernel.bzimage),
+                ("initrd", &launch.initrd, &manifest.initrd.file),
+            ];
+            for (what, measured, ours) in of {
+                if measured.sha256 != ours.sha256 {
+                    let (found, expected) = (measured.sha256.clone(), ours.sha256.clone());
+                    self.add(MEASUREMENTS, None, Fault::Stale { what, found, expected });
+                }
+            }
+            // The configuration's words follow.
+            let words = launch.command_line.strip_prefix(&manifest.command_line);
+            if words.is_none_or(|words| !words.is_empty() && !words.starts_with(' ')) {
+                self.add(MEASUREMENTS, None, Fault::StaleCommandLine);
+            }
+        }
     }
 
     /// The initrd's entries, compared with those of the manifest.
@@ -455,6 +544,49 @@ mod tests {
         assert_eq!((image.vmlinux(), image.bzimage()), (&b"kernel"[..], &b"compressed"[..]));
         assert_eq!(image.manifest(), &sample.manifest);
         assert_eq!(image.image().manifest_file().sha256, Sha256Hex::of(&sample.bytes(MANIFEST)));
+    }
+
+    #[test]
+    fn measurements_are_of_this_image_or_a_problem() {
+        let sample = Sample::new();
+        let launch = |kernel: &str, initrd: &str, command_line: &str| {
+            serde_json::json!({
+                "kernel": { "name": "vmlinuz", "sha256": kernel },
+                "initrd": { "name": "initrd.img", "sha256": initrd },
+                "command_line": command_line,
+            })
+        };
+        let (kernel, initrd) = (
+            sample.manifest.kernel.bzimage.sha256.to_string(),
+            sample.manifest.initrd.file.sha256.to_string(),
+        );
+        let other = "ab".repeat(32);
+        let problems = |document: serde_json::Value| {
+            sample.put(MEASUREMENTS, document.to_string().as_bytes());
+            sample.problems()
+        };
+        let ours = launch(&kernel, &initrd, "quiet nacre.tee=snp");
+        assert_lines(&problems(serde_json::json!({ "snp": ours, "tdx": ours })), &[]);
+        for (launch, expected) in [
+            (launch(&other, &initrd, "quiet"), "measurements.json: its kernel is ab"),
+            (launch(&kernel, &other, "quiet"), "measurements.json: its initrd is ab"),
+            (launch(&kernel, &initrd, "quieter"), "measurements.json: its command line "),
+            (launch(&kernel, &initrd, "nacre.tee=snp"), "measurements.json: its command line "),
+        ] {
+            for tee in ["snp", "tdx"] {
+                let mut document = serde_json::json!({ "snp": ours, "tdx": ours });
+                document[tee] = launch.clone();
+                assert_lines(&problems(document), &[expected]);
+            }
+        }
+        let none = "measurements.json: it is no document of measurements: ";
+        assert_lines(&problems(serde_json::json!([1, 2, 3])), &[none]);
+        assert_lines(&problems(serde_json::json!({ "snp": { "kernel": 1 } })), &[none]);
+        sample.put(MEASUREMENTS, &vec![b' '; 1024 * 1024 + 1]);
+        assert_lines(&sample.problems(), &["measurements.json: it has "]);
+        fs::remove_file(sample.path(MEASUREMENTS)).unwrap();
+        symlink(sample.path(MANIFEST), sample.path(MEASUREMENTS)).unwrap();
+        assert_lines(&sample.problems(), &["measurements.json: it is a symbolic link"]);
     }
 
     #[test]
