@@ -224,13 +224,15 @@ fn unsound_metadata_has_no_digest() {
         refusal(&snp_metadata(&sections), &entries)
     };
     type Change = fn(&mut Vec<[u32; 3]>);
-    let cases: [(Change, &str); 11] = [
+    let cases: [(Change, &str); 12] = [
         (|sections| sections[0][2] = 5, "kind 5"),
         (|sections| sections[0][2] = 0x101, "kind 257"),
         (|sections| sections[0][0] += 1, "no pages below 4 GiB"),
         (|sections| sections[0][1] += 1, "no pages below 4 GiB"),
         (|sections| sections[0][0] = 0xffff_f000, "no pages below 4 GiB"),
         (|sections| sections[1][0] = 0x80_8000, "covered twice"),
+        // The firmware's own last page.
+        (|sections| sections[0] = [0xffff_f000, 0x1000, 1], "0xfffff000 are covered twice"),
         (|sections| sections[0] = [0x1000_0000, 0x400_1000, 1], "cover more than"),
         (|sections| sections[2][1] = 0x2000, "is no page"),
         (|sections| _ = sections.remove(2), "no secrets page"),

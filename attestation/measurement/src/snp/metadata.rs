@@ -49,6 +49,8 @@ impl Metadata {
         let malformed = |problem: String| MeasureError::malformed(WHAT, problem);
         let found = firmware.metadata(WHAT, METADATA, b"ASEV", 12)?;
         let mut covered = Covered::default();
+        // A launcher that loaded the image there would not load something else over it.
+        covered.add(firmware.address(), firmware.image().len() as u64).map_err(malformed)?;
         let mut sections = Vec::new();
         for bytes in found.ok_or_else(|| missing("metadata for SEV-SNP"))? {
             let field = |offset| u32_at(bytes, offset).unwrap_or(0);
