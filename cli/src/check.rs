@@ -36,8 +36,8 @@ Exit status: 0 ready; 1 not ready; 2 it cannot be told: the configuration cannot
 something can be seen by root alone. With neither --tee nor --config it is about what
 /etc/nacre/config.toml asks for. With --labels: 0, ready or not.")]
 pub(crate) struct Arguments {
-    /// The node's configuration, as its shim reads it [default: /etc/nacre/config.toml if there is one, else the
-    /// built-in defaults].
+    /// The node's configuration, as its shim reads it [default: with --tee snp or tdx /etc/nacre/snp.toml or
+    /// tdx.toml; where that is absent, and else, /etc/nacre/config.toml; without it the built-in defaults].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// What is to vouch for the guests [default: what the configuration says].
@@ -69,6 +69,18 @@ enum Wanted {
     Tdx,
 }
 
+impl Wanted {
+    fn own_configuration(self) -> Option<PathBuf> {
+        let tee = match self {
+            Wanted::None => nacre_configuration::Tee::None,
+            Wanted::EmulatedSnp => nacre_configuration::Tee::EmulatedSnp,
+            Wanted::Snp => nacre_configuration::Tee::Snp,
+            Wanted::Tdx => nacre_configuration::Tee::Tdx,
+        };
+        tee.own_configuration()
+    }
+}
+
 impl From<Wanted> for Tee {
     fn from(wanted: Wanted) -> Tee {
         match wanted {
@@ -81,7 +93,8 @@ impl From<Wanted> for Tee {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
-    let node = node::read(arguments.config.as_deref(), &arguments.containerd_config)?;
+    let config = arguments.config.clone().or_else(|| arguments.tee?.own_configuration());
+    let node = node::read(config.as_deref(), &arguments.containerd_config)?;
     let asked = arguments.tee.map_or(node.tee, Tee::from);
     let facts = Facts::gather(&ThisHost, &node.question);
     if arguments.labels {

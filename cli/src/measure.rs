@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
 use nacre_configuration::{Config, DEFAULT_PATH, Tee};
+use nacre_image_manifest::Sha256Hex;
 use nacre_verifier::{
     Allowed, Hex, ReferenceValues, SnpPolicy, SnpReferences, TcbMinimum, TdxReferences, Values,
 };
@@ -30,15 +31,22 @@ pub(crate) use release::measurements_of;
 /// TDX: MRTD (the firmware) is computed completely. RTMR1 (kernel) and RTMR2 (command line, initrd) are
 /// predicted by the rules of firmware and kernel; the prediction was compared with event logs, never with
 /// hardware. RTMR0 (ACPI tables, boot variables, the firmware's configuration) depends on the host's QEMU
-/// and on the pod's memory, processors and devices, and cannot be computed. Take it from a guest that you
-/// trust: start one on a machine of yours, have its quote appraised (`nacre attest appraise --json QUOTE`
-/// lists its registers as `rtmr`), and give the first with --rtmr0, once for each shape of pods.
+/// and on the pod's memory, processors and devices, and cannot be computed. Take it from a guest on a machine
+/// of yours, once for each shape of pods: write values with --rtmr0 any, have the guest's quote appraised with
+/// them and with Intel's data about the machine, and only if all passed give the first of its registers with
+/// --rtmr0. The pod's policy must have `guest_api.evidence = true`: its containers then read the quote.
+///
+/// Settings of the configuration by which guests protect less (danger_*, vm.kernel_parameters) are refused,
+/// unless --danger-accept is given. The files of the guest image must be those of its manifest.
 #[derive(Args)]
 #[command(after_help = "Examples:
   nacre measure --tee snp --tcb-minimum tcb.json -o guest.json
   nacre measure --tee snp --tcb-minimum any --explain web.yaml
+  nacre measure --tee tdx --rtmr0 any -o first.json
+  nacre attest appraise quote.bin --reference first.json --tdx-collateral collateral.json --json
   nacre measure --tee tdx --rtmr0 8f3c...e1 -o guest.json
   nacre measure --tee emulated-snp --config node.toml --vcpus 1 --vcpus 2
+  nacre measure --release DIR --firmware DIR -o - | diff DIR/measurements.json -
 
 Where tcb.json says which of AMD's firmware is new enough, for each processor that is accepted:
   {\"genoa\": {\"bootloader\": 10, \"tee\": 0, \"snp\": 23, \"microcode\": 84}}
@@ -50,16 +58,18 @@ pub(crate) struct Arguments {
     /// What vouches for the guest.
     #[arg(long, value_enum, required_unless_present = "release")]
     tee: Option<Hardware>,
-    /// The node's configuration, as its shim reads it.
-    #[arg(long, default_value = DEFAULT_PATH, value_name = "FILE")]
-    config: PathBuf,
+    /// The node's configuration, as its shim reads it [default: with --tee snp or tdx /etc/nacre/snp.toml or
+    /// tdx.toml; where that is absent, and else, /etc/nacre/config.toml].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Pods, or what makes pods: measure for their numbers of processors.
     #[arg(value_name = "YAML")]
     pods: Vec<PathBuf>,
     /// Number of processors; may be given several times [default: each that the configuration allows].
     #[arg(long, value_name = "NUMBER")]
     vcpus: Vec<u32>,
-    /// Name of the document [default: nacre-VERSION-TEE].
+    /// Name of the document; a broker has one of each name [default: nacre-VERSION-TEE-HASH, the hash being that
+    /// of the values, shortened].
     #[arg(long)]
     id: Option<String>,
     /// SEV-SNP: least security versions, a JSON file, or "any": old firmware with known holes is accepted.
@@ -72,20 +82,25 @@ pub(crate) struct Arguments {
     /// TDX: RTMR3, "any" where containers extend it [default: nothing has extended it].
     #[arg(long, value_name = "HEX|any")]
     rtmr3: Vec<String>,
+    /// Accept settings of the configuration by which guests protect less. They are named in the document.
+    #[arg(long)]
+    danger_accept: bool,
     /// Say what was measured: files with sizes and digests, command line, each measurement.
     #[arg(long)]
     explain: bool,
     /// Form of what --explain says.
     #[arg(long, value_enum, default_value = "text", requires = "explain")]
     output: Output,
-    /// Measure an image for its release instead: write DIR/measurements.json, for the default
-    /// configuration and the firmware in --firmware.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["tee", "pods", "vcpus", "id", "to", "explain"])]
+    /// Measure an image for its release instead, for the default configuration and the firmware in --firmware.
+    /// It is written to DIR/measurements.json, if -o does not say something else.
+    #[arg(long, value_name = "DIR", conflicts_with_all = [
+        "tee", "config", "pods", "vcpus", "id", "tcb_minimum", "rtmr0", "rtmr3", "danger_accept", "explain",
+    ])]
     release: Option<PathBuf>,
     /// With --release: directory of OVMF.amdsev.fd and OVMF.inteltdx.fd [default: where installed].
     #[arg(long, value_name = "DIR", requires = "release")]
     firmware: Option<PathBuf>,
-    /// Where to write it [default: standard output].
+    /// Where to write it; `-` is standard output [default: standard output].
     #[arg(short = 'o', long = "to", value_name = "FILE")]
     to: Option<PathBuf>,
 }
@@ -128,27 +143,69 @@ impl Hardware {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     if let Some(image) = &arguments.release {
-        let firmware = arguments.firmware.as_deref();
-        print(&measurements_of(image, firmware)?.write(image)?)?;
-        return Ok(Verdict::Good);
+        return measure_release(image, arguments.firmware.as_deref(), arguments.to.as_deref());
     }
     let hardware = arguments.tee.context("--tee is missing")?;
     arguments.fit(hardware)?;
-    let mut config = Config::read(&arguments.config)?;
+    let path = match &arguments.config {
+        Some(path) => path.clone(),
+        None => hardware.tee().own_configuration().unwrap_or_else(|| DEFAULT_PATH.into()),
+    };
+    let mut config = Config::read(&path)?;
     config.vm.tee = hardware.tee();
+    let dangers = config.dangers().join(", ");
+    ensure!(
+        dangers.is_empty() || arguments.danger_accept,
+        "{}: guests are launched with {dangers}: they protect less than others, and whoever registers them \
+         accepts that. Measure a configuration without, or give --danger-accept",
+        path.display()
+    );
     let vcpus = shapes::vcpus(&arguments.vcpus, &arguments.pods, &config)?;
     let measured = Measured::of(&config, &vcpus)?;
     let document = document(arguments, hardware, &measured)?;
     if arguments.explain {
         match arguments.output {
             Output::Text => eprint!("{}", explanation::text(&measured)),
-            Output::Json => eprintln!("{}", explanation::json(&measured)),
+            Output::Json => {
+                let mut value = explanation::json(&measured);
+                value["configuration"] = path.display().to_string().into();
+                value["dangers"] = measured.dangers.as_slice().into();
+                eprintln!("{value}");
+            }
+        }
+    }
+    // What programs read of standard error is JSON and nothing else.
+    if arguments.output == Output::Text {
+        if arguments.explain || arguments.config.is_none() {
+            eprintln!("nacre: measured with {}", path.display());
+        }
+        if !dangers.is_empty() {
+            eprintln!("nacre: warning: accepted, though guests protect less with it: {dangers}");
         }
     }
     write_or_print(
-        arguments.to.as_deref(),
+        arguments.to.as_deref().filter(|to| *to != Path::new("-")),
         &format!("{}\n", serde_json::to_string_pretty(&document)?),
     )?;
+    Ok(Verdict::Good)
+}
+
+fn measure_release(
+    image: &Path,
+    firmware: Option<&Path>,
+    to: Option<&Path>,
+) -> anyhow::Result<Verdict> {
+    let release = measurements_of(image, firmware)?;
+    match to {
+        None => print(&release.write(image)?)?,
+        Some(to) if to == Path::new("-") => {
+            for line in release.left_out() {
+                eprintln!("nacre: warning: {line}");
+            }
+            print(&release.text()?)?;
+        }
+        Some(to) => print(&release.write_to(to)?)?,
+    }
     Ok(Verdict::Good)
 }
 
@@ -212,11 +269,16 @@ fn document(
             (note, values)
         }
     };
-    let id = match &arguments.id {
-        Some(id) => id.clone(),
-        None => format!("nacre-{}-{}", env!("CARGO_PKG_VERSION"), hardware.name()),
-    };
-    let document = ReferenceValues { id, expires: None, note: Some(note.to_owned()), values };
+    let name = format!("nacre-{}-{}", env!("CARGO_PKG_VERSION"), hardware.name());
+    let mut document = ReferenceValues { id: name, expires: None, note: None, values };
+    // A broker replaces a document by another of the same name: other values, another name.
+    let hash = Sha256Hex::of(&serde_json::to_vec(&document)?).to_string();
+    document.id = arguments.id.clone().unwrap_or_else(|| format!("{}-{hash:.8}", document.id));
+    let accepted = measured.dangers.join(", ");
+    document.note = Some(match accepted.as_str() {
+        "" => note.to_owned(),
+        accepted => format!("{note}; accepted with {accepted}"),
+    });
     // The same rules as for documents that people write.
     Ok(ReferenceValues::parse(&serde_json::to_vec(&document)?)?)
 }

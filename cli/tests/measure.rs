@@ -29,12 +29,22 @@ impl Node {
         node.put("ovmf/OVMF.amdsev.fd", &synthetic::snp(8192, 0x81_0c00, 0x80_b004));
         node.put("ovmf/OVMF.inteltdx.fd", &synthetic::tdx(8192));
         node.put("qemu/qboot.rom", &[1; 65536]);
-        let names = ["vmlinux", "vmlinuz", "initrd.img", "initrd-development.img"];
         node.put("image/vmlinux", b"an ELF kernel");
         node.put("image/vmlinuz", &synthetic::program(b"signed"));
         node.put("image/initrd.img", b"an initrd");
         node.put("image/initrd-development.img", b"an initrd for development");
-        let artifact = |name: &str| json!({ "name": name, "size": 1, "sha256": "00".repeat(32) });
+        node.describe_image();
+        node.configure("");
+        node
+    }
+
+    /// Writes the manifest of the files that are there.
+    fn describe_image(&self) {
+        let names = ["vmlinux", "vmlinuz", "initrd.img", "initrd-development.img"];
+        let artifact = |name: &str| {
+            let bytes = fs::read(self.path("image").join(name)).unwrap();
+            json!({ "name": name, "size": bytes.len(), "sha256": sha256(&bytes) })
+        };
         let origin = json!({ "package": "p", "version": "1", "sha256": "00".repeat(32) });
         let [vmlinux, vmlinuz, initrd, development] = names.map(artifact);
         let manifest = json!({
@@ -47,9 +57,7 @@ impl Node {
             "certificates": origin,
             "files": [],
         });
-        node.put("image/manifest.json", manifest.to_string().as_bytes());
-        node.configure("");
-        node
+        self.put("image/manifest.json", manifest.to_string().as_bytes());
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -74,14 +82,8 @@ impl Node {
     }
 
     fn measure(&self, arguments: &[&str]) -> Done {
-        let output = Command::new(env!("CARGO_BIN_EXE_nacre"))
-            .args(["measure", "--config"])
-            .arg(self.path("node.toml"))
-            .args(arguments)
-            .output()
-            .unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+        let config = self.path("node.toml").display().to_string();
+        run(&[&["measure", "--config", &config], arguments].concat())
     }
 
     /// The document that is written for a TEE.
@@ -97,18 +99,40 @@ impl Node {
     }
 
     fn refusal(&self, arguments: &[&str]) -> String {
-        let (code, out, error) = self.measure(arguments);
-        assert_eq!((code, out.as_str()), (2, ""), "{error}");
-        assert!(!error.contains("panicked"), "{error}");
-        error
+        refused(self.measure(arguments))
+    }
+
+    fn refused_release(&self, arguments: &[&str]) -> String {
+        refused(run(&[&["measure"], arguments].concat()))
     }
 }
 
-/// What differs between documents.
+/// Runs `nacre`.
+fn run(arguments: &[&str]) -> Done {
+    let output = Command::new(env!("CARGO_BIN_EXE_nacre")).args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn refused((code, out, error): Done) -> String {
+    assert_eq!((code, out.as_str()), (2, ""), "{error}");
+    assert!(!error.contains("panicked"), "{error}");
+    error
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    hex::encode(sha2::Sha256::digest(bytes))
+}
+
+/// What differs between documents, which have different names if their values differ.
 fn differing(one: &Value, other: &Value) -> BTreeSet<String> {
     let (one, other) = (one.as_object().unwrap(), other.as_object().unwrap());
     let keys = one.keys().chain(other.keys());
-    keys.filter(|key| one.get(*key) != other.get(*key)).cloned().collect()
+    let mut keys: BTreeSet<_> =
+        keys.filter(|key| one.get(*key) != other.get(*key)).cloned().collect();
+    assert_eq!(keys.remove("id"), keys.iter().any(|key| key != "note"), "{one:?} {other:?}");
+    keys
 }
 
 #[test]
@@ -131,12 +155,14 @@ fn one_flipped_byte_changes_what_is_measured() {
         let mut changed = original.clone();
         changed[at] ^= 1;
         node.put(file, &changed);
+        node.describe_image();
         for (tee, (before, expected)) in TEES.iter().zip(before.iter().zip(expected)) {
             let found = differing(before, &node.document(tee, &[]));
             let expected = if expected.is_empty() { vec![] } else { vec![expected.to_owned()] };
             assert_eq!(found, BTreeSet::from_iter(expected), "{file}, {tee}");
         }
         node.put(file, &original);
+        node.describe_image();
     }
     let manifest = fs::read_to_string(node.path("image/manifest.json")).unwrap();
     node.put("image/manifest.json", manifest.replace("quiet", "quieT").as_bytes());
@@ -154,7 +180,7 @@ fn the_configuration_counts_where_it_is_measured() {
     let before = TEES.map(|tee| node.document(tee, &[]));
     node.configure("[vm]\nkernel_parameters = \"nokaslr\"");
     for (tee, before) in TEES.iter().zip(&before) {
-        assert!(!differing(before, &node.document(tee, &[])).is_empty(), "{tee}");
+        assert!(differing(before, &node.document(tee, &["--danger-accept"])).len() >= 2, "{tee}");
     }
     node.configure("cpu = \"EPYC-Genoa-v1\"\nsmt = false");
     let found = node.document("snp", &[]);
@@ -164,7 +190,117 @@ fn the_configuration_counts_where_it_is_measured() {
         BTreeSet::from(["measurements".to_owned(), "policy".to_owned()])
     );
     node.configure("[vm]\ndanger_development_image = true");
-    assert_eq!(differing(&before[2], &node.document("tdx", &[])), BTreeSet::from(["rtmr2".into()]));
+    assert_eq!(
+        differing(&before[2], &node.document("tdx", &["--danger-accept"])),
+        BTreeSet::from(["note".into(), "rtmr2".into()])
+    );
+}
+
+#[test]
+fn guests_that_protect_less_are_measured_only_if_that_is_accepted() {
+    let node = Node::new();
+    for (settings, key) in [
+        ("[vm]\ndanger_development_image = true", "vm.danger_development_image"),
+        ("[vm]\nkernel_parameters = \"nokaslr\"", "vm.kernel_parameters"),
+        ("[pod]\ndanger_set_policy = \"/p\"", "pod.danger_set_policy"),
+        ("[registry]\ndanger_plain_http = [\"r:5000\"]", "registry.danger_plain_http"),
+        ("[agent]\ndanger_record = \"/r\"", "agent.danger_record"),
+    ] {
+        node.configure(settings);
+        let snp = ["--tee", "snp", "--tcb-minimum", "any"];
+        for arguments in [&snp[..], &["--tee", "tdx", "--rtmr0", "any"], &["--tee", "emulated-snp"]]
+        {
+            let error = node.refusal(arguments);
+            assert!(error.contains(key) && error.contains("--danger-accept"), "{key}: {error}");
+            let (code, out, said) = node.measure(&[arguments, &["--danger-accept"]].concat());
+            assert_eq!(code, 0, "{key}: {said}");
+            assert!(said.contains("warning") && said.contains(key), "{key}: {said}");
+            let document: Value = serde_json::from_str(&out).unwrap();
+            let note = document["note"].as_str().unwrap();
+            assert!(note.ends_with(&format!("; accepted with {key}")), "{note}");
+        }
+        let json = ["--danger-accept", "--explain", "--output", "json"];
+        let (_, _, said) = node.measure(&[&snp[..], &json].concat());
+        let explained: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(explained["dangers"], json!([key]));
+    }
+    node.configure("[vm]\ndanger_development_image = true\nkernel_parameters = \"nokaslr\"");
+    let error = node.refusal(&["--tee", "emulated-snp"]);
+    assert!(error.contains("vm.danger_development_image, vm.kernel_parameters"), "{error}");
+    // Nothing to accept, nothing to say.
+    node.configure("");
+    let (code, out, said) = node.measure(&["--tee", "emulated-snp", "--danger-accept"]);
+    assert_eq!((code, said.as_str()), (0, ""));
+    assert!(!out.contains("accepted with"), "{out}");
+}
+
+#[test]
+fn files_that_are_not_the_manifests_are_not_measured() {
+    let node = Node::new();
+    for (file, changed, tees) in [
+        ("image/initrd.img", &b"an initrD"[..], &TEES[..]),
+        ("image/initrd.img", b"an initrd and more", &TEES),
+        ("image/vmlinux", b"an elf kernel", &TEES[..1]),
+        ("image/vmlinuz", b"MZ", &TEES[1..]),
+    ] {
+        let original = fs::read(node.path(file)).unwrap();
+        node.put(file, changed);
+        for tee in TEES {
+            let arguments: &[&str] = match tee {
+                "snp" => &["--tee", tee, "--tcb-minimum", "any"],
+                "tdx" => &["--tee", tee, "--rtmr0", "any"],
+                _ => &["--tee", tee],
+            };
+            if tees.contains(&tee) {
+                let error = node.refusal(arguments);
+                let (_, name) = file.split_once('/').unwrap();
+                assert!(
+                    error.contains(&format!("{name} is not what the image's manifest says")),
+                    "{error}"
+                );
+                assert!(error.contains("nacre image verify"), "{error}");
+            } else {
+                // It is not launched.
+                node.document(tee, &[]);
+            }
+        }
+        let image = node.path("image").display().to_string();
+        let firmware = node.path("ovmf").display().to_string();
+        if file != "image/vmlinux" {
+            let error = node.refused_release(&["--release", &image, "--firmware", &firmware]);
+            assert!(error.contains("is not what the image's manifest says"), "{error}");
+        }
+        node.put(file, &original);
+    }
+}
+
+#[test]
+fn documents_of_other_values_have_other_names() {
+    let node = Node::new();
+    let name = |more: &[&str]| node.document("snp", more)["id"].as_str().unwrap().to_owned();
+    let all = name(&[]);
+    let (front, hash) = all.rsplit_once('-').unwrap();
+    assert_eq!(front, format!("nacre-{}-snp", env!("CARGO_PKG_VERSION")));
+    assert!(hash.len() == 8 && hash.bytes().all(|digit| digit.is_ascii_hexdigit()), "{hash}");
+    assert_eq!(name(&[]), all, "the same values, the same name");
+    assert_ne!(name(&["--vcpus", "1"]), all);
+    assert_eq!(name(&["--id", "mine"]), "mine");
+}
+
+#[test]
+fn the_configuration_that_was_read_is_named() {
+    let node = Node::new();
+    let file = node.path("node.toml").display().to_string();
+    let (_, _, said) = node.measure(&["--tee", "emulated-snp", "--explain"]);
+    assert!(said.contains(&format!("measured with {file}")), "{said}");
+    let json = ["--tee", "emulated-snp", "--explain", "--output", "json"];
+    let explained: Value = serde_json::from_str(&node.measure(&json).2).unwrap();
+    assert_eq!(explained["configuration"], file);
+    // Without --config it is looked for, and said.
+    let without = run(&["measure", "--tee", "emulated-snp", "--vcpus", "0"]);
+    if !PathBuf::from("/etc/nacre/config.toml").exists() {
+        assert!(without.2.contains("/etc/nacre/config.toml"), "{}", without.2);
+    }
 }
 
 #[test]
@@ -312,28 +448,33 @@ fn what_was_measured_can_be_explained() {
 fn what_cannot_be_measured_is_said() {
     let any = ["--tee", "snp", "--tcb-minimum", "any"];
     let tdx = ["--tee", "tdx", "--rtmr0", "any"];
-    let refused = |file: &str, content: Option<&[u8]>, arguments: &[&str], expected: &str| {
+    let unmeasured = |file: &str, content: Option<&[u8]>, arguments: &[&str], expected: &str| {
         let node = Node::new();
         match content {
-            Some(content) => node.put(file, content),
+            Some(content) => {
+                node.put(file, content);
+                if file.starts_with("image/") && !file.ends_with(".json") {
+                    node.describe_image();
+                }
+            }
             None => fs::remove_file(node.path(file)).unwrap(),
         }
         let error = node.refusal(arguments);
         assert!(error.contains(expected), "{file}: {error}");
     };
-    refused("ovmf/OVMF.amdsev.fd", None, &any, "OVMF.amdsev.fd");
-    refused("ovmf/OVMF.amdsev.fd", Some(&[0; 4097]), &any, "firmware of 4097 bytes");
-    refused("ovmf/OVMF.amdsev.fd", Some(&vec![0; 17 << 20]), &any, "16 MiB at most");
-    refused("ovmf/OVMF.amdsev.fd", Some(&synthetic::tdx(8192)), &any, "AmdSev");
-    refused("ovmf/OVMF.inteltdx.fd", Some(&[0xff; 8192]), &tdx, "table of GUIDs");
+    unmeasured("ovmf/OVMF.amdsev.fd", None, &any, "OVMF.amdsev.fd");
+    unmeasured("ovmf/OVMF.amdsev.fd", Some(&[0; 4097]), &any, "firmware of 4097 bytes");
+    unmeasured("ovmf/OVMF.amdsev.fd", Some(&vec![0; 17 << 20]), &any, "16 MiB at most");
+    unmeasured("ovmf/OVMF.amdsev.fd", Some(&synthetic::tdx(8192)), &any, "AmdSev");
+    unmeasured("ovmf/OVMF.inteltdx.fd", Some(&[0xff; 8192]), &tdx, "table of GUIDs");
     let amd = synthetic::snp(8192, 0x81_0c00, 0x80_b004);
-    refused("ovmf/OVMF.inteltdx.fd", Some(&amd), &tdx, "give a TDVF image");
-    refused("image/vmlinuz", Some(b"\x7fELF"), &tdx, "EFI stub");
-    refused("image/vmlinuz", None, &any, "vmlinuz");
-    refused("image/initrd.img", None, &any, "initrd.img");
-    refused("image/manifest.json", Some(b"{}"), &any, "no manifest");
-    refused("image/manifest.json", None, &any, "there is no guest image");
-    refused("qemu/qboot.rom", Some(&[1; 100]), &["--tee", "emulated-snp"], "100 bytes");
+    unmeasured("ovmf/OVMF.inteltdx.fd", Some(&amd), &tdx, "give a TDVF image");
+    unmeasured("image/vmlinuz", Some(b"\x7fELF"), &tdx, "EFI stub");
+    unmeasured("image/vmlinuz", None, &any, "vmlinuz");
+    unmeasured("image/initrd.img", None, &any, "initrd.img");
+    unmeasured("image/manifest.json", Some(b"{}"), &any, "no manifest");
+    unmeasured("image/manifest.json", None, &any, "there is no guest image");
+    unmeasured("qemu/qboot.rom", Some(&[1; 100]), &["--tee", "emulated-snp"], "100 bytes");
     let node = Node::new();
     let error = node.refusal(&["--tee", "snp", "--tcb-minimum", "any", "/dev/zero"]);
     assert!(error.contains("/dev/zero has more than"), "{error}");
@@ -345,12 +486,12 @@ fn what_cannot_be_measured_is_said() {
 #[test]
 fn a_release_carries_its_measurements() {
     let node = Node::new();
-    let run = |more: &[&str]| {
+    let release_with = |more: &[&str]| {
         let image = node.path("image").display().to_string();
-        node.measure(&[&["--release", image.as_str()], more].concat())
+        run(&[&["measure", "--release", image.as_str()], more].concat())
     };
     let firmware = node.path("ovmf").display().to_string();
-    let (code, said, error) = run(&["--firmware", &firmware]);
+    let (code, said, error) = release_with(&["--firmware", &firmware]);
     assert_eq!(code, 0, "{error}");
     let read = || -> Value {
         serde_json::from_slice(&fs::read(node.path("image/measurements.json")).unwrap()).unwrap()
@@ -366,9 +507,40 @@ fn a_release_carries_its_measurements() {
     assert!(!release.to_string().contains(node.0.path().to_str().unwrap()), "{release}");
     let digest = snp["measurements"][2].as_str().unwrap();
     assert!(said.contains(&format!("snp 3 vcpus {digest}")), "{said}");
+    // Whoever does not trust the file compares, and writes nothing over it.
+    node.put("image/measurements.json", b"somebody's");
+    let (code, out, error) = release_with(&["--firmware", &firmware, "-o", "-"]);
+    assert_eq!((code, error.as_str()), (0, ""));
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap(), release);
+    let elsewhere = node.path("again.json").display().to_string();
+    let (code, said, error) = release_with(&["--firmware", &firmware, "-o", &elsewhere]);
+    assert_eq!(code, 0, "{error}");
+    assert!(said.contains("again.json"), "{said}");
+    assert_eq!(fs::read(&elsewhere).unwrap(), out.as_bytes());
+    assert_eq!(fs::read(node.path("image/measurements.json")).unwrap(), b"somebody's");
+    node.put("image/measurements.json", out.as_bytes());
+    // It is of the default configuration: what would change that is a mistake.
+    for wrong in [
+        ["--config", "node.toml"],
+        ["--tcb-minimum", "any"],
+        ["--rtmr0", "any"],
+        ["--rtmr3", "any"],
+        ["--vcpus", "1"],
+        ["--id", "x"],
+    ] {
+        let (code, _, error) = release_with(&wrong);
+        assert!(code == 2 && error.contains("cannot be used with"), "{wrong:?}: {error}");
+    }
+    let (code, _, error) = release_with(&["--danger-accept"]);
+    assert!(code == 2 && error.contains("cannot be used with"), "{error}");
     // Without a firmware its part is left out, visibly.
     fs::remove_file(node.path("ovmf/OVMF.inteltdx.fd")).unwrap();
-    let (code, said, _) = run(&["--firmware", &firmware]);
+    let (code, out, said) = release_with(&["--firmware", &firmware, "-o", "-"]);
+    assert_eq!(code, 0);
+    assert!(said.contains("tdx: not measured, ") && said.contains("is not there"), "{said}");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["snp"], release["snp"]);
+    assert_eq!(read(), release, "it was printed, not written");
+    let (code, said, _) = release_with(&["--firmware", &firmware]);
     assert_eq!(code, 0);
     assert!(said.contains("tdx: not measured, ") && said.contains("is not there"), "{said}");
     assert_eq!(read().get("tdx"), None);

@@ -148,6 +148,8 @@ impl Broker<'_> {
             "emulated-snp",
             "--config",
             SHIM_CONFIG,
+            // The world's registry speaks plain HTTP.
+            "--danger-accept",
             "--id",
             id,
             "-o",

@@ -23,7 +23,13 @@ async fn what_nacre_measure_predicts_is_what_the_guest_reports() {
     let image = world.push(&Image::busybox("app")).unwrap();
     let written = "/run/world/predicted.json";
     let words = ["measure", "--tee", "emulated-snp", "--config", "/run/world/shim.toml"];
-    world.nacre(&[&words[..], &["--vcpus", "1", "--vcpus", "3", "-o", written]].concat()).unwrap();
+    // The world's registry speaks plain HTTP.
+    world
+        .nacre(
+            &[&words[..], &["--danger-accept", "--vcpus", "1", "--vcpus", "3", "-o", written]]
+                .concat(),
+        )
+        .unwrap();
     let predicted: Value = serde_json::from_slice(&fs::read(world.path(written)).unwrap()).unwrap();
 
     for (index, vcpus) in [1, 3].into_iter().enumerate() {

@@ -26,7 +26,9 @@ pub(crate) enum Command {
 /// Accept guests that measure what this document says. One of the same name is replaced.
 #[derive(Args)]
 #[command(after_help = "Examples:
-  nacre measure --tee snp -o guest.json && nacre kbs reference-value add guest.json")]
+  nacre measure --tee snp --tcb-minimum tcb.json -o guest.json && nacre kbs reference-value add guest.json
+
+`nacre measure --help` says what is in tcb.json.")]
 pub(crate) struct Add {
     /// What `nacre measure` writes; `-` is standard input.
     #[arg(value_name = "FILE")]

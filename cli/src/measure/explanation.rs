@@ -18,6 +18,9 @@ pub(super) fn text(measured: &Measured) -> String {
         let _ = writeln!(text, "{:9} {path} ({} bytes, sha256 {digest})", source.what, source.size);
     }
     let _ = writeln!(text, "{:9} {:?}", "line", measured.command_line);
+    for danger in &measured.dangers {
+        let _ = writeln!(text, "{:9} {danger}", "accepted");
+    }
     match &measured.digests {
         Digests::Snp(digests) => {
             let cpu = digests.cpu.unwrap_or("emulated");

@@ -6,6 +6,7 @@ use anyhow::{Context, bail, ensure};
 use nacre_configuration::Config;
 use nacre_evidence::snp::KernelHashes;
 use nacre_hypervisor::{Confidential, IdBlock, SnpLaunch};
+use nacre_image_manifest::GuestImage;
 use nacre_measurement::snp::{Launch, SNP_ACTIVE};
 use nacre_measurement::tdx::{self, TdxInputs, TdxMeasurement};
 use sha2::{Digest as _, Sha256, Sha384};
@@ -27,6 +28,8 @@ pub(super) struct Measured {
     /// Firmware, kernel and initrd.
     pub(super) sources: [Source; 3],
     pub(super) command_line: String,
+    /// Settings by which such guests protect less.
+    pub(super) dangers: Vec<&'static str>,
     pub(super) digests: Digests,
 }
 
@@ -61,7 +64,11 @@ impl Measured {
             None => config.qemu_paths().firmware().context("the firmware is not there")?,
         };
         // Read once: what is hashed for one register is what is hashed for all.
-        let (firmware, kernel, initrd) = (read(&path)?, read(&guest.kernel)?, read(&guest.initrd)?);
+        let (firmware, kernel, initrd) = (
+            read(&path)?,
+            genuine(&guest.image, &guest.kernel)?,
+            genuine(&guest.image, &guest.initrd)?,
+        );
         let command_line = guest.command_line;
         let launched = Files { firmware: &firmware, kernel: &kernel, initrd: &initrd };
         let named = || path.display().to_string();
@@ -79,7 +86,7 @@ impl Measured {
             Source::of("kernel", &guest.kernel, &kernel),
             Source::of("initrd", &guest.initrd, &initrd),
         ];
-        Ok(Measured { sources, command_line, digests })
+        Ok(Measured { sources, command_line, dangers: config.dangers(), digests })
     }
 }
 
@@ -88,6 +95,24 @@ impl Source {
         let sha256 = Sha256::digest(bytes).into();
         Source { what, path: path.to_owned(), size: bytes.len(), sha256 }
     }
+}
+
+/// A file of the image, as its manifest says: an owner who registers the values registers the image whose manifest
+/// was compared or built, not whatever stands in the directory.
+fn genuine(image: &GuestImage, path: &Path) -> anyhow::Result<Vec<u8>> {
+    let bytes = read(path)?;
+    let mut artifacts = image.manifest().artifacts().into_iter();
+    let artifact = artifacts.find(|artifact| image.directory().join(&artifact.name) == path);
+    let artifact = artifact.with_context(|| format!("{}: no manifest has it", path.display()))?;
+    artifact.check(&bytes).with_context(|| {
+        format!(
+            "{} is not what the image's manifest says: install the image again, or see with `nacre image \
+             verify {}` what else is wrong with it",
+            path.display(),
+            image.directory().display()
+        )
+    })?;
+    Ok(bytes)
 }
 
 /// Contents of what is launched.

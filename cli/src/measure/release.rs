@@ -19,6 +19,7 @@ pub(crate) struct Release {
     document: Value,
     /// For people: a line each.
     lines: Vec<String>,
+    left_out: Vec<String>,
 }
 
 /// Measures an image for both kinds of hardware, with the shipped configuration and the firmware in a directory
@@ -33,7 +34,7 @@ pub(crate) fn measurements_of(image: &Path, firmware: Option<&Path>) -> anyhow::
         "note": "what guests of this image measure with the configuration as shipped; other settings and \
             other firmware give other values (nacre measure)",
     });
-    let mut lines = Vec::new();
+    let (mut lines, mut left_out) = (Vec::new(), Vec::new());
     for (tee, name) in [(Tee::Snp, "snp"), (Tee::Tdx, "tdx")] {
         let mut config = Config::default();
         config.vm.image.clone_from(&image);
@@ -46,7 +47,7 @@ pub(crate) fn measurements_of(image: &Path, firmware: Option<&Path>) -> anyhow::
             *path = std::path::absolute(directory.join(file))?;
         }
         if !path.exists() {
-            lines.push(format!("{name}: not measured, {} is not there", path.display()));
+            left_out.push(format!("{name}: not measured, {} is not there", path.display()));
             continue;
         }
         let vcpus: Vec<u32> = (1..=config.vm.max_vcpus).collect();
@@ -63,7 +64,7 @@ pub(crate) fn measurements_of(image: &Path, firmware: Option<&Path>) -> anyhow::
         lines.extend(headlines(name, &value));
         document[name] = value;
     }
-    Ok(Release { document, lines })
+    Ok(Release { document, lines, left_out })
 }
 
 /// What people compare.
@@ -88,17 +89,33 @@ fn headlines(name: &str, value: &Value) -> Vec<String> {
 }
 
 impl Release {
+    /// The file's text.
+    ///
+    /// # Errors
+    /// Never, for a document of plain values.
+    pub(super) fn text(&self) -> anyhow::Result<String> {
+        Ok(format!("{}\n", serde_json::to_string_pretty(&self.document)?))
+    }
+
+    /// TEEs that were left out, and why.
+    pub(super) fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
     /// Writes it beside the image's manifest. Returns what to print.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub(crate) fn write(&self, image: &Path) -> anyhow::Result<String> {
-        let path = image.join(MEASUREMENTS);
-        let text = format!("{}\n", serde_json::to_string_pretty(&self.document)?);
-        std::fs::write(&path, text)
+        self.write_to(&image.join(MEASUREMENTS))
+    }
+
+    /// Writes it to a file. Returns what to print.
+    pub(super) fn write_to(&self, path: &Path) -> anyhow::Result<String> {
+        std::fs::write(path, self.text()?)
             .with_context(|| format!("failed to write {}", path.display()))?;
         let mut told = format!("{}\n", path.display());
-        for line in &self.lines {
+        for line in self.lines.iter().chain(&self.left_out) {
             // Writing to a String cannot fail.
             let _ = writeln!(told, "  {line}");
         }
