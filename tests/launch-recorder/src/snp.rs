@@ -1,12 +1,16 @@
 //! A recorded launch of an SEV-SNP guest.
 
-use nacre_evidence::snp::{LaunchDigest, PageType, VMSA_GPA};
+use sha2::{Digest as _, Sha384};
 
 use crate::abi;
 use crate::record::{Call, Record, RecordError, fixed};
 use crate::vmsa::{self, Vcpu};
 
 const PAGE_SIZE: usize = 4096;
+
+/// Where firmware says that it puts the page with a processor's first state: the highest of 48 bits (SEV-SNP
+/// Firmware ABI Specification, `SNP_LAUNCH_FINISH`).
+const VMSA_GPA: u64 = 0xffff_ffff_f000;
 
 /// What every SNP guest has: SEV-SNP active (AMD64 Architecture Programmer's Manual 2, `SEV_FEATURES`).
 const SNP_ACTIVE: u64 = 1;
@@ -39,6 +43,24 @@ pub struct IdBlock {
     pub block: [u8; abi::ID_BLOCK_SIZE],
     /// ID authentication information.
     pub auth: Vec<u8>,
+}
+
+/// What a page is for, by the number that firmware knows it by (`SNP_LAUNCH_UPDATE`, `PAGE_TYPE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PageType {
+    /// Anything.
+    Normal = abi::PAGE_NORMAL,
+    /// A processor's first state; KVM puts it in by itself.
+    Vmsa = 2,
+    /// Zeros.
+    Zero = abi::PAGE_ZERO,
+    /// What is not measured.
+    Unmeasured = abi::PAGE_UNMEASURED,
+    /// For keys that firmware fills in.
+    Secrets = abi::PAGE_SECRETS,
+    /// CPUID values.
+    Cpuid = abi::PAGE_CPUID,
 }
 
 /// Consecutive pages of one type.
@@ -124,15 +146,15 @@ impl SnpLaunch {
     /// What the guest's reports would have as their measurement.
     #[must_use]
     pub fn digest(&self) -> [u8; 48] {
-        let mut digest = LaunchDigest::new();
+        let mut digest = [0; 48];
         for update in &self.updates {
-            update.extend(&mut digest);
+            digest = update.extend(digest);
         }
         for vcpu in &self.vcpus {
             let page = vmsa::page(vcpu, self.guest_features);
-            digest.update(PageType::Vmsa, VMSA_GPA, &page);
+            digest = extend(digest, PageType::Vmsa, VMSA_GPA, &page);
         }
-        digest.finish()
+        digest
     }
 
     /// The contents of the first page of that type.
@@ -144,14 +166,36 @@ impl SnpLaunch {
 }
 
 impl SnpUpdate {
-    fn extend(&self, digest: &mut LaunchDigest) {
+    fn extend(&self, mut digest: [u8; 48]) -> [u8; 48] {
         const NOTHING: [u8; PAGE_SIZE] = [0; PAGE_SIZE];
         let contents = self.contents.as_deref().unwrap_or_default();
         let mut pages = contents.as_chunks::<PAGE_SIZE>().0.iter();
         for gpa in (self.gpa..self.gpa + self.length).step_by(PAGE_SIZE) {
-            digest.update(self.page_type, gpa, pages.next().unwrap_or(&NOTHING));
+            digest = extend(digest, self.page_type, gpa, pages.next().unwrap_or(&NOTHING));
         }
+        digest
     }
+}
+
+/// One page more: the digest of `PAGE_INFO` (SEV-SNP Firmware ABI Specification, `SNP_LAUNCH_UPDATE`).
+fn extend(digest_cur: [u8; 48], page_type: PageType, gpa: u64, page: &[u8; PAGE_SIZE]) -> [u8; 48] {
+    const LENGTH: u16 = 0x70;
+    // No initial migration image, no permissions for VMPL 3, 2 and 1, and a reserved byte.
+    const NOT_USED: [u8; 5] = [0; 5];
+    // Of all others only what and where they are counts.
+    let contents: [u8; 48] = match page_type {
+        PageType::Normal | PageType::Vmsa => Sha384::digest(page).into(),
+        PageType::Zero | PageType::Unmeasured | PageType::Secrets | PageType::Cpuid => [0; 48],
+    };
+    Sha384::new()
+        .chain_update(digest_cur)
+        .chain_update(contents)
+        .chain_update(LENGTH.to_le_bytes())
+        .chain_update([page_type as u8])
+        .chain_update(NOT_USED)
+        .chain_update(gpa.to_le_bytes())
+        .finalize()
+        .into()
 }
 
 fn known(page_type: u8) -> Result<PageType, RecordError> {
@@ -162,5 +206,58 @@ fn known(page_type: u8) -> Result<PageType, RecordError> {
         abi::PAGE_SECRETS => Ok(PageType::Secrets),
         abi::PAGE_CPUID => Ok(PageType::Cpuid),
         other => Err(RecordError::Incomplete(format!("pages of unknown type {other}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nacre_evidence::snp::{LaunchDigest, PageType as Measured};
+
+    use super::*;
+
+    const ALL: [(PageType, Measured); 6] = [
+        (PageType::Normal, Measured::Normal),
+        (PageType::Vmsa, Measured::Vmsa),
+        (PageType::Zero, Measured::Zero),
+        (PageType::Unmeasured, Measured::Unmeasured),
+        (PageType::Secrets, Measured::Secrets),
+        (PageType::Cpuid, Measured::Cpuid),
+    ];
+
+    /// Computed with Python's hashlib by the specification.
+    #[test]
+    fn the_chain_is_the_specifications() {
+        let update = |gpa, page_type, contents: Option<Vec<u8>>| SnpUpdate {
+            gpa,
+            page_type,
+            length: contents.as_ref().map_or(PAGE_SIZE, Vec::len) as u64,
+            contents,
+        };
+        let normal = [[7; PAGE_SIZE], [8; PAGE_SIZE]].concat();
+        let updates = [
+            update(0x1000, PageType::Normal, Some(normal)),
+            update(0x1_0000, PageType::Zero, None),
+            update(0x1_1000, PageType::Unmeasured, None),
+            update(0x1_2000, PageType::Secrets, None),
+            update(0x1_3000, PageType::Cpuid, Some(vec![9; PAGE_SIZE])),
+        ];
+        let digest = updates.iter().fold([0; 48], |digest, update| update.extend(digest));
+        assert_eq!(
+            hex::encode(digest),
+            "68ebc03eff18c79f420da78119a89353fa890409f8e6d20e496e45d5353c14b23c434f030022998ee3ead9b742c1f014"
+        );
+    }
+
+    /// The measurement's own code has the same rules, and shares none of the lines above.
+    #[test]
+    fn each_type_of_page_extends_as_in_the_measurement() {
+        let (mut ours, mut theirs) = ([0; 48], LaunchDigest::new());
+        for ((page_type, measured), number) in ALL.into_iter().zip(1_u8..) {
+            assert_eq!(page_type as u8, number);
+            let gpa = u64::from(number) << 12 | u64::from(number) << 40;
+            ours = extend(ours, page_type, gpa, &[number; PAGE_SIZE]);
+            theirs.update(measured, gpa, &[number; PAGE_SIZE]);
+            assert_eq!(ours, theirs.clone().finish(), "{page_type:?}");
+        }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use nacre_evidence::snp::{KernelHashes, PageType};
+use nacre_evidence::snp::KernelHashes;
 use nacre_hypervisor::{Confidential, GuestPolicy, IdBlock, SnpCpu};
 use nacre_launch_recorder::record::Record;
-use nacre_launch_recorder::snp::SnpLaunch;
+use nacre_launch_recorder::snp::{PageType, SnpLaunch};
 use nacre_measurement::snp::{SNP_ACTIVE, SnpInputs, measure};
 
 use crate::lab::{Lab, Release, assert_memory_is_private, flip};
