@@ -43,7 +43,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let mut text = format!(
         "# RuntimeClasses of Nacre, made by `nacre runtimeclass`: docs/sizing.md has the arithmetic.\n#\n\
          # The overhead covers pods with memory limits up to {largest} MiB whose images take up to {} MiB. Pods \
-         beyond\n# that with limits on all their containers are refused: make another class for them.\n",
+         beyond\n# that take more of their node than its scheduler counts: make another class for them.\n#\n\
+         # Pods go only to nodes with the labels below. `nacre check --labels` writes them (docs/node-check.md), \
+         or by hand:\n#   kubectl label node NODE nacre.io/tee-none=true\n\
+         # Where the handler `nacre` serves tee = \"emulated-snp\", for development, leave its nodeSelector \
+         out.\n",
         classes[0].images_mib
     );
     for class in classes {

@@ -20,7 +20,12 @@ fn the_shipped_file_is_what_the_constants_give() {
         made, shipped,
         "make it anew: nacre runtimeclass -o deploy/kubernetes/runtimeclass.yaml"
     );
-    for part in ["handler: nacre\n", "handler: nacre-snp\n", "nacre.io/tee-tdx: \"true\"\n"] {
+    for part in [
+        "handler: nacre\n",
+        "handler: nacre-snp\n",
+        "nacre.io/tee-tdx: \"true\"\n",
+        "kubectl label node NODE nacre.io/tee-none=true\n",
+    ] {
         assert!(shipped.contains(part), "{part}");
     }
 }
