@@ -6,7 +6,9 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use nacre_image_pull::{Credentials, InspectConfig, Inspected, Inspector, Limits, Registries};
+use nacre_image_pull::{
+    Credentials, InspectConfig, Inspected, InspectedLayers, Inspector, Limits, Registries,
+};
 use nacre_policy_author::generate::{ImageFacts, Images};
 use nacre_policy_author::settings::Registry;
 use nacre_protocol::guest_memory::StoredSize;
@@ -18,9 +20,12 @@ pub(crate) struct RegistryImages {
     inspector: Inspector,
     runtime: tokio::runtime::Runtime,
     known: BTreeMap<String, ImageFacts>,
-    /// What the layers of each image take, by `diff_id`; empty if nobody can tell.
-    sizes: BTreeMap<String, BTreeMap<Digest, StoredSize>>,
+    layers: BTreeMap<String, InspectedLayers>,
+    sizes: BTreeMap<String, LayerSizes>,
 }
+
+/// What the layers of an image take, by `diff_id`; none if they are encrypted; why that is not known.
+type LayerSizes = Result<Option<BTreeMap<Digest, StoredSize>>, String>;
 
 impl RegistryImages {
     /// Nothing is asked for yet.
@@ -33,25 +38,38 @@ impl RegistryImages {
                 ..Registries::default()
             },
             limits: Limits::default(),
-            sizes: true,
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Self { inspector, runtime, known: BTreeMap::new(), sizes: BTreeMap::new() })
+        let (known, layers, sizes) = Default::default();
+        Ok(Self { inspector, runtime, known, layers, sizes })
     }
-}
 
-impl RegistryImages {
-    /// What images take together when they are unpacked, layers that they share once; absent if one of them
-    /// was not looked up, or has encrypted layers, which nobody can count without their keys.
+    /// What images take together when they are unpacked, layers that they share once; none if one has
+    /// encrypted layers, which nobody can count without their keys. Fetches layers that were not read yet.
     pub(crate) fn stored<'a>(
-        &self,
+        &mut self,
         references: impl IntoIterator<Item = &'a str>,
-    ) -> Option<StoredSize> {
+    ) -> Result<Option<StoredSize>, String> {
         let mut layers: BTreeMap<Digest, StoredSize> = BTreeMap::new();
         for reference in references {
-            layers.extend(self.sizes.get(reference).filter(|sizes| !sizes.is_empty())?);
+            match self.sizes(reference)? {
+                Some(sizes) => layers.extend(sizes),
+                None => return Ok(None),
+            }
         }
-        Some(layers.into_values().fold(StoredSize::default(), StoredSize::plus))
+        Ok(Some(layers.into_values().fold(StoredSize::default(), StoredSize::plus)))
+    }
+
+    fn sizes(&mut self, reference: &str) -> LayerSizes {
+        if let Some(known) = self.sizes.get(reference) {
+            return known.clone();
+        }
+        self.image(reference)?;
+        let Some(layers) = self.layers.get(reference) else { return Ok(None) };
+        let sizes = self.runtime.block_on(self.inspector.sizes(layers));
+        let sizes = sizes.map_err(|error| format!("image {reference}: {error}"));
+        self.sizes.insert(reference.to_owned(), sizes.clone());
+        sizes
     }
 }
 
@@ -86,7 +104,7 @@ impl Images for RegistryImages {
             .runtime
             .block_on(self.inspector.inspect(reference))
             .map_err(|error| format!("image {reference}: {error}"))?;
-        self.sizes.insert(reference.to_owned(), inspected.sizes.clone());
+        self.layers.insert(reference.to_owned(), inspected.layers.clone());
         let facts = facts(inspected);
         self.known.insert(reference.to_owned(), facts.clone());
         Ok(facts)

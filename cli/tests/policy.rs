@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 
@@ -21,55 +21,79 @@ fn sha256(content: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(content)))
 }
 
+fn layer(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, content.as_bytes()).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
 /// A registry of one image, and a directory with a pod that runs it.
 struct World {
     directory: tempfile::TempDir,
     registry: String,
     digest: String,
+    /// Digest of the image's lower layer, which says nothing about accounts.
+    bottom: String,
+    /// Paths of the requests that the registry got.
+    asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl World {
     fn new() -> Self {
-        let mut tar = tar::Builder::new(Vec::new());
-        for (path, content) in [
+        Self::with_bottom(true)
+    }
+
+    /// The registry may have lost the lower layer.
+    fn with_bottom(has_bottom: bool) -> Self {
+        let bottom = layer(&[("usr/share/web/index.html", "hello")]);
+        let top = layer(&[
             ("etc/passwd", "root:x:0:0::/:\nweb:x:100:101::/:\n"),
             ("etc/group", "web:x:101:\nlogs:x:7:web\n"),
-        ] {
-            let mut header = tar::Header::new_ustar();
-            header.set_size(content.len() as u64);
-            header.set_mode(0o644);
-            tar.append_data(&mut header, path, content.as_bytes()).unwrap();
-        }
-        let layer = tar.into_inner().unwrap();
+        ]);
         let config = format!(
             r#"{{"os":"linux","architecture":"amd64","config":{{"Entrypoint":["/web"],"Cmd":["x"],"User":"web",
-                "Env":["PATH=/bin"],"WorkingDir":"/srv"}},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
-            sha256(&layer)
+                "Env":["PATH=/bin"],"WorkingDir":"/srv"}},"rootfs":{{"type":"layers","diff_ids":["{}","{}"]}}}}"#,
+            sha256(&bottom),
+            sha256(&top)
         )
         .into_bytes();
         let kind = "application/vnd.oci.image";
         let manifest = format!(
             r#"{{"schemaVersion":2,"mediaType":"{kind}.manifest.v1+json",
                 "config":{{"mediaType":"{kind}.config.v1+json","digest":"{}","size":{}}},
-                "layers":[{{"mediaType":"{kind}.layer.v1.tar","digest":"{}","size":{}}}]}}"#,
+                "layers":[{{"mediaType":"{kind}.layer.v1.tar","digest":"{}","size":{}}},
+                          {{"mediaType":"{kind}.layer.v1.tar","digest":"{}","size":{}}}]}}"#,
             sha256(&config),
             config.len(),
-            sha256(&layer),
-            layer.len()
+            sha256(&bottom),
+            bottom.len(),
+            sha256(&top),
+            top.len()
         )
         .into_bytes();
         let digest = sha256(&manifest);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let registry = listener.local_addr().unwrap().to_string();
-        let blobs = Arc::new([manifest, config, layer]);
+        let bottom_digest = sha256(&bottom);
+        let mut blobs = vec![manifest, config, top];
+        blobs.extend(has_bottom.then_some(bottom));
+        let blobs = Arc::new(blobs);
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = asked.clone();
         // The thread ends with the test process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let blobs = blobs.clone();
-                std::thread::spawn(move || answer(stream, &*blobs));
+                let (blobs, log) = (blobs.clone(), log.clone());
+                std::thread::spawn(move || answer(stream, &blobs, &log));
             }
         });
-        let world = Self { directory: tempfile::tempdir().unwrap(), registry, digest };
+        let directory = tempfile::tempdir().unwrap();
+        let world = Self { directory, registry, digest, bottom: bottom_digest, asked };
         world.write("web.yaml", &POD.replace("REGISTRY", &world.registry));
         world.write("config.yaml", CONFIG);
         world.write(
@@ -85,6 +109,13 @@ impl World {
 
     fn write(&self, name: &str, content: &str) {
         std::fs::write(self.path(name), content).unwrap();
+    }
+
+    /// How often the registry was asked for any blob, and for the lower layer, since the last time.
+    fn asked(&self) -> (usize, usize) {
+        let paths = std::mem::take(&mut *self.asked.lock().unwrap());
+        let count = |part: &str| paths.iter().filter(|path| path.contains(part)).count();
+        (count("/blobs/"), count(&self.bottom))
     }
 
     fn run(&self, arguments: &[&str]) -> Ran {
@@ -117,7 +148,7 @@ impl World {
     }
 }
 
-fn answer(mut stream: TcpStream, blobs: &[Vec<u8>]) {
+fn answer(mut stream: TcpStream, blobs: &[Vec<u8>], log: &Mutex<Vec<String>>) {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) == 1 {
@@ -129,6 +160,7 @@ fn answer(mut stream: TcpStream, blobs: &[Vec<u8>]) {
     }
     let head = String::from_utf8_lossy(&head);
     let path = head.split(' ').nth(1).unwrap_or_default();
+    log.lock().unwrap().push(path.to_owned());
     let blob = if path.contains("/manifests/1") {
         blobs.first()
     } else {
@@ -207,8 +239,8 @@ fn yaml_comes_back_with_annotations_and_digest_and_nothing_else_changed() {
     world.policy();
     let generate = ["generate", "--settings", "cluster.toml", "--output"];
     let yaml = world.run(&[&generate[..], &["yaml", "web.yaml", "config.yaml"]].concat());
-    let annotation =
-        world.run(&[&generate[..], &["annotation", "web.yaml", "config.yaml"]].concat());
+    let annotation = ["annotation", "--image-sizes", "web.yaml", "config.yaml"];
+    let annotation = world.run(&[&generate[..], &annotation].concat());
     let value = annotation.expect(0).out.trim();
     let before = std::fs::read_to_string(world.path("web.yaml")).unwrap();
     let expected = before
@@ -232,6 +264,61 @@ fn yaml_comes_back_with_annotations_and_digest_and_nothing_else_changed() {
 }
 
 #[test]
+fn layers_are_fetched_for_their_sizes_where_these_are_wanted() {
+    let world = World::new();
+    let generate = |arguments: &[&str], file| {
+        let always = ["generate", "--settings", "cluster.toml", "config.yaml", file];
+        world.run(&[&always[..], arguments].concat())
+    };
+    let said = POD
+        .replace("REGISTRY", &world.registry)
+        .replace("  namespace", "  annotations:\n    io.nacre.vm.images_mib: \"0\"\n  namespace");
+    world.write("said.yaml", &said);
+    // The configuration and the upper layer, which has the accounts.
+    let few = (2, 0);
+    for (arguments, file, asked, annotation, note) in [
+        (&[][..], "web.yaml", few, None, ""),
+        (&["--output", "annotation"], "web.yaml", few, None, ""),
+        (&["--output", "yaml"], "web.yaml", (3, 1), Some("\"1\""), ""),
+        (&["--output", "yaml", "--no-image-sizes"], "web.yaml", few, None, ""),
+        (&["--output", "yaml"], "said.yaml", few, Some("\"0\""), ""),
+        (&["--image-sizes"], "web.yaml", (3, 1), None, "its images take 1 MiB: annotation"),
+        (
+            &["--output", "yaml", "--image-sizes"],
+            "said.yaml",
+            (3, 1),
+            Some("\"0\""),
+            "its images take 1 MiB, but io.nacre.vm.images_mib is \"0\"",
+        ),
+    ] {
+        let ran = generate(arguments, file);
+        assert_eq!(world.asked(), asked, "{arguments:?} {file}");
+        let found = ran.expect(0).out.split_once("io.nacre.vm.images_mib: ");
+        let found = found.and_then(|(_, rest)| rest.lines().next());
+        assert_eq!(found, annotation, "{arguments:?} {file}");
+        assert_eq!(ran.err.contains("its images"), !note.is_empty(), "{}", ran.err);
+        ran.says(note);
+    }
+    generate(&["--image-sizes", "--no-image-sizes"], "web.yaml").expect(2).says("cannot be used");
+}
+
+#[test]
+fn a_policy_does_not_depend_on_layers_that_are_only_counted() {
+    let world = World::with_bottom(false);
+    let policy = world.policy();
+    let generate = ["generate", "--settings", "cluster.toml", "--output", "yaml"];
+    let ran = world.run(&[&generate[..], &["web.yaml", "config.yaml"]].concat());
+    ran.expect(0).says("note: web.yaml:2: Pod/web: what its images take is not known (image ");
+    assert!(ran.err.contains(&world.bottom) && ran.err.contains("io.nacre.vm.images_mib"));
+    assert!(ran.out.contains("cc_init_data: ") && !ran.out.contains("images_mib"), "{}", ran.out);
+    let again = world.run_with(&["generate", "--settings", "cluster.toml", "-"], &ran.out);
+    again.expect(0);
+    world.write("other.rego", &again.out);
+    world.write("web.rego", &policy);
+    world.run(&["diff", "web.rego", "other.rego"]).expect(0);
+}
+
+#[test]
 fn several_workloads_need_a_choice() {
     let world = World::new();
     let second =
@@ -246,7 +333,9 @@ fn several_workloads_need_a_choice() {
         .run(&[&generate[..], &["--workload", "Pod/x"]].concat())
         .expect(2)
         .says("no workload \"Pod/x\"");
+    world.asked();
     let yaml = world.run(&[&generate[..], &["--output", "yaml"]].concat());
+    assert_eq!(world.asked(), (3, 1), "the configuration and two layers, for both");
     for annotation in ["cc_init_data", "io.nacre.vm.images_mib: \"1\""] {
         assert_eq!(yaml.expect(0).out.matches(annotation).count(), 2, "{annotation}");
     }

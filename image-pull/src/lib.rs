@@ -67,7 +67,7 @@ mod tar_header;
 pub use cache::{BlobCache, BlobSink, BlobStream};
 pub use credentials::Credentials;
 pub use error::{Presented, PullError};
-pub use inspect::{InspectConfig, Inspected, Inspector};
+pub use inspect::{InspectConfig, Inspected, InspectedLayers, Inspector};
 pub use limits::Limits;
 pub use process::{UserSource, merge_process};
 pub use progress::Progress;

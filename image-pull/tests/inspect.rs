@@ -3,12 +3,18 @@
 
 mod support;
 
-use nacre_image_pull::{InspectConfig, Inspected, Inspector};
+use std::time::Duration;
+
+use nacre_image_pull::{InspectConfig, Inspected, Inspector, Limits, PullError};
 use support::{Image, Layer, Server, digest, image, layer};
 
-async fn inspect(server: &Server, name: &str) -> Result<Inspected, String> {
+fn inspector(server: &Server) -> Inspector {
     let registries = support::plain(&server.host);
-    let inspector = Inspector::new(InspectConfig { registries, ..InspectConfig::default() });
+    Inspector::new(InspectConfig { registries, ..InspectConfig::default() })
+}
+
+async fn inspect(server: &Server, name: &str) -> Result<Inspected, String> {
+    let mut inspector = inspector(server);
     inspector.inspect(&format!("{}/{name}", server.host)).await.map_err(|e| e.to_string())
 }
 
@@ -38,35 +44,91 @@ async fn account_files_come_from_the_layers_that_decide() {
     assert_eq!(server.asked(&bottom), 0, "the layer that decides nothing is not fetched");
 }
 
+/// A server of an image, and the digests of its layers' blobs.
+fn serving(layers: &[Layer]) -> (Server, Vec<String>) {
+    let image = image(layers);
+    let blobs = image.layers.iter().map(|layer| digest(&layer.blob)).collect();
+    (Server::with_image(image, |_, _, _| None), blobs)
+}
+
+fn asked(server: &Server, blobs: &[String]) -> Vec<usize> {
+    blobs.iter().map(|blob| server.asked(blob)).collect()
+}
+
 #[tokio::test]
 async fn layers_are_counted_where_their_sizes_are_asked_for() {
     let mut all = layers();
     all.push(layer("zstd", |tar| tar.file("big", "0".repeat(3 << 20)).link("small", "big")));
-    let image = image(&all);
-    let bottom = digest(&image.layers[0].blob);
-    let server = Server::with_image(image, |_, _, _| None);
-    let registries = support::plain(&server.host);
-    let config = InspectConfig { registries, sizes: true, ..InspectConfig::default() };
-    let found = Inspector::new(config).inspect(&format!("{}/app", server.host)).await.unwrap();
-    assert_eq!(String::from_utf8(found.passwd).unwrap(), "app:x:100:101::/:/bin/sh\n");
-    assert_eq!(server.asked(&bottom), 1, "each layer once");
-    let mut sizes: Vec<u64> = found.sizes.values().map(|size| size.mebibytes()).collect();
-    sizes.sort_unstable();
+    let (server, blobs) = serving(&all);
+    let mut inspector = inspector(&server);
+    let found = inspector.inspect(&format!("{}/app", server.host)).await.unwrap();
+    assert_eq!(asked(&server, &blobs), [0, 1, 1, 1], "what does not decide is not fetched");
+    let sizes = inspector.sizes(&found.layers).await.unwrap().unwrap();
+    assert_eq!(asked(&server, &blobs), [1, 1, 1, 1], "the rest is, and nothing again");
+    let mut mebibytes: Vec<u64> = sizes.values().map(|size| size.mebibytes()).collect();
+    mebibytes.sort_unstable();
     // Small files take a page each; 3 MiB take more, with an inode.
-    assert_eq!(sizes, [1, 1, 1, 4]);
-    assert!(inspect(&server, "app").await.unwrap().sizes.is_empty());
+    assert_eq!(mebibytes, [1, 1, 1, 4]);
+    // Another image of the same layers.
+    let other = inspector.inspect(&format!("{}/other", server.host)).await.unwrap();
+    assert_eq!(inspector.sizes(&other.layers).await.unwrap().unwrap(), sizes);
+    assert_eq!(asked(&server, &blobs), [1, 1, 1, 1]);
 }
 
 #[tokio::test]
 async fn links_are_followed_through_all_layers() {
-    let image = image(&[
+    let (server, blobs) = serving(&[
+        layer("gzip", |tar| tar.file("bin/sh", "")),
         layer("gzip", |tar| tar.file("nix/store/x/passwd", "app:x:7:7::/:/bin/sh\n")),
         layer("gzip", |tar| tar.link("etc/passwd", "/nix/store/x/passwd")),
+        // What a link leads to can be in a layer above it, and in its own.
+        layer("zstd", |tar| tar.file("nix/store/y", "app:x:8:\n").link("nix/store/x/y", "../y")),
+        layer("", |tar| tar.link("etc/group", "/nix/store/x/y")),
     ]);
-    let server = Server::with_image(image, |_, _, _| None);
-    let found = inspect(&server, "app").await.unwrap();
+    let mut inspector = inspector(&server);
+    let found = inspector.inspect(&format!("{}/app", server.host)).await.unwrap();
     assert_eq!(String::from_utf8(found.passwd).unwrap(), "app:x:7:7::/:/bin/sh\n");
-    assert!(found.group.is_empty());
+    assert_eq!(String::from_utf8(found.group).unwrap(), "app:x:8:\n");
+    assert_eq!(asked(&server, &blobs), [0, 1, 1, 1, 1], "read again, but not fetched again");
+    assert_eq!(inspector.sizes(&found.layers).await.unwrap().unwrap().len(), 5);
+    assert_eq!(asked(&server, &blobs), [1; 5]);
+}
+
+#[tokio::test]
+async fn a_layer_that_is_wanted_for_its_size_alone_fails_nothing_else() {
+    let image = image(&layers());
+    let bottom = digest(&image.layers[0].blob);
+    let path = bottom.clone();
+    let server = Server::with_image(image, move |request, _, stream| {
+        let is_bottom = request.path.ends_with(&path);
+        is_bottom.then(|| support::reply(stream, "404 Not Found", &[], b"{}").unwrap())
+    });
+    let mut inspector = inspector(&server);
+    let found = inspector.inspect(&format!("{}/app", server.host)).await.unwrap();
+    assert_eq!(String::from_utf8(found.passwd).unwrap(), "app:x:100:101::/:/bin/sh\n");
+    let error = inspector.sizes(&found.layers).await.unwrap_err().to_string();
+    assert!(error.contains(&bottom), "{error}");
+}
+
+#[tokio::test]
+async fn a_registry_that_goes_on_for_ever_is_given_up() {
+    let image = image(&layers());
+    let bottom = digest(&image.layers[0].blob);
+    let server = Server::with_image(image, move |request, _, _| {
+        // The thread ends with the test process.
+        while request.path.ends_with(&bottom) || request.path.contains("/slow/") {
+            std::thread::park();
+        }
+        None
+    });
+    let found = inspect(&server, "app").await.unwrap();
+    let limits = Limits { total: Duration::from_millis(1), ..Limits::default() };
+    let registries = support::plain(&server.host);
+    let mut hasty = Inspector::new(InspectConfig { registries, limits });
+    let slow = hasty.inspect(&format!("{}/slow/app", server.host)).await.unwrap_err();
+    assert!(matches!(slow, PullError::Deadline { .. }), "{slow}");
+    let slow = hasty.sizes(&found.layers).await.unwrap_err();
+    assert!(matches!(slow, PullError::Deadline { .. }), "{slow}");
 }
 
 #[tokio::test]

@@ -35,11 +35,7 @@ impl Access {
     }
 
     pub(super) fn config(&self) -> anyhow::Result<InspectConfig> {
-        Ok(InspectConfig {
-            registries: self.registries()?,
-            limits: Limits::default(),
-            sizes: false,
-        })
+        Ok(InspectConfig { registries: self.registries()?, limits: Limits::default() })
     }
 
     pub(super) fn is_plain(&self, host: &str) -> bool {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use nacre_configuration::sizing::annotation::IMAGES_MIB;
 use nacre_policy_author::document::Document;
 use nacre_policy_author::generate::{Generated, Options, generate};
 use nacre_policy_author::kubernetes::{SourceFile, read as read_yaml};
@@ -27,8 +28,9 @@ use crate::input::{print, read, read_initdata, write_or_print};
 /// variables, users, mounts and probes. Images are looked up at their registries. What the pod refers to (a
 /// Secret, a configuration) belongs in the files, so that its contents are enforced. Unknown fields are errors.
 ///
-/// It also says how much memory the images take when they are unpacked: the annotation `io.nacre.vm.images_mib`,
-/// by which the pod's machine is sized.
+/// With --output yaml it also says how much memory the images take when they are unpacked: the annotation
+/// `io.nacre.vm.images_mib`, by which the pod's machine is sized. For this all their layers are fetched, unless
+/// the pod has the annotation already.
 #[derive(Args)]
 #[command(after_help = "Examples:
   nacre policy generate web.yaml                          the policy, as Rego
@@ -69,6 +71,12 @@ pub(crate) struct Arguments {
     /// Digest by which the guest's hardware vouches for new initdata.
     #[arg(long, value_enum, default_value_t = Hash::Sha256)]
     algorithm: Hash,
+    /// Do not fetch layers only to learn how large the images are.
+    #[arg(long)]
+    no_image_sizes: bool,
+    /// Say how large the images are with any output, and whether a pod's annotation is enough for them.
+    #[arg(long, conflicts_with = "no_image_sizes")]
+    image_sizes: bool,
     /// Print the settings with their defaults and explanations, and nothing else.
     #[arg(long)]
     print_settings: bool,
@@ -84,6 +92,14 @@ enum Output {
     Initdata,
     /// The value of the pod's annotation.
     Annotation,
+}
+
+impl Arguments {
+    /// Whether the sizes of this workload's images are worth fetching all their layers.
+    fn wants_sizes(&self, workload: &Workload) -> bool {
+        let is_said = workload.pod.annotations.contains_key(IMAGES_MIB);
+        self.image_sizes || !self.no_image_sizes && self.output == Output::Yaml && !is_said
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
@@ -123,9 +139,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     for workload in workloads {
         let generated = generate(workload, &mut images, &settings, options)?;
         let mut one = Made::new(workload, generated, &base)?;
-        let containers = workload.pod.containers.iter();
-        let stored = images.stored(containers.map(|container| container.image.value.as_str()));
-        one.images_mib = sizes::images(workload, stored, arguments.output == Output::Yaml);
+        if arguments.wants_sizes(workload) {
+            let containers = workload.pod.containers.iter();
+            let stored = images.stored(containers.map(|container| container.image.value.as_str()));
+            one.images_mib = sizes::images(workload, stored, arguments.output == Output::Yaml);
+        }
         made.push(one);
     }
     let result = match (arguments.output, made.as_slice()) {

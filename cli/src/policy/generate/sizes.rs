@@ -11,16 +11,26 @@ use super::{Made, inserted, named};
 /// The annotation's value, if it is to be put into the YAML; what there is to say about it otherwise.
 pub(super) fn images(
     workload: &Workload,
-    stored: Option<StoredSize>,
+    stored: Result<Option<StoredSize>, String>,
     into_yaml: bool,
 ) -> Option<String> {
     let place = format!("{}:{}: {}", workload.source, workload.line, named(workload));
-    let Some(stored) = stored else {
+    let unknown = |why: &str| {
         eprintln!(
-            "note: {place}: nobody can tell what its encrypted images take without their keys: give it the \
-             annotation {IMAGES_MIB} with their unpacked size"
+            "note: {place}: {why}: give it the annotation {IMAGES_MIB} with the unpacked size of its images, or \
+             the node decides how much memory they get"
         );
-        return None;
+    };
+    let stored = match stored {
+        Ok(Some(stored)) => stored,
+        Ok(None) => {
+            unknown("nobody can tell what its encrypted images take without their keys");
+            return None;
+        }
+        Err(why) => {
+            unknown(&format!("what its images take is not known ({why})"));
+            return None;
+        }
     };
     let mebibytes = stored.mebibytes().to_string();
     match workload.pod.annotations.get(IMAGES_MIB) {
