@@ -125,19 +125,28 @@ mod tests {
     fn node() -> (tempfile::TempDir, Config, Guest) {
         let directory = tempfile::tempdir().unwrap();
         let write = |name: &str, content: &[u8]| {
-            let path = directory.path().join(name);
-            std::fs::write(&path, content).unwrap();
-            path
+            std::fs::write(directory.path().join(name), content).unwrap();
         };
-        let mut config = Config::default();
-        let guest = Guest {
-            kernel: write("vmlinux", b"kernel"),
-            initrd: write("initrd.img", b"initrd"),
-            command_line: "quiet".into(),
-        };
+        write("vmlinux", b"kernel");
+        write("initrd.img", b"initrd");
         write("qboot.rom", &[1; 4096]);
+        // Hashes of the manifest are of no matter: what is measured is the files.
+        let hash = "0".repeat(64);
+        let file = |name| format!(r#"{{"name":"{name}","size":6,"sha256":"{hash}"}}"#);
+        let package = format!(r#"{{"package":"p","version":"1","sha256":"{hash}"}}"#);
+        let (vmlinux, bzimage) = (file("vmlinux"), file("vmlinuz"));
+        let (initrd, development) = (file("initrd.img"), file("initrd-development.img"));
+        let manifest = format!(
+            r#"{{"format":2,"kernel":{{"release":"6","package":{package},"vmlinux":{vmlinux},
+                "bzimage":{bzimage}}},"initrd":{{"file":{initrd},"zstd_size":6,"development":{development}}},
+                "command_line":"quiet","certificates":{package},"files":[]}}"#
+        );
+        write("manifest.json", manifest.as_bytes());
+        let mut config = Config::default();
+        config.vm.image = directory.path().to_owned();
         config.vm.firmware_dirs = vec![directory.path().to_owned()];
         config.vm.tee = Tee::EmulatedSnp;
+        let guest = config.guest().unwrap();
         config.emulated.directory = directory.path().join("emulated");
         Root::open_or_create(&config.emulated.directory, RsaBits::ForTests).unwrap();
         (directory, config, guest)
@@ -160,7 +169,9 @@ mod tests {
         let report = ask(&config, Some(&initdata)).await;
         // Attestation report: POLICY at 0x08, MEASUREMENT at 0x90, HOST_DATA at 0xc0.
         assert_eq!(report[0xc0..0xe0], initdata.digest().host_data());
-        let launch = Launch::new(&[1; 4096], b"kernel", b"initrd", "quiet", 2).unwrap();
+        assert!(guest.command_line.starts_with("quiet "), "{guest:?}");
+        let line = &guest.command_line;
+        let launch = Launch::new(&[1; 4096], b"kernel", b"initrd", line, 2).unwrap();
         assert_eq!(report[0x90..0xc0], nacre_emulated::measure(&launch));
         assert_eq!(report[0x0a], 0b0011, "hyper-threads and the bit that is one");
         config.emulated.danger_debug = true;
