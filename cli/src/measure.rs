@@ -36,7 +36,7 @@ pub(crate) use release::measurements_of;
 /// them and with Intel's data about the machine, and only if all passed give the first of its registers with
 /// --rtmr0. The pod's policy must have `guest_api.evidence = true`: its containers then read the quote.
 ///
-/// Settings of the configuration by which guests protect less (danger_*, vm.kernel_parameters) are refused,
+/// Settings of the configuration by which guests protect less (`danger_*`, `vm.kernel_parameters`) are refused,
 /// unless --danger-accept is given. The files of the guest image must be those of its manifest.
 #[derive(Args)]
 #[command(after_help = "Examples:
