@@ -2,6 +2,7 @@
 
 mod document;
 mod node;
+mod survey;
 mod table;
 
 use std::io::{self, IsTerminal};
@@ -9,10 +10,11 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
-use nacre_hypervisor::probe::{self, Facts, Report, Tee, ThisHost};
+use nacre_hypervisor::probe::{self, Report, Tee};
 
 use crate::Verdict;
 use crate::input::print;
+use survey::{Survey, View, own_configuration};
 
 /// Look whether this node can run pods, with which protection, and what is missing for that.
 ///
@@ -36,8 +38,8 @@ Exit status: 0 ready; 1 not ready; 2 it cannot be told: the configuration cannot
 something can be seen by root alone. With neither --tee nor --config it is about what
 /etc/nacre/config.toml asks for. With --labels: 0, ready or not.")]
 pub(crate) struct Arguments {
-    /// The node's configuration, as its shim reads it [default: with --tee snp or tdx /etc/nacre/snp.toml or
-    /// tdx.toml; where that is absent, and else, /etc/nacre/config.toml; without it the built-in defaults].
+    /// The node's configuration, as its shim reads it, for every TEE [default: for snp and tdx /etc/nacre/snp.toml
+    /// and tdx.toml; where that is absent, and else, /etc/nacre/config.toml; without it the built-in defaults].
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// What is to vouch for the guests [default: what the configuration says].
@@ -69,18 +71,6 @@ enum Wanted {
     Tdx,
 }
 
-impl Wanted {
-    fn own_configuration(self) -> Option<PathBuf> {
-        let tee = match self {
-            Wanted::None => nacre_configuration::Tee::None,
-            Wanted::EmulatedSnp => nacre_configuration::Tee::EmulatedSnp,
-            Wanted::Snp => nacre_configuration::Tee::Snp,
-            Wanted::Tdx => nacre_configuration::Tee::Tdx,
-        };
-        tee.own_configuration()
-    }
-}
-
 impl From<Wanted> for Tee {
     fn from(wanted: Wanted) -> Tee {
         match wanted {
@@ -93,20 +83,27 @@ impl From<Wanted> for Tee {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
-    let config = arguments.config.clone().or_else(|| arguments.tee?.own_configuration());
-    let node = node::read(config.as_deref(), &arguments.containerd_config)?;
-    let asked = arguments.tee.map_or(node.tee, Tee::from);
-    let facts = Facts::gather(&ThisHost, &node.question);
+    let mut survey = Survey {
+        named: arguments.config.clone(),
+        own: &own_configuration,
+        containerd: &arguments.containerd_config,
+        views: Vec::new(),
+    };
+    let asked = match arguments.tee {
+        Some(wanted) => wanted.into(),
+        None => survey.common()?.node.tee,
+    };
+    let summary = arguments.tee.is_none() && arguments.config.is_none();
+    let tees = if summary || arguments.labels { Tee::ALL.to_vec() } else { vec![asked] };
+    let reports: Result<Vec<Report>, _> = tees.into_iter().map(|tee| survey.report(tee)).collect();
+    let reports = reports?;
+    let View { node, facts, .. } = survey.view(asked)?;
     if arguments.labels {
-        let labels = facts.labels(&node.question, asked);
+        let labels = facts.labels(asked, &reports);
         let lines = labels.iter().map(|label| format!("{}={}\n", label.name, label.value));
         print(&lines.collect::<String>())?;
         return Ok(Verdict::Good);
     }
-    let summary = arguments.tee.is_none() && arguments.config.is_none();
-    let tees = if summary { Tee::ALL.to_vec() } else { vec![asked] };
-    let reports: Vec<Report> =
-        tees.into_iter().map(|tee| facts.report(&node.question, tee)).collect();
     let text = if arguments.json {
         document::json(asked, &node.question, &reports)?
     } else {

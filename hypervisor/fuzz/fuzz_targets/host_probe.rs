@@ -130,7 +130,7 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let [first, rest @ ..] = Tee::ALL.map(ids);
     assert!(rest.iter().all(|other| *other == first));
-    for label in facts.labels(&question, Tee::Snp) {
+    for label in facts.labels(Tee::Snp, &Tee::ALL.map(|tee| facts.report(&question, tee))) {
         let value = label.value.as_bytes();
         assert!(value.len() <= 63 && value.first().is_some_and(u8::is_ascii_alphanumeric));
         assert!(value.last().is_some_and(u8::is_ascii_alphanumeric));

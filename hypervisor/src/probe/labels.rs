@@ -1,7 +1,7 @@
 //! Labels of a node for schedulers, in the format of Node Feature Discovery's feature files.
 
-use super::finding::{Tee, Verdict};
-use super::{Facts, Question};
+use super::Facts;
+use super::finding::{Report, Tee, Verdict};
 
 /// Prefix of all labels. Node Feature Discovery takes any namespace but those of `kubernetes.io`.
 const PREFIX: &str = "nacre.io/";
@@ -16,10 +16,13 @@ pub struct Label {
 }
 
 impl Facts {
-    /// The labels, sorted by name. `asked` is what the node is configured for.
+    /// The labels, sorted by name. `asked` is what the node is configured for. A node may have a configuration
+    /// for each TEE: it is ready for those that have a report here which says so.
     #[must_use]
-    pub fn labels(&self, question: &Question, asked: Tee) -> Vec<Label> {
-        let ready = |tee| self.report(question, tee).verdict() == Verdict::Ready;
+    pub fn labels(&self, asked: Tee, reports: &[Report]) -> Vec<Label> {
+        let ready = |tee| {
+            reports.iter().any(|report| report.tee == tee && report.verdict() == Verdict::Ready)
+        };
         let truth = |value: bool| value.to_string();
         let mut labels = vec![
             ("ready", truth(ready(asked))),

@@ -23,6 +23,11 @@ fn finding(host: &FakeHost, tee: Tee, id: &str) -> Finding {
     report.findings.into_iter().find(|finding| finding.id == id).expect(id)
 }
 
+fn labels(host: &FakeHost, asked: Tee) -> Vec<Label> {
+    let facts = Facts::gather(host, &question());
+    facts.labels(asked, &Tee::ALL.map(|tee| facts.report(&question(), tee)))
+}
+
 fn failing(host: &FakeHost, tee: Tee) -> Vec<&'static str> {
     report(host, tee).of(Status::Fail).map(|finding| finding.id).collect()
 }
@@ -233,7 +238,7 @@ fn what_only_root_may_see_is_unknown_and_never_ready() {
     assert!(report.of(Status::Unknown).all(|f| f.advice.starts_with("run as root to see /dev/")));
     host.denied = vec![hosts::CONTAINERD_CONFIG.into()];
     assert_eq!(verdict(&host, Tee::Snp), Verdict::Unknown);
-    let labels = Facts::gather(&host, &question()).labels(&question(), Tee::Snp);
+    let labels = labels(&host, Tee::Snp);
     assert!(labels.contains(&Label { name: "nacre.io/ready".into(), value: "false".into() }));
 }
 
@@ -340,8 +345,7 @@ fn the_findings_are_the_same_for_every_question() {
 
 #[test]
 fn labels_say_what_a_scheduler_needs() {
-    let facts = Facts::gather(&hosts::milan(), &question());
-    let labels = facts.labels(&question(), Tee::Snp);
+    let labels = labels(&hosts::milan(), Tee::Snp);
     let lines: Vec<String> =
         labels.iter().map(|label| format!("{}={}", label.name, label.value)).collect();
     assert_eq!(
@@ -359,12 +363,22 @@ fn labels_say_what_a_scheduler_needs() {
             "nacre.io/tee-tdx=false",
         ]
     );
-    let facts = Facts::gather(&hosts::tdx(), &question());
-    let labels = facts.labels(&question(), Tee::Snp);
+    let labels = self::labels(&hosts::tdx(), Tee::Snp);
     let value = |name: &str| labels.iter().find(|label| label.name == name).unwrap().value.as_str();
     assert_eq!(value("nacre.io/ready"), "false");
     assert_eq!(value("nacre.io/tee-tdx"), "true");
     assert_eq!(value("nacre.io/tdx.module"), "1.5.24");
+
+    // The configuration of one TEE alone may name firmware that is not there.
+    let (host, mut of_snp) = (hosts::milan(), question());
+    of_snp.firmware.snp = "/nowhere".into();
+    let facts = Facts::gather(&host, &question());
+    let mut reports = [Tee::None, Tee::Snp].map(|tee| facts.report(&question(), tee));
+    reports[1] = Facts::gather(&host, &of_snp).report(&of_snp, Tee::Snp);
+    let labels = facts.labels(Tee::None, &reports);
+    let value = |name: &str| labels.iter().find(|label| label.name == name).unwrap().value.as_str();
+    assert_eq!((value("nacre.io/tee-none"), value("nacre.io/tee-snp")), ("true", "false"));
+    assert_eq!((value("nacre.io/ready"), value("nacre.io/tee-emulated-snp")), ("true", "false"));
 }
 
 /// Whatever is in the files and whatever programs print, there is a report, it is bounded, and nothing that
@@ -407,7 +421,7 @@ fn odd_contents_are_judged_within_bounds() {
                 }
             }
         }
-        for label in facts.labels(&question(), Tee::Snp) {
+        for label in labels(&host, Tee::Snp) {
             let value = label.value.as_bytes();
             assert!(value.len() <= 63 && value.first().is_some_and(u8::is_ascii_alphanumeric));
             assert!(value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte)));
