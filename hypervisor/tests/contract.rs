@@ -98,6 +98,13 @@ impl Lab {
         Some(Lab { dir, paths, image, ovmf, _turn: turn })
     }
 
+    /// The image's: with another the agent finds drivers that it does not expect.
+    fn command_line(&self) -> String {
+        let manifest = fs::read(self.image.join("manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        manifest["command_line"].as_str().unwrap().to_owned()
+    }
+
     fn snp(&self, cpu: SnpCpu, id_block: Option<IdBlock>) -> Confidential {
         Confidential::Snp(SnpLaunch {
             firmware: self.ovmf.join("OVMF.amdsev.fd"),
@@ -135,7 +142,7 @@ impl Lab {
             run_dir,
             kernel: self.image.join("vmlinuz"),
             initrd: self.image.join("initrd.img"),
-            command_line: "console=hvc0 quiet".into(),
+            command_line: self.command_line(),
             vcpus: 2,
             memory_mib: 512,
             confidential: Some(confidential),
