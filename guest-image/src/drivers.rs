@@ -5,6 +5,7 @@
 //! start would not start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -190,7 +191,8 @@ impl KernelPackage {
     /// If it is another, or `dpkg-deb` fails.
     pub fn open(path: &Path, manifest: &Manifest) -> Result<Self, DriverError> {
         let origin = &manifest.kernel.package;
-        let found = Sha256Hex::of(&read(path)?);
+        let package = read(path)?;
+        let found = Sha256Hex::of(&package);
         if found != origin.sha256 {
             return Err(DriverError::Package {
                 path: path.to_owned(),
@@ -201,8 +203,11 @@ impl KernelPackage {
         }
         let failed = |problem| DriverError::Unpack { path: path.to_owned(), problem };
         let root = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
+        // The bytes that were hashed: another file may be under that name by now.
+        let copy = tempfile::NamedTempFile::new().map_err(|error| failed(error.to_string()))?;
+        fs::write(copy.path(), package).map_err(|error| failed(error.to_string()))?;
         let mut dpkg = Command::new("dpkg-deb");
-        let output = dpkg.arg("--extract").arg(path).arg(root.path()).output();
+        let output = dpkg.arg("--extract").arg(copy.path()).arg(root.path()).output();
         let output = output.map_err(|error| failed(format!("{error}; is dpkg installed?")))?;
         if !output.status.success() {
             return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
