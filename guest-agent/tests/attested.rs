@@ -14,10 +14,11 @@ mod registry;
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
-use guest::{Guest, HOST_FROM_GUEST, Launch, command_line, container, context, measured_files};
+use guest::{
+    Guest, HOST_FROM_GUEST, Launch, allow_all, command_line, container, context, measured_files,
+};
 use nacre_emulated::{Launch as Measured, Processor, Root, RsaBits, measure};
 use nacre_evidence::Evidence;
-use nacre_policy::REQUESTS;
 use nacre_protocol::agent::DestroySandboxRequest;
 use nacre_protocol::initdata::{Algorithm, Initdata, POLICY};
 use nacre_verifier::{
@@ -41,9 +42,7 @@ fn ready() -> bool {
 
 /// A document whose policy allows everything.
 fn initdata(algorithm: Algorithm) -> Initdata {
-    let rules = REQUESTS.iter().map(|request| format!("default {request} := true\n"));
-    let policy = format!("package agent_policy\n\n{}", rules.collect::<String>());
-    Initdata::new(algorithm, [(POLICY.into(), policy)].into()).unwrap()
+    Initdata::new(algorithm, [(POLICY.into(), allow_all())].into()).unwrap()
 }
 
 fn measured(kernel_parameters: &str) -> Measured {

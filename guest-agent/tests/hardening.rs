@@ -10,9 +10,7 @@ mod guest;
 #[path = "vm/registry.rs"]
 mod registry;
 
-use guest::{Guest, HOST_FROM_GUEST, Launch, container, context, image};
-use nacre_policy::REQUESTS;
-use nacre_protocol::agent::SetPolicyRequest;
+use guest::{Guest, HOST_FROM_GUEST, Launch, container, image};
 
 /// True, with a word about it, if there is nothing to test with.
 fn skipped() -> bool {
@@ -83,10 +81,7 @@ async fn pod(kernel_parameters: &str, qemu: &[&str]) -> Guest {
         format!("nacre.danger_plain_http={registry} nacre.danger_set_policy=1 {kernel_parameters}");
     let launch = Launch { kernel_parameters: &parameters, qemu, ..Default::default() };
     let guest = Guest::boot(launch).await;
-    let rules = REQUESTS.iter().map(|request| format!("default {request} := true\n"));
-    let policy = format!("package agent_policy\n\n{}", rules.collect::<String>());
-    let policy = SetPolicyRequest { policy, ..Default::default() };
-    guest.agent.set_policy(context(10), &policy).await.unwrap();
+    guest.allow_all().await;
     guest.create_sandbox().await;
     let image = format!("{registry}/busybox:latest");
     let mut request = container("app", &image, &["sleep", "1000"]);

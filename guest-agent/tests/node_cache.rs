@@ -15,10 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use guest::{Guest, HOST_FROM_GUEST, Launch, container, context};
+use guest::{Guest, HOST_FROM_GUEST, Launch, container};
 use nacre_cache::{Config, Server, Statistics, ask_for_statistics};
-use nacre_policy::REQUESTS;
-use nacre_protocol::agent::SetPolicyRequest;
 use nacre_protocol::blob_cache::{Hello, VERDICT_SIZE, Verdict};
 use tokio::sync::oneshot;
 
@@ -92,10 +90,7 @@ async fn pod(registries: &[&str], node_cache: Option<UnixStream>) -> Guest {
     let parameters = format!("nacre.danger_plain_http={registries} nacre.danger_set_policy=1");
     let launch = Launch { kernel_parameters: &parameters, node_cache, ..Default::default() };
     let guest = Guest::boot(launch).await;
-    let rules = REQUESTS.iter().map(|request| format!("default {request} := true\n"));
-    let policy = format!("package agent_policy\n\n{}", rules.collect::<String>());
-    let policy = SetPolicyRequest { policy, ..Default::default() };
-    guest.agent.set_policy(context(10), &policy).await.unwrap();
+    guest.allow_all().await;
     guest.create_sandbox().await;
     guest.run(&container("pod", "pause", &["/pause"])).await;
     guest

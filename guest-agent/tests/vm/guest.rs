@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nacre_emulated::Processor;
 use nacre_image_manifest::GuestImage;
+use nacre_policy::REQUESTS;
 use nacre_protocol::agent::*;
 use nacre_protocol::agent_ttrpc::AgentServiceClient;
 use nacre_protocol::channel::{
@@ -117,6 +118,12 @@ impl Guest {
     /// What the guest has printed.
     pub(crate) fn console(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("console")).unwrap_or_default()
+    }
+
+    /// Sets a policy that allows everything, where the command line lets the host set one.
+    pub(crate) async fn allow_all(&self) {
+        let policy = SetPolicyRequest { policy: allow_all(), ..Default::default() };
+        self.agent.set_policy(context(10), &policy).await.unwrap();
     }
 
     /// Makes the pod: namespaces, shared memory, network.
@@ -399,6 +406,12 @@ pub(crate) fn process(arguments: &[&str]) -> oci::Process {
 
 pub(crate) fn shell_process(command: &str) -> oci::Process {
     process(&["/bin/sh", "-c", command])
+}
+
+/// A policy that allows everything.
+pub(crate) fn allow_all() -> String {
+    let rules = REQUESTS.iter().map(|request| format!("default {request} := true\n"));
+    format!("package agent_policy\n\n{}", rules.collect::<String>())
 }
 
 fn target() -> PathBuf {
