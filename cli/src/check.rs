@@ -5,7 +5,6 @@ mod node;
 mod survey;
 mod table;
 
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use anyhow::bail;
@@ -14,6 +13,7 @@ use nacre_hypervisor::probe::{self, Report, Tee};
 
 use crate::Verdict;
 use crate::input::print;
+use crate::output::{Output, colours};
 use survey::{Survey, View, own_configuration};
 
 /// Look whether this node can run pods, with which protection, and what is missing for that.
@@ -28,7 +28,7 @@ use survey::{Survey, View, own_configuration};
   nacre check                          what can this node run?
   nacre check --tee snp                could it run pods with SEV-SNP, and if not, what is to do?
   nacre check --config node.toml       is all there that this configuration needs?
-  nacre check --json | jq '.reports[].findings[] | select(.status == \"fail\")'
+  nacre check --output json | jq '.reports[].findings[] | select(.status == \"fail\")'
   nacre check --labels > /etc/kubernetes/node-feature-discovery/features.d/nacre
 
 Labels are for Node Feature Discovery. To write them again and again, write a file there whose
@@ -49,14 +49,13 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", default_value = "/etc/containerd/config.toml")]
     containerd_config: PathBuf,
     /// List checks that do not apply, too.
-    #[arg(long, conflicts_with_all = ["json", "labels"])]
-    all: bool,
-    /// Print JSON.
     #[arg(long, conflicts_with = "labels")]
-    json: bool,
+    all: bool,
     /// Print labels for Node Feature Discovery, one `name=value` a line.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "form")]
     labels: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -104,27 +103,17 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         print(&lines.collect::<String>())?;
         return Ok(Verdict::Good);
     }
-    let text = if arguments.json {
-        document::json(asked, &node.question, &reports)?
-    } else {
+    arguments.output.show(&document::Document::new(asked, &node.question, &reports), |_| {
         let style = table::Style { colours: colours(), all: arguments.all };
         match reports.as_slice() {
             [report] => table::one(report, style),
             reports => table::summary(reports, asked, style),
         }
-    };
-    print(&text)?;
+    })?;
     let verdict = reports.iter().find(|report| report.tee == asked).map(Report::verdict);
     match verdict {
         Some(probe::Verdict::Ready) => Ok(Verdict::Good),
         Some(probe::Verdict::NotReady) => Ok(Verdict::Bad),
         Some(probe::Verdict::Unknown) | None => bail!("not all can be seen: run it as root"),
     }
-}
-
-/// Only for people at a terminal who did not ask for none (no-color.org).
-fn colours() -> bool {
-    let unset = |name| std::env::var_os(name).is_none_or(|value| value.is_empty());
-    let dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
-    io::stdout().is_terminal() && unset("NO_COLOR") && !dumb
 }

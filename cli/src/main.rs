@@ -16,6 +16,7 @@ mod input;
 mod kbs;
 mod measure;
 mod moment;
+mod output;
 mod policy;
 mod runtimeclass;
 mod seal;

@@ -43,7 +43,7 @@ pub(crate) use release::measurements_of;
   nacre measure --tee snp --tcb-minimum tcb.json -o guest.json
   nacre measure --tee snp --tcb-minimum any --explain web.yaml
   nacre measure --tee tdx --rtmr0 any -o first.json
-  nacre attest appraise evidence.json --reference first.json --tdx-collateral collateral.json --json
+  nacre attest appraise evidence.json --reference first.json --tdx-collateral collateral.json --output json
   nacre measure --tee tdx --rtmr0 8f3c...e1 -o guest.json
   nacre measure --tee emulated-snp --config node.toml --vcpus 1 --vcpus 2
   nacre measure --release DIR --firmware DIR -o - | diff DIR/measurements.json -

@@ -45,7 +45,7 @@ fn real_reports_are_affirming_as_far_as_they_are_compared() {
         let wrong = "00".repeat(64);
         let (code, said) = appraise(&[&report, "--certificate", &vek, "--report-data", &wrong]);
         assert!(code == 1 && said.contains("FAIL  snp-report-data"), "{name}: {said}");
-        let (_, said) = appraise(&[&report, "--certificate", &vek, "--json"]);
+        let (_, said) = appraise(&[&report, "--certificate", &vek, "--output", "json"]);
         let json: serde_json::Value = serde_json::from_str(&said).unwrap();
         assert_eq!(json["tee"], "snp");
     }

@@ -39,7 +39,7 @@ fn finding<'a>(report: &'a Value, id: &str) -> &'a Value {
 
 #[test]
 fn this_machine_gets_a_verdict_on_every_question_and_the_exit_status_says_it() {
-    let (all, code) = document(&["--json"]);
+    let (all, code) = document(&["--output", "json"]);
     assert_eq!(all["format"], 1);
     let reports = all["reports"].as_array().unwrap();
     let tees: Vec<&str> = reports.iter().map(|report| report["tee"].as_str().unwrap()).collect();
@@ -47,7 +47,7 @@ fn this_machine_gets_a_verdict_on_every_question_and_the_exit_status_says_it() {
     let asked = reports.iter().find(|report| report["tee"] == all["asked"]).unwrap();
     assert_eq!(code, expected_code(asked), "{asked:#}");
     for report in reports {
-        let (one, code) = document(&["--json", "--tee", report["tee"].as_str().unwrap()]);
+        let (one, code) = document(&["--output", "json", "--tee", report["tee"].as_str().unwrap()]);
         assert_eq!(code, expected_code(report));
         let one = &one["reports"].as_array().unwrap()[0];
         assert_eq!(one["verdict"], report["verdict"]);
@@ -177,7 +177,7 @@ impl Node {
     fn report(&self) -> Value {
         let at = |name: &str| self.directory.path().join(name);
         let output = Command::new(env!("CARGO_BIN_EXE_nacre"))
-            .args(["check", "--json", "--config"])
+            .args(["check", "--output", "json", "--config"])
             .arg(at("config.toml"))
             .arg("--containerd-config")
             .arg(at("containerd.toml"))
@@ -235,7 +235,7 @@ fn a_node_with_all_its_parts_passes_and_each_part_is_missed() {
 
 fn expected_kvm() -> &'static str {
     // It is told even where the configuration does without.
-    let (document, _) = document(&["--json", "--tee", "none"]);
+    let (document, _) = document(&["--output", "json", "--tee", "none"]);
     let status = finding(&document["reports"][0], "kvm.device")["status"].clone();
     if status == "pass" { "pass" } else { "not-applicable" }
 }
@@ -274,7 +274,7 @@ fn what_cannot_be_checked_is_said() {
         (vec!["--config", missing], "cannot read /nowhere/config.toml"),
         (vec!["--config", &broken], "is not a valid configuration"),
         (vec!["--tee", "sgx"], "possible values: none, emulated-snp, snp, tdx"),
-        (vec!["--json", "--labels"], "cannot be used with"),
+        (vec!["--output", "json", "--labels"], "cannot be used with"),
     ] {
         let output = check(&arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

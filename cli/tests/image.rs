@@ -136,7 +136,7 @@ impl World {
     }
 
     fn inspect(&self, image: &str) -> Value {
-        serde_json::from_str(&self.good(&["inspect", image, "--json"])).unwrap()
+        serde_json::from_str(&self.good(&["inspect", image, "--output", "json"])).unwrap()
     }
 
     fn keygen(&self, name: &str) {

@@ -245,7 +245,7 @@ fn verification_lists_all_and_its_status_tells() {
         ["vmlinux", "vmlinuz", "initrd.img", "initrd.img", "initrd-development.img", "notes"];
     assert_eq!(files, [&expected[..], &["NOT what its manifest says"]].concat());
 
-    let (code, out, _) = world.nacre(&["verify", "base", "--json"]);
+    let (code, out, _) = world.nacre(&["verify", "base", "--output", "json"]);
     let shown: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &shown["verified"]), (1, &Value::Bool(false)));
     assert_eq!(shown["problems"].as_array().unwrap().len(), expected.len());

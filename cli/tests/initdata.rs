@@ -65,7 +65,7 @@ fn a_document_is_made_shown_and_verified_in_each_of_its_forms() {
     }
     let (_, shown, _) = run(&["show", "pod.yaml"]);
     assert!(shown.contains(digest.trim()) && shown.contains("policy.rego, 21 bytes"), "{shown}");
-    let (_, shown, _) = run(&["show", "pod.yaml", "--json"]);
+    let (_, shown, _) = run(&["show", "pod.yaml", "--output", "json"]);
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown["mrconfigid"], hex::encode(document.digest().as_bytes()));
     assert_eq!(shown["host_data"], hex::encode(&document.digest().as_bytes()[..32]));

@@ -423,7 +423,7 @@ fn dangerous_grants_are_found() {
         .says("danger: web.yaml:")
         .says("is not pinned")
         .says("any command may be executed");
-    let found = world.run_with(&["lint", "--json", "-"], &ran.out);
+    let found = world.run_with(&["lint", "--output", "json", "-"], &ran.out);
     let found: Vec<serde_json::Value> = serde_json::from_str(&found.expect(1).out).unwrap();
     let rules: Vec<_> = found.iter().map(|finding| finding["rule"].as_str().unwrap()).collect();
     assert_eq!(rules, ["exec-any", "image-unpinned", "logs"]);
@@ -463,11 +463,11 @@ fn recordings_are_judged_again() {
         "{}",
         table.out
     );
-    let json = world.run(&["test", "web.rego", "--requests", "pod.jsonl", "--format", "json"]);
+    let json = world.run(&["test", "web.rego", "--requests", "pod.jsonl", "--output", "json"]);
     let json: serde_json::Value = serde_json::from_str(&json.expect(1).out).unwrap();
     assert_eq!((json["requests"].as_u64(), json["not_as_recorded"].as_u64()), (Some(3), Some(1)));
     assert_eq!(json["recordings"][0]["requests"][1]["container_id"], "c1");
-    let junit = world.run(&["test", "web.rego", "--requests", "pod.jsonl", "--format", "junit"]);
+    let junit = world.run(&["test", "web.rego", "--requests", "pod.jsonl", "--output", "junit"]);
     junit.expect(1).says("<testsuite name=\"pod.jsonl\" tests=\"3\" failures=\"1\">");
     let two: String = recording().split_inclusive('\n').take(2).collect();
     world.write("two.jsonl", &two);

@@ -12,8 +12,9 @@ use nacre_verifier::{
 use time::OffsetDateTime;
 
 use crate::Verdict;
-use crate::input::{print, read, read_initdata};
+use crate::input::{read, read_initdata};
 use crate::moment::moment;
+use crate::output::Output;
 
 /// Appraise evidence offline, and print each check with what was expected and what was found.
 ///
@@ -23,7 +24,7 @@ use crate::moment::moment;
 #[command(after_help = "Examples:
   nacre attest appraise report.bin --certificate vcek.der
   nacre attest appraise evidence.json --reference guest.json --initdata web.yaml
-  nacre attest appraise evidence.json --danger-extra-snp-root /var/lib/nacre/emulated --json
+  nacre attest appraise evidence.json --danger-extra-snp-root /var/lib/nacre/emulated --output json
 
 Exit status: 0 every check that was made passed; 1 one failed; 2 something cannot be read.")]
 pub(crate) struct Arguments {
@@ -54,9 +55,8 @@ pub(crate) struct Arguments {
     /// Time for which everything must be valid, as 2027-01-31T00:00:00Z [default: now].
     #[arg(long, value_name = "TIME", value_parser = moment)]
     at: Option<OffsetDateTime>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Clone, Copy)]
@@ -104,11 +104,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let mut left_out = left_out(arguments);
     left_out.retain(|code| appraisal.checks().iter().any(|check| check.code == *code));
     let good = !appraisal.checks().iter().any(|check| fails(check, &left_out));
-    print(&if arguments.json {
-        format!("{}\n", serde_json::to_string_pretty(&appraisal)?)
-    } else {
-        text(&appraisal, &left_out, good)
-    })?;
+    arguments.output.show(&appraisal, |appraisal| text(appraisal, &left_out, good))?;
     Ok(if good { Verdict::Good } else { Verdict::Bad })
 }
 

@@ -1,4 +1,4 @@
-//! `--json`: the document, as docs/node-check.md describes it.
+//! `--output json`: the document, as docs/node-check.md describes it.
 
 use std::path::Path;
 
@@ -8,8 +8,9 @@ use serde::Serialize;
 /// Raised when a field changes its meaning or goes; new ones may come.
 const FORMAT: u32 = 1;
 
+/// What `nacre check --output json` prints.
 #[derive(Serialize)]
-struct Document<'a> {
+pub(super) struct Document<'a> {
     format: u32,
     /// What the exit status is about.
     asked: Tee,
@@ -25,20 +26,19 @@ struct Entry<'a> {
     findings: &'a [Finding],
 }
 
-pub(super) fn json(asked: Tee, question: &Question, reports: &[Report]) -> anyhow::Result<String> {
-    let document = Document {
-        format: FORMAT,
-        asked,
-        configuration: question.configuration.as_deref(),
-        containerd_configuration: &question.containerd.config,
-        reports: reports
-            .iter()
-            .map(|report| Entry {
-                tee: report.tee,
-                verdict: report.verdict(),
-                findings: &report.findings,
-            })
-            .collect(),
-    };
-    Ok(format!("{}\n", serde_json::to_string_pretty(&document)?))
+impl<'a> Document<'a> {
+    pub(super) fn new(asked: Tee, question: &'a Question, reports: &'a [Report]) -> Self {
+        let entry = |report: &'a Report| Entry {
+            tee: report.tee,
+            verdict: report.verdict(),
+            findings: &report.findings,
+        };
+        Self {
+            format: FORMAT,
+            asked,
+            configuration: question.configuration.as_deref(),
+            containerd_configuration: &question.containerd.config,
+            reports: reports.iter().map(entry).collect(),
+        }
+    }
 }

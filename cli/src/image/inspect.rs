@@ -20,7 +20,7 @@ use super::place::Place;
 use super::registry::{Access, read_small};
 use super::source::{Source, SourceImage};
 use crate::Verdict;
-use crate::input::print;
+use crate::output::Output;
 use crate::table::table;
 
 /// Show a container image as a guest sees it: digests, layers, for whom they are encrypted, signatures; and whether an
@@ -31,7 +31,7 @@ use crate::table::table;
   nacre image inspect registry.example/web:1 --policy image-policy.toml
   nacre image inspect registry.example/web:1 --policy policy.json \\
       --resource kbs:///default/web/signing-key=signing.pub
-  nacre image inspect oci:build:web --json
+  nacre image inspect oci:build:web --output json
 
 Exit status: 0 shown, and admitted if a policy is given; 1 the policy refuses the image; 2 it
 cannot be read.")]
@@ -46,9 +46,8 @@ pub(crate) struct Arguments {
     /// times.
     #[arg(long, value_name = "URI=FILE", requires = "policy")]
     resource: Vec<String>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     access: Access,
 }
@@ -120,11 +119,7 @@ pub(super) async fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
             arguments.image
         ),
     }
-    if arguments.json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&shown)?))?;
-    } else {
-        print(&text(&shown))?;
-    }
+    arguments.output.show(&shown, text)?;
     let refused = shown.policy.is_some_and(|decision| !decision.admitted);
     Ok(if refused { Verdict::Bad } else { Verdict::Good })
 }

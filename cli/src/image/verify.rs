@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::Verdict;
 use crate::input::print;
+use crate::output::{Output, print_json};
 
 /// Check an installed guest image against its manifest.
 ///
@@ -19,7 +20,7 @@ use crate::input::print;
 #[command(after_help = "Examples:
   nacre image verify
   nacre image verify /opt/nacre/share/nacre --manifest release/manifest.json
-  nacre image verify company-image --json
+  nacre image verify company-image --output json
 
 Exit status: 0 the image is what its manifest says; 1 it is not; 2 there is no image or manifest that can
 be read.")]
@@ -30,9 +31,8 @@ pub(crate) struct Arguments {
     /// The manifest that the image is held to [default: the one in the directory].
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Serialize)]
@@ -70,7 +70,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         Ok(_) => Vec::new(),
         Err(VerifyError { problems, .. }) => problems,
     };
-    if arguments.json {
+    if arguments.output.is_json() {
         let shown = Shown {
             image: image.directory().display().to_string(),
             manifest_sha256: image.manifest_file().sha256.to_string(),
@@ -79,7 +79,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
             verified: problems.is_empty(),
             problems: problems.iter().map(ShownProblem::from).collect(),
         };
-        print(&format!("{}\n", serde_json::to_string_pretty(&shown)?))?;
+        print_json(&shown)?;
     } else {
         print(&text(&image, &problems))?;
     }

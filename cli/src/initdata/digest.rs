@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::Field;
 use crate::Verdict;
-use crate::input::{print, read_initdata};
+use crate::input::read_initdata;
+use crate::output::Output;
 
 /// Print the digest of an initdata document.
 #[derive(Args)]
@@ -23,6 +24,8 @@ pub(crate) struct Arguments {
     /// zero bytes.
     #[arg(long, value_enum)]
     field: Option<Field>,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
@@ -31,6 +34,6 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         Some(field) => field.value(&digest),
         None => digest.to_string(),
     };
-    print(&format!("{text}\n"))?;
+    arguments.output.show(&text, |text| format!("{text}\n"))?;
     Ok(Verdict::Good)
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::Field;
 use crate::Verdict;
 use crate::input::{print, read_initdata};
+use crate::output::{Output, print_json};
 
 /// Say what is in an initdata document, and what the hardware reports for it.
 #[derive(Args)]
@@ -16,7 +17,7 @@ use crate::input::{print, read_initdata};
   nacre initdata show web.toml
   nacre initdata show web.yaml                    what the annotation of the pod carries
   nacre initdata show web.yaml --file policy.rego
-  kubectl get pod web -o yaml | nacre initdata show - --json
+  kubectl get pod web -o yaml | nacre initdata show - --output json
 
 Exit status: 0 shown; 2 it cannot be read.")]
 pub(crate) struct Arguments {
@@ -24,11 +25,10 @@ pub(crate) struct Arguments {
     #[arg(value_name = "FILE")]
     document: PathBuf,
     /// Print one of its files as it is, and nothing else.
-    #[arg(long, value_name = "NAME", conflicts_with = "json")]
+    #[arg(long, value_name = "NAME", conflicts_with = "form")]
     file: Option<String>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
@@ -44,7 +44,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         (Field::HostData.value(&digest), Field::Mrconfigid.value(&digest));
     let sizes = initdata.files().iter().map(|(name, content)| (name, content.len()));
     let annotation = initdata.to_annotation()?.len();
-    if arguments.json {
+    if arguments.output.is_json() {
         let files: serde_json::Map<_, _> =
             sizes.map(|(name, bytes)| (name.clone(), json!({ "bytes": bytes }))).collect();
         let shown = json!({
@@ -55,7 +55,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
             "annotation_bytes": annotation,
             "files": files,
         });
-        print(&format!("{shown:#}\n"))?;
+        print_json(&shown)?;
         return Ok(Verdict::Good);
     }
     let mut text = format!(

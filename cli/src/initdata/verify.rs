@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use clap::Args;
 use nacre_evidence::Evidence;
+use serde_json::json;
 
 use super::Field;
 use crate::Verdict;
-use crate::input::{print, read, read_initdata};
+use crate::input::{read, read_initdata};
+use crate::output::Output;
 
 /// Check an initdata document against a digest, or against evidence of a guest that took it.
 ///
@@ -25,6 +27,8 @@ pub(crate) struct Arguments {
     document: PathBuf,
     #[command(flatten)]
     against: Against,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Args)]
@@ -70,10 +74,15 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
             }
         }
     };
-    if expected == found {
-        print(&format!("{what} is that of the document: {digest}\n"))?;
-        return Ok(Verdict::Good);
-    }
-    print(&format!("{what} is another\n  this document  {expected}\n  given          {found}\n"))?;
-    Ok(Verdict::Bad)
+    let is_same = expected == found;
+    let result = json!({
+        "same": is_same, "compared": what, "digest": digest.to_string(), "expected": expected, "found": found
+    });
+    arguments.output.show(&result, |_| match is_same {
+        true => format!("{what} is that of the document: {digest}\n"),
+        false => {
+            format!("{what} is another\n  this document  {expected}\n  given          {found}\n")
+        }
+    })?;
+    Ok(if is_same { Verdict::Good } else { Verdict::Bad })
 }

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use nacre_kbs::audit::{AuditError, Entry, Verified, verify};
+use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 
 use super::{Administrator, block_on};
 use crate::Verdict;
 use crate::input::print;
+use crate::output::{Output, print_json};
 
 /// The commands.
 #[derive(Subcommand)]
@@ -24,9 +26,8 @@ pub(crate) struct List {
     /// How many.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     last: u32,
-    /// Print one JSON object a line.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     administrator: Administrator,
 }
@@ -41,6 +42,8 @@ pub(crate) struct Verify {
     /// Directory of the log.
     #[arg(value_name = "DIRECTORY")]
     log: PathBuf,
+    #[command(flatten)]
+    output: Output,
 }
 
 /// Entries of one answer.
@@ -49,7 +52,7 @@ const PAGE: usize = 1000;
 pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
     match command {
         Command::List(arguments) => list(&arguments)?,
-        Command::Verify(Verify { log }) => return check(&log),
+        Command::Verify(Verify { log, output }) => return check(&log, output),
     }
     Ok(Verdict::Good)
 }
@@ -69,15 +72,11 @@ fn list(arguments: &List) -> anyhow::Result<()> {
             }
         }
     })?;
-    let mut text = String::new();
-    for entry in &entries {
-        text.push_str(&if arguments.json {
-            format!("{}\n", serde_json::to_string(entry)?)
-        } else {
-            line(entry)?
-        });
+    if arguments.output.is_json() {
+        return print_json(&entries);
     }
-    print(&text)
+    let lines: anyhow::Result<String> = entries.iter().map(line).collect();
+    print(&lines?)
 }
 
 /// An entry on one line.
@@ -86,7 +85,7 @@ pub(super) fn line(entry: &Entry) -> anyhow::Result<String> {
     let word = |value: &Option<String>| value.as_deref().unwrap_or("-").to_owned();
     let who = event.administrator.as_ref().or(event.client.as_ref()).cloned();
     let emulated = if event.emulated == Some(true) { " emulated" } else { "" };
-    let name = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let name = |value: Value| value.as_str().unwrap_or_default().to_owned();
     Ok(format!(
         "{} {} {} {} {} {}{emulated} {}\n",
         entry.time.format(&Rfc3339)?,
@@ -99,24 +98,36 @@ pub(super) fn line(entry: &Entry) -> anyhow::Result<String> {
     ))
 }
 
-fn check(log: &Path) -> anyhow::Result<Verdict> {
-    match verify(log) {
-        Ok(verified) => {
-            let Verified { files, entries, first, last, hash, torn } = verified;
-            print(&format!(
-                "whole: {entries} entries ({first} to {last}) in {files} files\nhead   {hash}\n"
-            ))?;
-            if torn > 0 {
-                print(&format!(
-                    "note   {torn} bytes behind the last entry are no whole line yet\n"
-                ))?;
-            }
-            Ok(Verdict::Good)
+fn check(log: &Path, output: Output) -> anyhow::Result<Verdict> {
+    let result = match verify(log) {
+        Ok(Verified { files, entries, first, last, hash, torn }) => {
+            json!({ "whole": true, "files": files, "entries": entries, "first": first, "last": last,
+                    "head": hash.to_string(), "bytes_behind_the_last_line": torn })
         }
-        Err(error @ AuditError::File { .. }) => Err(error.into()),
-        Err(error) => {
-            print(&format!("NOT whole: {error}\n"))?;
-            Ok(Verdict::Bad)
-        }
+        Err(error @ AuditError::File { .. }) => return Err(error.into()),
+        Err(error) => json!({ "whole": false, "problem": error.to_string() }),
+    };
+    output.show(&result, text)?;
+    Ok(if result["whole"] == true { Verdict::Good } else { Verdict::Bad })
+}
+
+fn text(result: &Value) -> String {
+    let word = |name: &str| match &result[name] {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    if result["whole"] != true {
+        return format!("NOT whole: {}\n", word("problem"));
     }
+    let [entries, first, last, files, head] =
+        ["entries", "first", "last", "files", "head"].map(word);
+    let mut text =
+        format!("whole: {entries} entries ({first} to {last}) in {files} files\nhead   {head}\n");
+    if result["bytes_behind_the_last_line"] != 0 {
+        let torn = word("bytes_behind_the_last_line");
+        text.push_str(&format!(
+            "note   {torn} bytes behind the last entry are no whole line yet\n"
+        ));
+    }
+    text
 }

@@ -5,6 +5,7 @@ use clap::Args;
 use super::{Administrator, audit, block_on};
 use crate::Verdict;
 use crate::input::print;
+use crate::output::{Output, print_json};
 
 /// Say why the broker released or refused something.
 ///
@@ -14,9 +15,8 @@ pub(crate) struct Arguments {
     /// Number of the request.
     #[arg(value_name = "REQUEST-ID")]
     id: String,
-    /// Print the whole entry as JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     administrator: Administrator,
 }
@@ -24,8 +24,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let client = arguments.administrator.client()?;
     let entries = block_on(async { Ok(client.explain(&arguments.id).await?) })?;
-    if arguments.json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&entries)?))?;
+    if arguments.output.is_json() {
+        print_json(&entries)?;
         return Ok(Verdict::Good);
     }
     let mut text = String::new();

@@ -12,6 +12,7 @@ use super::{Administrator, Listing, Named, block_on};
 use crate::Verdict;
 use crate::input::{print, read_initdata};
 use crate::moment::moment;
+use crate::output::print_json;
 use crate::table::table;
 
 /// The commands.
@@ -96,8 +97,8 @@ fn add(arguments: Add) -> anyhow::Result<()> {
 fn list(arguments: &Listing) -> anyhow::Result<()> {
     let client = arguments.administrator.client()?;
     let grants = block_on(async { Ok(client.grants().await?) })?;
-    if arguments.json {
-        return print(&format!("{}\n", serde_json::to_string_pretty(&grants)?));
+    if arguments.output.is_json() {
+        return print_json(&grants);
     }
     let mut rows = Vec::new();
     for grant in &grants {

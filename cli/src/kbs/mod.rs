@@ -17,6 +17,7 @@ use nacre_kbs::admin::Client;
 
 use crate::Verdict;
 use crate::input::read_text;
+use crate::output::Output;
 
 /// The commands.
 #[derive(Subcommand)]
@@ -81,9 +82,8 @@ struct Administrator {
 /// What to list.
 #[derive(Args)]
 pub(crate) struct Listing {
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     administrator: Administrator,
 }

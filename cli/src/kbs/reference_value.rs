@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::{Administrator, Listing, Named, block_on};
 use crate::Verdict;
-use crate::input::{print, read};
+use crate::input::read;
 use crate::table::table;
 
 /// The commands.
@@ -45,14 +45,10 @@ pub(super) fn run(command: Command) -> anyhow::Result<Verdict> {
             let client = administrator.client()?;
             block_on(async { Ok(client.add_reference_values(&document).await?) })?;
         }
-        Command::List(Listing { json, administrator }) => {
+        Command::List(Listing { output, administrator }) => {
             let client = administrator.client()?;
             let all = block_on(async { Ok(client.reference_values().await?) })?;
-            print(&if json {
-                format!("{}\n", serde_json::to_string_pretty(&all)?)
-            } else {
-                listed(&all.documents)
-            })?;
+            output.show(&all, |all| listed(&all.documents))?;
         }
         Command::Remove(Named { id, administrator }) => {
             let client = administrator.client()?;

@@ -10,6 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use super::{Administrator, Listing, block_on};
 use crate::Verdict;
 use crate::input::{print, print_bytes, read};
+use crate::output::print_json;
 use crate::table::table;
 
 /// The commands.
@@ -86,8 +87,8 @@ fn set(arguments: &Set) -> anyhow::Result<()> {
 fn list(arguments: &Listing) -> anyhow::Result<()> {
     let client = arguments.administrator.client()?;
     let secrets = block_on(async { Ok(client.resources().await?) })?;
-    if arguments.json {
-        return print(&format!("{}\n", serde_json::to_string_pretty(&secrets)?));
+    if arguments.output.is_json() {
+        return print_json(&secrets);
     }
     let rows = secrets.iter().map(|secret| {
         let modified = secret.modified.format(&Rfc3339)?;

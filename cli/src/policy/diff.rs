@@ -8,7 +8,8 @@ use nacre_policy_author::diff::diff;
 use nacre_policy_author::document::Document;
 
 use crate::Verdict;
-use crate::input::{print, read_policy};
+use crate::input::read_policy;
+use crate::output::Output;
 
 /// Say in words what the second policy allows or forbids that the first does not.
 ///
@@ -27,13 +28,17 @@ pub(crate) struct Arguments {
     /// The same.
     #[arg(value_name = "B")]
     to: PathBuf,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let (from, to) = (document(&arguments.from)?, document(&arguments.to)?);
     let changes = diff(&from, &to);
-    let text: String = changes.iter().map(|change| format!("{change}\n")).collect();
-    print(&text)?;
+    let lines: Vec<String> = changes.iter().map(ToString::to_string).collect();
+    arguments
+        .output
+        .show(&lines, |lines| lines.iter().map(|line| format!("{line}\n")).collect())?;
     Ok(if changes.is_empty() { Verdict::Good } else { Verdict::Bad })
 }
 

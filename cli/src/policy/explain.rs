@@ -9,6 +9,7 @@ use nacre_policy::Policy;
 use super::replay::replay;
 use crate::Verdict;
 use crate::input::{print, read_policy};
+use crate::output::{Output, print_json};
 
 /// Say why a policy denies a request, in the agent's own words.
 ///
@@ -28,6 +29,8 @@ pub(crate) struct Arguments {
     /// Request or recording; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     request: PathBuf,
+    #[command(flatten)]
+    output: Output,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
@@ -36,6 +39,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let judged = replay(&policy, &arguments.request)?;
     if judged.is_empty() {
         bail!("{} holds no request", arguments.request.display());
+    }
+    if arguments.output.is_json() {
+        print_json(&judged)?;
+        let allowed = judged.iter().all(|judged| judged.denial.is_none());
+        return Ok(if allowed { Verdict::Good } else { Verdict::Bad });
     }
     let single = judged.len() == 1;
     let mut result = String::new();

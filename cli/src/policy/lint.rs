@@ -9,7 +9,8 @@ use nacre_policy_author::lint::{Finding, RULES, Severity, lint, lint_plain};
 use serde::Serialize;
 
 use crate::Verdict;
-use crate::input::{print, read_policy};
+use crate::input::read_policy;
+use crate::output::Output;
 
 /// Warn of grants that are worth a second look, and say what to do.
 ///
@@ -18,7 +19,7 @@ use crate::input::{print, read_policy};
 #[derive(Args)]
 #[command(after_help = "Examples:
   nacre policy lint web.rego
-  nacre policy lint --fail-on danger --json web.rego
+  nacre policy lint --fail-on danger --output json web.rego
   nacre policy lint --list-rules
 
 Exit status: 0 nothing at or above --fail-on; 1 findings; 2 a policy cannot be read.")]
@@ -29,12 +30,11 @@ pub(crate) struct Arguments {
     /// Least severity that makes the exit status 1.
     #[arg(long, value_enum, default_value_t = FailOn::Warning)]
     fail_on: FailOn,
-    /// Print JSON: a list of {policy, severity, rule, container, message, fix}.
-    #[arg(long)]
-    json: bool,
     /// List all checks.
-    #[arg(long, exclusive = true)]
+    #[arg(long)]
     list_rules: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,6 +56,14 @@ impl FailOn {
     }
 }
 
+/// One of the checks.
+#[derive(Serialize)]
+struct Rule {
+    rule: &'static str,
+    severity: Severity,
+    fix: &'static str,
+}
+
 #[derive(Serialize)]
 struct Found {
     policy: String,
@@ -65,10 +73,11 @@ struct Found {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     if arguments.list_rules {
-        let rules = RULES
-            .iter()
-            .map(|(name, severity, fix)| format!("{:8} {name:18} {fix}\n", severity.name()));
-        print(&rules.collect::<String>())?;
+        let rules = RULES.iter().map(|&(rule, severity, fix)| Rule { rule, severity, fix });
+        arguments.output.show(&rules.collect::<Vec<_>>(), |rules| {
+            let line = |r: &Rule| format!("{:8} {:18} {}\n", r.severity.name(), r.rule, r.fix);
+            rules.iter().map(line).collect()
+        })?;
         return Ok(Verdict::Good);
     }
     let mut found = Vec::new();
@@ -77,12 +86,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         let findings = findings(path).with_context(|| policy.clone())?;
         found.extend(findings.into_iter().map(|finding| Found { policy: policy.clone(), finding }));
     }
-    let text = if arguments.json {
-        format!("{}\n", serde_json::to_string_pretty(&found)?)
-    } else {
-        found.iter().map(line).collect()
-    };
-    print(&text)?;
+    arguments.output.show(&found, |found| found.iter().map(line).collect())?;
     let fails = |found: &Found| {
         arguments.fail_on.least().is_some_and(|least| found.finding.severity >= least)
     };

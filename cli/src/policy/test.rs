@@ -19,7 +19,7 @@ use crate::input::{print, read_policy};
 #[derive(Args)]
 #[command(after_help = "Examples:
   nacre policy test web.rego --requests 3f2a.jsonl
-  nacre policy test web.rego --requests a.jsonl --requests b.jsonl --format junit > result.xml
+  nacre policy test web.rego --requests a.jsonl --requests b.jsonl --output junit > result.xml
 
 Exit status: 0 all verdicts are as recorded; 1 some are not; 2 a file cannot be read.")]
 pub(crate) struct Arguments {
@@ -30,14 +30,14 @@ pub(crate) struct Arguments {
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     requests: Vec<PathBuf>,
     /// Form of the result.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    output: Format,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {
     /// Counts by request, and what differs.
-    Table,
+    Text,
     /// Every request as JSON.
     Json,
     /// For CI systems.
@@ -63,8 +63,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     }
     let different = recordings.iter().flat_map(|recording| &recording.requests);
     let different = different.filter(|judged| !judged.is_as_recorded()).count();
-    print(&match arguments.format {
-        Format::Table => table(&recordings),
+    print(&match arguments.output {
+        Format::Text => table(&recordings),
         Format::Json => json(&recordings, different)?,
         Format::Junit => junit(&recordings),
     })?;
