@@ -14,6 +14,7 @@ mod images;
 mod initdata;
 mod input;
 mod kbs;
+mod manual;
 mod measure;
 mod moment;
 mod output;
@@ -24,7 +25,7 @@ mod table;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// How a command ended that did its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,12 +36,21 @@ enum Verdict {
     Bad,
 }
 
-const EXIT_STATUS: &str = "Exit status: 0 all is well; 1 differences, findings or denials; 2 the command \
-                           could not do its work.";
+const MORE_HELP: &str = "\
+For the owner of pods: policy, initdata, measure, seal, attest, image; to give secrets: kbs.
+For a node's administrator: check, runtimeclass, and what acts on a node.
 
-/// Owner's tool for pods in confidential virtual machines.
+Examples:
+  nacre check                                              what can this node run?
+  nacre policy generate --output yaml pod.yaml             the pod, with a policy that fits it
+  nacre completion bash > /usr/share/bash-completion/completions/nacre
+
+Commands that tell something take --output json. Colours are for terminals; NO_COLOR turns them off.
+Exit status: 0 all is well; 1 differences, findings or denials; 2 the command could not do its work.";
+
+/// One tool for pods in confidential virtual machines: for their owners, for nodes and for key brokers.
 #[derive(Parser)]
-#[command(version, about, after_help = EXIT_STATUS, disable_help_subcommand = true)]
+#[command(version, about, after_help = MORE_HELP, disable_help_subcommand = true, max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -69,6 +79,8 @@ enum Command {
     /// Key broker: gives secrets to pods that prove what they are.
     #[command(subcommand)]
     Kbs(kbs::Command),
+    Completion(manual::Completion),
+    Man(manual::Man),
 }
 
 fn main() -> ExitCode {
@@ -82,6 +94,8 @@ fn main() -> ExitCode {
         Command::Seal(command) => seal::run(command),
         Command::Image(command) => image::run(command),
         Command::Kbs(command) => kbs::run(command),
+        Command::Completion(arguments) => manual::complete(&arguments, Arguments::command()),
+        Command::Man(arguments) => manual::man(&arguments, Arguments::command()),
     };
     match done {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
@@ -90,5 +104,76 @@ fn main() -> ExitCode {
             eprintln!("nacre: {error:#}");
             ExitCode::from(2)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Commands that only do something, or whose product is a document, a key or one line.
+    const WITHOUT_OUTPUT: [&str; 27] = [
+        "policy generate",
+        "policy allow-all",
+        "policy deny-all",
+        "initdata create",
+        "runtimeclass",
+        "seal key",
+        "seal vault",
+        "seal envelope",
+        "image encrypt",
+        "image sign",
+        "image keygen",
+        "image build",
+        "kbs init",
+        "kbs serve",
+        "kbs secret set",
+        "kbs secret get",
+        "kbs secret delete",
+        "kbs grant add",
+        "kbs grant remove",
+        "kbs policy set",
+        "kbs policy show",
+        "kbs policy reset",
+        "kbs reference-value add",
+        "kbs reference-value remove",
+        "kbs collateral add",
+        "completion",
+        "man",
+    ];
+
+    fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
+        for below in command.get_subcommands() {
+            let path = format!("{path} {}", below.get_name());
+            if below.has_subcommands() {
+                leaves(below, &path, found);
+            } else {
+                found.push((path.trim().to_owned(), below.clone()));
+            }
+        }
+    }
+
+    #[test]
+    fn every_command_explains_itself_and_speaks_json() {
+        let mut commands = Vec::new();
+        leaves(&Arguments::command(), "", &mut commands);
+        let mut wanting = Vec::new();
+        for (path, command) in &commands {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            if !help.contains("Example") {
+                wanting.push(format!("{path}: no example"));
+            }
+            if command.get_about().is_none() {
+                wanting.push(format!("{path}: no description"));
+            }
+            let forms =
+                command.get_arguments().find(|argument| argument.get_long() == Some("output"));
+            let forms = forms.map(clap::Arg::get_possible_values).unwrap_or_default();
+            let speaks = forms.iter().any(|form| form.get_name() == "json");
+            if speaks == WITHOUT_OUTPUT.contains(&path.as_str()) {
+                wanting.push(format!("{path}: --output json: {speaks}"));
+            }
+        }
+        assert!(wanting.is_empty(), "{}", wanting.join("\n"));
     }
 }

@@ -22,6 +22,8 @@ pub(crate) enum Command {
 
 /// Show the last entries, oldest first.
 #[derive(Args)]
+#[command(after_help = "Example:
+  nacre kbs audit list --last 5")]
 pub(crate) struct List {
     /// How many.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -37,7 +39,10 @@ pub(crate) struct List {
 /// Each entry has the hash of the one before it. Cutting entries off at the end cannot be seen from the log
 /// alone: compare the printed head with one that was noted elsewhere.
 #[derive(Args)]
-#[command(after_help = "Exit status: 0 the log is whole; 1 it is not; 2 it cannot be read.")]
+#[command(after_help = "Example:
+  nacre kbs audit verify /var/lib/nacre-kbs/audit
+
+Exit status: 0 the log is whole; 1 it is not; 2 it cannot be read.")]
 pub(crate) struct Verify {
     /// Directory of the log.
     #[arg(value_name = "DIRECTORY")]

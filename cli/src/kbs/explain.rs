@@ -11,6 +11,8 @@ use crate::output::{Output, print_json};
 ///
 /// The number of the request is in the pod's event, in the error that the pod was told, and in the audit log.
 #[derive(Args)]
+#[command(after_help = "Example:
+  nacre kbs explain 8f14e45f-ceea-4a7e-8b5e-2d5b8f1a9c3d")]
 pub(crate) struct Arguments {
     /// Number of the request.
     #[arg(value_name = "REQUEST-ID")]

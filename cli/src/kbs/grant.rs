@@ -20,8 +20,12 @@ use crate::table::table;
 pub(crate) enum Command {
     Add(Add),
     /// List the grants.
+    #[command(after_help = "Example:
+  nacre kbs grant list --output json")]
     List(Listing),
     /// Remove a grant. Tokens that pods hold end within minutes.
+    #[command(after_help = "Example:
+  nacre kbs grant remove web")]
     Remove(Named),
 }
 

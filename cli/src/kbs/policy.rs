@@ -23,6 +23,8 @@ pub(crate) enum Command {
 /// `resource-path`, `plugin`, `query` and `grants`. Policies written for Trustee work unchanged. Whatever it
 /// says, only guests whose appraisal is affirming are asked about.
 #[derive(Args)]
+#[command(after_help = "Example:
+  nacre kbs policy set who-gets-what.rego")]
 pub(crate) struct Set {
     /// The policy; `-` is standard input.
     #[arg(value_name = "FILE")]
@@ -33,6 +35,8 @@ pub(crate) struct Set {
 
 /// Print the policy that is set.
 #[derive(Args)]
+#[command(after_help = "Example:
+  nacre kbs policy show > who-gets-what.rego")]
 pub(crate) struct Show {
     #[command(flatten)]
     administrator: Administrator,
@@ -40,6 +44,8 @@ pub(crate) struct Show {
 
 /// Let the grants decide again.
 #[derive(Args)]
+#[command(after_help = "Example:
+  nacre kbs policy reset")]
 pub(crate) struct Reset {
     #[command(flatten)]
     administrator: Administrator,

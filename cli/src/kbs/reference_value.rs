@@ -18,8 +18,12 @@ use crate::table::table;
 pub(crate) enum Command {
     Add(Add),
     /// List the reference values.
+    #[command(after_help = "Example:
+  nacre kbs reference-value list --output json")]
     List(Listing),
     /// Accept such guests no longer.
+    #[command(after_help = "Example:
+  nacre kbs reference-value remove nacre-0.1.0-snp-3f2a")]
     Remove(Named),
 }
 

@@ -18,10 +18,16 @@ use crate::table::table;
 pub(crate) enum Command {
     Set(Set),
     /// Print a stored secret. The audit log remembers that an administrator read it.
+    #[command(after_help = "Example:
+  nacre kbs secret get kbs:///default/web/password")]
     Get(Stored),
     /// List the stored secrets, without their contents.
+    #[command(after_help = "Example:
+  nacre kbs secret list --output json")]
     List(Listing),
     /// Delete a secret.
+    #[command(after_help = "Example:
+  nacre kbs secret delete kbs:///default/web/password")]
     Delete(Stored),
 }
 

@@ -34,6 +34,10 @@ pub(crate) struct Init {
 
 /// Run a key broker until it is told to end (SIGTERM, SIGINT).
 #[derive(Args)]
+#[command(after_help = "Example:
+  nacre kbs serve --config /var/lib/nacre-kbs/config.toml
+  
+  It logs to standard error; NACRE_LOG=debug says more.")]
 pub(crate) struct Serve {
     /// Its configuration, made by `nacre kbs init`.
     #[arg(long, value_name = "FILE")]

@@ -24,8 +24,12 @@ pub(crate) enum Command {
     ///
     /// A pod that runs under it is not confidential: the host can start other images, execute commands,
     /// read and write streams and files.
+    #[command(after_help = "Example:
+  nacre policy allow-all | nacre initdata create --policy - -o try.toml     for pod.default_initdata")]
     AllowAll,
     /// Print a policy that denies every request: a place to begin from by hand.
+    #[command(after_help = "Example:
+  nacre policy deny-all > by-hand.rego")]
     DenyAll,
 }
 
