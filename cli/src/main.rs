@@ -9,6 +9,8 @@
 
 mod attest;
 mod check;
+#[cfg(test)]
+mod documented;
 mod image;
 mod images;
 mod initdata;
