@@ -7,6 +7,7 @@ use nacre_protocol::channel::{
     ANNOTATION_CONTAINER_TYPE, ANNOTATION_IMAGE_NAME, ANNOTATION_SANDBOX_ID,
     CONTAINER_TYPE_CONTAINER, CONTAINER_TYPE_SANDBOX,
 };
+use nacre_run_directory::PodName;
 
 use crate::error::{Code, Coded};
 
@@ -37,6 +38,16 @@ impl Coded for AnnotationError {
     fn code(&self) -> Code {
         Code::INVALID_ARGUMENT
     }
+}
+
+/// The pod's name in its cluster, as the kubelet told containerd.
+pub(crate) fn pod_name(annotations: &HashMap<String, String>) -> Option<PodName> {
+    let of = |what| annotations.get(&format!("io.kubernetes.cri.sandbox-{what}")).cloned();
+    Some(PodName {
+        namespace: of("namespace")?,
+        name: of("name")?,
+        uid: of("uid").unwrap_or_default(),
+    })
 }
 
 /// What a container is to its pod.

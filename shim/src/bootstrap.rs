@@ -30,9 +30,10 @@ use crate::annotations::Kind;
 use crate::events::{Events, timestamp};
 use crate::pod::Pod;
 use crate::process::{Exit, KILLED};
-use crate::record::{self, RUN_ROOT};
+use crate::sandbox::Origin;
 use crate::service::Service;
 use crate::spec;
+use nacre_run_directory::{RUN_ROOT, RecordError, Remains};
 
 /// Name of the runtime in containerd's configuration.
 const RUNTIME: &str = "io.containerd.nacre.v2";
@@ -71,7 +72,7 @@ enum BootstrapError {
     #[error("cannot encode the answer: {0}")]
     Encode(#[from] protobuf::Error),
     #[error(transparent)]
-    Record(#[from] record::RecordError),
+    Record(#[from] RecordError),
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> BootstrapError {
@@ -233,7 +234,11 @@ fn serve_until_the_end(flags: &Flags) -> Result<(), BootstrapError> {
     let ended = runtime.block_on(async {
         let publisher = RemotePublisher::new(&events_address).await?;
         let events = Events::new(publisher, &flags.namespace);
-        let service = Service { pod: Arc::new(Pod::new(events)) };
+        let origin = Origin {
+            namespace: flags.namespace.clone(),
+            socket: socket_path(&flags.socket).to_owned(),
+        };
+        let service = Service { pod: Arc::new(Pod::new(events, origin)) };
         let listener =
             Listener::try_from(UnixListener::from(listener)).map_err(failed("use the socket"))?;
         let mut server = Server::new().add_listener(listener);
@@ -286,6 +291,19 @@ fn start_log(debug: bool) {
     }
 }
 
+/// Removes what a dead shim left of a sandbox. Returns the number of the machine's process, if there was
+/// a record of one.
+async fn bury(id: &str) -> Result<Option<u32>, RecordError> {
+    let Some(remains) = Remains::after_death(Path::new(RUN_ROOT), id).await? else {
+        return Ok(None);
+    };
+    let machine = remains.machine();
+    for reason in remains.remove().await.failed {
+        tracing::warn!("dead sandbox {id}: {reason}; `nacre gc` tries again");
+    }
+    Ok(machine)
+}
+
 /// Cleans up after a shim that has died. containerd calls it for each container; only the one that
 /// carries the sandbox has anything on the host.
 fn delete(flags: &Flags) -> Result<(), BootstrapError> {
@@ -293,7 +311,7 @@ fn delete(flags: &Flags) -> Result<(), BootstrapError> {
         .enable_all()
         .build()
         .map_err(failed("start the runtime"))?;
-    let machine = runtime.block_on(record::clean(Path::new(RUN_ROOT), &flags.id))?;
+    let machine = runtime.block_on(bury(&flags.id))?;
     let address = containerd_shim::socket_address(&flags.address, &flags.namespace, &flags.id);
     let path = socket_path(&address);
     if UnixStream::connect(path).is_err() {

@@ -51,13 +51,23 @@ impl<T, E: Coded> Doing<T> for Result<T, E> {
     }
 }
 
-impl Coded for crate::network::NetworkError {
+impl Coded for nacre_pod_network::NetworkError {
     fn code(&self) -> Code {
         match self {
             Self::HostNamespace { .. } | Self::Unsupported(_) => Code::INVALID_ARGUMENT,
             Self::Namespace { .. } | Self::Tap { .. } | Self::Netlink { .. } => {
                 Code::FAILED_PRECONDITION
             }
+        }
+    }
+}
+
+impl Coded for nacre_run_directory::RecordError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Id(_) => Code::INVALID_ARGUMENT,
+            Self::InUse { .. } => Code::ALREADY_EXISTS,
+            Self::Io { .. } => Code::UNAVAILABLE,
         }
     }
 }

@@ -25,11 +25,6 @@ impl Events {
         Events { publisher, namespace: namespace.to_owned() }
     }
 
-    /// containerd's namespace that the pod belongs to.
-    pub(crate) fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
     pub(crate) async fn created(&self, id: &str, bundle: &str, stdio: &Stdio, pid: u32) {
         self.publish(task::TaskCreate {
             container_id: id.to_owned(),

@@ -9,7 +9,7 @@ use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 
 use crate::agent::{Agent, AgentError};
-use crate::network::Layout;
+use nacre_pod_network::Layout;
 
 /// A resolver's configuration beyond this size is a mistake.
 const MOST_RESOLV_CONF: u64 = 64 * 1024;
@@ -62,7 +62,7 @@ pub(crate) fn name_servers(spec: &Spec) -> Vec<String> {
 }
 
 fn interfaces(layout: &Layout) -> Vec<Interface> {
-    let of = |interface: &crate::network::Interface| Interface {
+    let of = |interface: &nacre_pod_network::Interface| Interface {
         device: interface.name.clone(),
         name: interface.name.clone(),
         IPAddresses: interface
@@ -129,7 +129,6 @@ fn mac(bytes: [u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network;
 
     #[test]
     fn the_layout_is_told_in_the_words_of_the_api() {
@@ -137,7 +136,7 @@ mod tests {
         let layout = Layout {
             interfaces: Vec::new(),
             routes: vec![
-                network::Route {
+                nacre_pod_network::Route {
                     destination: None,
                     gateway: Some(ip("169.254.1.1")),
                     source: None,
@@ -147,7 +146,7 @@ mod tests {
                     mtu: 0,
                     v6: false,
                 },
-                network::Route {
+                nacre_pod_network::Route {
                     destination: Some((ip("fd00::"), 64)),
                     gateway: None,
                     source: Some(ip("fd00::2")),
@@ -158,7 +157,7 @@ mod tests {
                     v6: true,
                 },
             ],
-            neighbours: vec![network::Neighbour {
+            neighbours: vec![nacre_pod_network::Neighbour {
                 address: ip("169.254.1.1"),
                 device: "eth0".into(),
                 mac: [2, 0, 0, 0, 0, 0xfe],

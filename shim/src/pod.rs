@@ -19,7 +19,7 @@ use crate::error::{Code, Doing, TaskError};
 use crate::events::Events;
 use crate::io::{Pumps, Stdio};
 use crate::process::{Exit, KILLED, Process, ProcessId, State, TerminalSize};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Origin, Sandbox};
 use crate::{spec, start_report};
 
 /// Exit status of a process that could not be started.
@@ -31,6 +31,7 @@ const LAST_SIGNAL: u32 = 64;
 /// The pod of this shim.
 pub(crate) struct Pod {
     events: Events,
+    origin: Origin,
     pub(crate) exit: ExitSignal,
     /// Held while the sandbox is made or ended.
     lifecycle: tokio::sync::Mutex<()>,
@@ -49,9 +50,10 @@ enum Slot {
 }
 
 impl Pod {
-    pub(crate) fn new(events: Events) -> Pod {
+    pub(crate) fn new(events: Events, origin: Origin) -> Pod {
         Pod {
             events,
+            origin,
             exit: ExitSignal::default(),
             lifecycle: tokio::sync::Mutex::new(()),
             sandbox: Mutex::default(),
@@ -171,7 +173,7 @@ impl Pod {
             let cause = format!("this shim has the sandbox {} already", sandbox.id);
             return Err(TaskError::new(Code::ALREADY_EXISTS, format!("start sandbox {id}"), cause));
         }
-        let sandbox = Sandbox::start(id, self.events.namespace(), source, config).await?;
+        let sandbox = Sandbox::start(id, &self.origin, source, config).await?;
         *self.sandbox() = Some(sandbox.clone());
         tokio::spawn(self.clone().bury_the_dead(sandbox.clone()));
         tokio::spawn(self.clone().report_memory_exhaustion(sandbox.clone()));

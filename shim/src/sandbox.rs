@@ -15,14 +15,15 @@ use tokio::sync::{Mutex, watch};
 
 use crate::agent::{Agent, AgentError, Ending};
 use crate::error::{Code, Coded, Doing, TaskError, tail};
-use crate::network::{Namespace, Network, NetworkError};
 use crate::processor::Emulation;
-use crate::record::{ProcessRef, RUN_ROOT, Record, RunDir};
 use crate::spec::NetworkWanted;
 use crate::{
-    guest_network, initdata, node_cache, recording, scratch_disk, sizing, spec, start_report,
+    annotations, guest_network, initdata, node_cache, recording, scratch_disk, sizing, spec,
+    start_report,
 };
 use nacre_configuration::Config;
+use nacre_pod_network::{Namespace, Network, NetworkError};
+use nacre_run_directory::{ProcessRef, RUN_ROOT, RunDir};
 
 /// What the pod's shared memory may hold, in bytes; Docker's and containerd's own default.
 const SHM_BYTES: u32 = 64 * 1024 * 1024;
@@ -32,6 +33,15 @@ const POWER_OFF: Duration = Duration::from_secs(3);
 
 /// Most of the guest's console that an error message quotes, in bytes.
 const QUOTED_CONSOLE: usize = 600;
+
+/// Where a sandbox comes from.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    /// containerd's namespace, such as `k8s.io`.
+    pub(crate) namespace: String,
+    /// The socket at which containerd reaches this shim.
+    pub(crate) socket: PathBuf,
+}
 
 /// A pod whose machine runs, or has ended.
 pub(crate) struct Sandbox {
@@ -56,12 +66,12 @@ impl Sandbox {
     /// Boots the machine of a pod and configures it. If that fails, nothing is left.
     pub(crate) async fn start(
         id: &str,
-        namespace: &str,
+        origin: &Origin,
         spec: &Spec,
         config: &Config,
     ) -> Result<Arc<Sandbox>, TaskError> {
         let mut parts = Parts::default();
-        match Sandbox::build(id, namespace, spec, config, &mut parts).await {
+        match Sandbox::build(id, origin, spec, config, &mut parts).await {
             Ok((agent, ending, vm)) => Ok(Arc::new(Sandbox {
                 id: id.to_owned(),
                 agent,
@@ -80,7 +90,7 @@ impl Sandbox {
 
     async fn build(
         id: &str,
-        namespace: &str,
+        origin: &Origin,
         spec: &Spec,
         config: &Config,
         parts: &mut Parts,
@@ -95,16 +105,20 @@ impl Sandbox {
 
         let run_dir = RunDir::create(Path::new(RUN_ROOT), id).await.doing(&starting)?;
         let run_dir = parts.run_dir.insert(run_dir);
+        let named = run_dir.update(|record| {
+            record.pod = annotations::pod_name(&annotations);
+            record.containerd_namespace.clone_from(&origin.namespace);
+            record.socket = Some(origin.socket.clone());
+        });
+        named.doing(&starting)?;
         let attaching = attach(wanted);
         let network = start_report::timed(id, "-", "network", attaching).await;
         let network = parts.network.insert(network.doing(&starting)?);
-        let mut record = Record {
-            shim: ProcessRef::of(std::process::id()),
-            namespace: Some(network.namespace_path()),
-            interfaces: network.interface_names(),
-            machine: None,
-        };
-        run_dir.write(&record).doing(&starting)?;
+        let connected = run_dir.update(|record| {
+            record.namespace = Some(network.namespace_path());
+            record.interfaces = network.interface_names();
+        });
+        connected.doing(&starting)?;
 
         let guest = config.guest().doing(&starting)?;
         let digest = initdata.as_ref().map(Initdata::digest);
@@ -117,7 +131,7 @@ impl Sandbox {
         let mut disks: Vec<_> = disks.collect::<Result<_, _>>().doing(&starting)?;
         disks
             .extend(scratch_disk::make(&config.storage, size.scratch_disk_mib()).doing(&starting)?);
-        let cache = node_cache::port(config, namespace, id).await;
+        let cache = node_cache::port(config, &origin.namespace, id).await;
         let machine = VmConfig {
             id: id.to_owned(),
             run_dir: run_dir.path().to_owned(),
@@ -147,8 +161,8 @@ impl Sandbox {
         let (launched, measured) = tokio::join!(launching, measuring);
         let vm = parts.vm.insert(launched.doing(&starting)?).clone();
         measured.doing(&starting)?;
-        record.machine = ProcessRef::of(vm.pid());
-        run_dir.write(&record).doing(&starting)?;
+        let launched = run_dir.update(|record| record.machine = ProcessRef::of(vm.pid()));
+        launched.doing(&starting)?;
 
         let ending = watch_ending(vm.clone());
         let within = Duration::from_secs(config.vm.boot_timeout_seconds.into());

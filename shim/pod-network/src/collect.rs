@@ -15,8 +15,8 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::{AddressFamily, route::RouteVia};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::tap::refused;
-use super::{Interface, Layout, Neighbour, NetworkError, Route};
+use crate::tap::refused;
+use crate::{Interface, Layout, Neighbour, NetworkError, Route};
 
 /// What a pod may have at most; more is a mistake or an attack on the guest.
 const MOST_INTERFACES: usize = 16;
@@ -24,7 +24,7 @@ const MOST_ROUTES: usize = 256;
 const MOST_NEIGHBOURS: usize = 256;
 
 /// Reads the whole layout of the namespace that the handle belongs to.
-pub(super) async fn layout(handle: &Handle) -> Result<Layout, NetworkError> {
+pub(crate) async fn layout(handle: &Handle) -> Result<Layout, NetworkError> {
     let mut addresses = addresses(handle).await?;
     let mut interfaces = Vec::new();
     for link in links(handle).await? {
@@ -57,7 +57,7 @@ pub(super) async fn layout(handle: &Handle) -> Result<Layout, NetworkError> {
 }
 
 /// Index of the interface of that name.
-pub(super) async fn find_link(handle: &Handle, name: &str) -> Result<Option<u32>, NetworkError> {
+pub(crate) async fn find_link(handle: &Handle, name: &str) -> Result<Option<u32>, NetworkError> {
     let links = links(handle).await?;
     Ok(links
         .iter()

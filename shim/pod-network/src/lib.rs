@@ -5,6 +5,10 @@
 //! CNI put on the host's interface live in the guest alone. The guest gets the same MAC address,
 //! name, MTU, addresses, routes and neighbours.
 //!
+//! It runs on the host, for the shim and for what cleans up after one. It distrusts the path it is given:
+//! the host's own namespace is refused. It never adds or removes an address, a route or an interface of
+//! the namespace: these stay CNI's.
+//!
 //! Nothing here is persistent: a tap disappears with its descriptor, a redirect with [`detach`] or
 //! with the namespace.
 

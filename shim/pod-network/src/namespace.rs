@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{NetworkError, sys};
+use crate::{NetworkError, sys};
 
 /// A network namespace, kept alive by its descriptor.
 #[derive(Debug)]

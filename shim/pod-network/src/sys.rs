@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 /// Moves the calling thread into a new, empty network namespace.
-pub(super) fn unshare_network() -> io::Result<()> {
+pub(crate) fn unshare_network() -> io::Result<()> {
     // SAFETY: only NEWNET is asked for: no memory, descriptor table or signal state is shared or
     // split by it, and the thread is a fresh one that ends right after.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
@@ -13,7 +13,7 @@ pub(super) fn unshare_network() -> io::Result<()> {
 
 /// Turns a descriptor of `/dev/net/tun` into a tap named after `pattern` ("nacre%d") and returns the
 /// name that the kernel chose. Frames carry a `virtio_net_hdr`.
-pub(super) fn make_tap(tun: impl AsFd, pattern: &str) -> io::Result<String> {
+pub(crate) fn make_tap(tun: impl AsFd, pattern: &str) -> io::Result<String> {
     // SAFETY: an ifreq is plain data; all zeroes is a value of it.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if pattern.len() >= request.ifr_name.len() {

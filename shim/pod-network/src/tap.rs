@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rtnetlink::packet_route::tc::{TcAttribute, TcHandle};
 use rtnetlink::{Handle, LinkUnspec};
 
-use super::{Interface, Layout, NetworkError, collect, sys};
+use crate::{Interface, Layout, NetworkError, collect, sys};
 
 /// The kernel numbers the taps.
 const TAP_PATTERN: &str = "nacre%d";
@@ -21,7 +21,7 @@ const INGRESS_TAKEN: &str = "; another virtual machine or a CNI plugin (bandwidt
                              of this interface: give each pod a namespace of its own";
 
 /// Connects all interfaces; on an error nothing stays behind.
-pub(super) async fn connect_all() -> Result<(Layout, Vec<OwnedFd>), NetworkError> {
+pub(crate) async fn connect_all() -> Result<(Layout, Vec<OwnedFd>), NetworkError> {
     let handle = netlink()?;
     let layout = collect::layout(&handle).await?;
     let mut taps = Vec::new();
@@ -40,7 +40,7 @@ pub(super) async fn connect_all() -> Result<(Layout, Vec<OwnedFd>), NetworkError
 }
 
 /// Removes the redirects of the named interfaces; those that are gone already are fine.
-pub(super) async fn disconnect(interfaces: Vec<String>) -> Result<(), NetworkError> {
+pub(crate) async fn disconnect(interfaces: Vec<String>) -> Result<(), NetworkError> {
     let handle = netlink()?;
     let mut failure = None;
     for name in interfaces {
@@ -150,7 +150,7 @@ fn is_absent(cause: &rtnetlink::Error) -> bool {
     matches!(errno(cause), libc::ENOENT | libc::ENODEV | libc::EINVAL)
 }
 
-pub(super) fn refused(what: String, cause: &rtnetlink::Error, hint: &'static str) -> NetworkError {
+pub(crate) fn refused(what: String, cause: &rtnetlink::Error, hint: &'static str) -> NetworkError {
     refused_by(what, cause, hint)
 }
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nacre_shim::network::{self, Namespace, Network, NetworkError};
+use nacre_pod_network::{self as network, Namespace, Network, NetworkError};
 
 const POD_MAC: &str = "02:00:00:00:00:02";
 const PEER_MAC: &str = "02:00:00:00:00:01";

@@ -1,0 +1,74 @@
+//! Everything that dead shims left on this host.
+
+use std::path::Path;
+
+use crate::directory::{dead_drafts, sandboxes};
+use crate::{PodName, RecordError, Remains};
+
+/// What one dead shim left.
+#[derive(Debug)]
+pub struct Leftover {
+    /// The sandbox's id; nothing for a run directory that was never finished.
+    pub id: Option<String>,
+    /// The pod, where a kubelet made it.
+    pub pod: Option<PodName>,
+    /// What is there.
+    pub remains: Remains,
+}
+
+/// What dead shims left, sandboxes that live left out. While the result is held, nobody else cleans up
+/// the same things.
+pub fn leftovers(root: &Path) -> Result<Vec<Leftover>, RecordError> {
+    let mut found = Vec::new();
+    for sandbox in sandboxes(root)?.into_iter().filter(|sandbox| !sandbox.is_alive) {
+        if let Some(remains) = Remains::if_dead(&sandbox.path)? {
+            found.push(Leftover { id: Some(sandbox.id), pod: sandbox.record.pod, remains });
+        }
+    }
+    for draft in dead_drafts(root)? {
+        if let Some(remains) = Remains::if_dead(&draft)? {
+            found.push(Leftover { id: None, pod: None, remains });
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{RunDir, Thing};
+
+    #[tokio::test]
+    async fn only_what_is_dead_is_left_over() {
+        let root = tempfile::tempdir().unwrap();
+        let _living = RunDir::create(root.path(), "living").await.unwrap();
+        let made = |name: &str| {
+            fs::create_dir(root.path().join(name)).unwrap();
+            root.path().join(name)
+        };
+        let unrecorded = made("unrecorded");
+        let draft = made(".begun.4194305");
+        made(&format!(".begun.{}", std::process::id()));
+        let found = leftovers(root.path()).unwrap();
+        let ids: Vec<_> = found.iter().map(|leftover| leftover.id.as_deref()).collect();
+        assert_eq!(ids, [Some("unrecorded"), None]);
+        assert!(leftovers(root.path()).unwrap().is_empty(), "somebody is cleaning up already");
+        for leftover in found {
+            assert_eq!(leftover.remains.remove().await.failed, Vec::<String>::new());
+        }
+        assert!(!unrecorded.exists() && !draft.exists());
+        assert!(leftovers(root.path()).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_only_looked_at_stays() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("a")).unwrap();
+        let found = leftovers(root.path()).unwrap();
+        assert_eq!(found[0].remains.things(), [Thing::Directory { path: root.path().join("a") }]);
+        drop(found);
+        assert_eq!(leftovers(root.path()).unwrap().len(), 1);
+    }
+}
