@@ -1,7 +1,8 @@
 //! The guest's clock. At the start it is what the host says; that is believed within bounds.
 //!
-//! It cannot be before the image was made, and once the key broker has signed a token, over TLS with the
-//! certificate that the initdata names, its time counts and not the host's. Between these the clock runs
+//! It cannot be before the image was made, and once the key broker has answered with a token, over TLS with
+//! the certificate that the initdata names, its time counts and not the host's: from the first secret on.
+//! TLS vouches for it; the token's signature is not checked here. Between these the clock runs
 //! on the processor's time stamp counter, which the host can still slow down or speed up where the TEE
 //! does not protect it (docs/guest-hardening.md).
 
@@ -34,8 +35,7 @@ pub(crate) enum ClockError {
 /// Sets a clock that is before the image's own date to that date. Whoever could choose the one could choose
 /// the other, so a refusal would protect nobody; a node whose clock has lost its battery still has pods.
 pub(crate) fn not_before_image() -> Result<(), ClockError> {
-    let text = fs::read_to_string(EPOCH).map_err(ClockError::Read)?;
-    let epoch = parse_epoch(&text).ok_or(ClockError::Epoch(text))?;
+    let epoch = image_epoch()?;
     let behind = epoch.duration_since(SystemTime::now()).unwrap_or_default();
     if !behind.is_zero() {
         tracing::warn!(
@@ -47,18 +47,30 @@ pub(crate) fn not_before_image() -> Result<(), ClockError> {
     Ok(())
 }
 
+fn image_epoch() -> Result<SystemTime, ClockError> {
+    let text = fs::read_to_string(EPOCH).map_err(ClockError::Read)?;
+    parse_epoch(&text).ok_or(ClockError::Epoch(text))
+}
+
 /// Takes the broker's time, `unix_seconds`, if the clock is far from it. Only for what nobody but the
 /// broker can have said.
 pub(crate) fn told_by_broker(unix_seconds: i64) {
-    let Some(time) = from_unix(unix_seconds) else {
-        tracing::warn!(unix_seconds, "the key broker's time is out of range");
+    let epoch = match image_epoch() {
+        Ok(epoch) => epoch,
+        Err(error) => return tracing::error!("the key broker's time is not taken: {error}"),
+    };
+    let Some(time) = possible(unix_seconds, epoch) else {
+        tracing::warn!(
+            unix_seconds,
+            "the key broker's time is not taken: it is before the date of this image, or no time"
+        );
         return;
     };
     let Some(off) = difference(SystemTime::now(), time) else { return };
     match set(time) {
         Ok(()) => tracing::warn!(
             seconds = off.as_secs(),
-            "the clock was not the key broker's: corrected by that, as its signed token says"
+            "the clock was not the key broker's: corrected by that, as its token says"
         ),
         Err(error) => tracing::error!("{error}"),
     }
@@ -68,6 +80,11 @@ pub(crate) fn told_by_broker(unix_seconds: i64) {
 fn difference(one: SystemTime, other: SystemTime) -> Option<Duration> {
     let apart = one.duration_since(other).unwrap_or_else(|error| error.duration());
     (apart > TOLERANCE).then_some(apart)
+}
+
+/// The time `unix_seconds`, if it can be one at which an image of date `epoch` runs.
+fn possible(unix_seconds: i64, epoch: SystemTime) -> Option<SystemTime> {
+    from_unix(unix_seconds).filter(|time| *time >= epoch)
 }
 
 /// Seconds since 1970 that a clock can show.
@@ -106,6 +123,16 @@ mod tests {
         assert_eq!(parse_epoch("86400\n"), SystemTime::UNIX_EPOCH.checked_add(86_400 * SECOND));
         for other in ["", "\n", "86400", "-1\n", "1.5\n", "253402300800\n", "1 \n"] {
             assert_eq!(parse_epoch(other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_broker_cannot_say_a_time_before_the_image() {
+        let epoch = from_unix(1_000_000).unwrap();
+        assert_eq!(possible(1_000_000, epoch), Some(epoch));
+        assert_eq!(possible(1_000_001, epoch), from_unix(1_000_001));
+        for other in [999_999, 0, -1, 253_402_300_800, i64::MIN, i64::MAX] {
+            assert_eq!(possible(other, epoch), None, "{other}");
         }
     }
 

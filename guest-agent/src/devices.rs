@@ -7,8 +7,12 @@
 //!
 //! The kernel's own drivers, virtio's transport and console among them, have met their devices before
 //! the first program runs. The command line leaves out those that no pod's machine needs; what is left
-//! refuses here, a moment later. From the first check on, no PCI device gets a driver any more.
+//! refuses here, a moment later. A PCI device that appears later may meet virtio's transport, and no driver
+//! beyond it: Linux 6.12 lets drivers have late PCI devices whatever `drivers_autoprobe` says
+//! (`pci_bus_add_device`), while virtio's bus and the others heed it. So all is looked at once more, after
+//! the last driver is loaded and probing is off.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -54,7 +58,8 @@ const MACHINE: [Known; 6] = [
 
 const VIRTIO: u32 = 0x1af4;
 
-/// Drivers that may hold devices when the agent starts: bus, driver.
+/// Drivers of the kernel's own that may hold devices: bus, driver. Later, those of the modules that the agent
+/// has loaded may, too: virtio's network, disk and socket, `sev-guest`, and what an image's owner has added.
 const BOUND: [(&str, &str); 4] = [
     ("pci", "virtio-pci"),
     ("virtio", "virtio_console"),
@@ -63,6 +68,10 @@ const BOUND: [(&str, &str); 4] = [
     // The kernel's own clock.
     ("platform", "alarmtimer"),
 ];
+
+/// Where Xen tells what it is (Documentation/ABI/stable/sysfs-hypervisor-xen), beneath `/sys`. No other
+/// hypervisor has this file.
+const XEN: &str = "hypervisor/type";
 
 /// A device that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +135,12 @@ pub(crate) enum DeviceError {
         /// What it says.
         text: String,
     },
+    /// The processor's identification, which is the host's, has started the kernel's code for Xen.
+    #[error(
+        "this machine says that it is one of {0:?}: the kernel takes pages, events and time from such a \
+         host, and no pod's machine is one; this guest does not start"
+    )]
+    Hypervisor(String),
     /// Drivers would go on looking for devices.
     #[error("failed to keep drivers from further devices: {0}")]
     Probing(io::Error),
@@ -140,14 +155,16 @@ pub(crate) struct Machine {
 impl Machine {
     /// Looks at every device. To be asked before any driver is loaded.
     pub(crate) fn inspect() -> Result<Self, DeviceError> {
-        Self::inspect_at(Path::new("/sys/bus"))
+        Self::inspect_at(Path::new("/sys"), &HashSet::new())
     }
 
-    fn inspect_at(buses: &Path) -> Result<Self, DeviceError> {
-        // First, so that nothing comes in while the list is read.
+    fn inspect_at(system: &Path, loaded: &HashSet<String>) -> Result<Self, DeviceError> {
+        check_hypervisor(system)?;
+        let buses = system.join("bus");
+        // Drivers of modules that are loaded later do not look for PCI devices that are there.
         fs::write(buses.join("pci/drivers_autoprobe"), "0").map_err(DeviceError::Probing)?;
         let kinds = check_pci(&pci_devices(&buses.join("pci/devices"))?)?;
-        check_drivers(buses)?;
+        check_drivers(&buses, loaded)?;
         Ok(Self { kinds })
     }
 
@@ -157,12 +174,23 @@ impl Machine {
     }
 }
 
-/// Keeps drivers of every bus from devices that appear from now on.
-pub(crate) fn stop_probing() -> Result<(), DeviceError> {
+/// Keeps drivers of every bus but PCI's from devices that appear from now on, and looks once more at what is
+/// there: drivers of the modules in `loaded` may hold devices now.
+pub(crate) fn stop_probing(loaded: &HashSet<String>) -> Result<(), DeviceError> {
     for bus in entries(Path::new("/sys/bus"))? {
         fs::write(bus.join("drivers_autoprobe"), "0").map_err(DeviceError::Probing)?;
     }
-    Ok(())
+    Machine::inspect_at(Path::new("/sys"), loaded).map(drop)
+}
+
+/// The host chooses what CPUID says; this kernel can run on Xen, too, and then trusts it with much.
+fn check_hypervisor(system: &Path) -> Result<(), DeviceError> {
+    let path = system.join(XEN);
+    match fs::read_to_string(&path) {
+        Ok(kind) => Err(DeviceError::Hypervisor(kind.trim_end().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(DeviceError::Read { path, source }),
+    }
 }
 
 fn check_pci(devices: &[Device]) -> Result<Vec<Kind>, DeviceError> {
@@ -208,8 +236,8 @@ fn number(path: &Path) -> Result<u32, DeviceError> {
         .ok_or_else(|| DeviceError::Number { path: path.to_owned(), text: text.clone() })
 }
 
-/// Looks for drivers that hold devices, on every bus.
-fn check_drivers(buses: &Path) -> Result<(), DeviceError> {
+/// Looks for drivers that hold devices, on every bus. They are the kernel's own, or of a module in `loaded`.
+fn check_drivers(buses: &Path, loaded: &HashSet<String>) -> Result<(), DeviceError> {
     for bus in entries(buses)? {
         for device in entries(&bus.join("devices"))? {
             let link = match fs::read_link(device.join("driver")) {
@@ -218,7 +246,10 @@ fn check_drivers(buses: &Path) -> Result<(), DeviceError> {
                 Err(source) => return Err(DeviceError::Read { path: device, source }),
             };
             let (bus, driver) = (name_of(&bus), name_of(&link));
-            if !BOUND.contains(&(&bus, &driver)) {
+            // Built-in drivers may have that link, too, but never the name of a module that was loaded.
+            let module = fs::read_link(device.join("driver/module")).map(|link| name_of(&link));
+            let of_module = module.is_ok_and(|module| loaded.contains(&module));
+            if !BOUND.contains(&(&bus, &driver)) && !of_module {
                 return Err(DeviceError::Driver { device: name_of(&device), bus, driver });
             }
         }
@@ -283,7 +314,8 @@ mod tests {
             (VIRTIO, 0x1000, 0x02_00_00), // virtio's old form
             (VIRTIO, 0x1044, 0x00_ff_00), // random numbers
             (VIRTIO, 0x1045, 0x00_ff_00), // a balloon
-            (VIRTIO, 0x1049, 0x00_02_00), // a file system of the host's
+            (VIRTIO, 0x1049, 0x00_02_00), // a file system of the host's over 9p
+            (VIRTIO, 0x105a, 0x01_80_00), // the same over FUSE
             (VIRTIO, 0x1050, 0x03_80_00), // a screen
             (VIRTIO, 0x1042, 0x01_08_02), // says disk, and lets the driver of NVMe take it
             (0x1b36, 0x000c, 0x06_04_00), // a port to plug more into
@@ -306,6 +338,7 @@ mod tests {
             fs::create_dir_all(&path).unwrap();
             if let Some(driver) = driver {
                 let target = format!("../../../../bus/{name}/drivers/{driver}");
+                fs::create_dir_all(buses.join(name).join("drivers").join(driver)).unwrap();
                 symlink(target, path.join("driver")).unwrap();
             }
         }
@@ -313,10 +346,11 @@ mod tests {
 
     #[test]
     fn the_kernels_list_is_read_and_drivers_are_told() {
-        let buses = tempfile::tempdir().unwrap();
-        bus(buses.path(), "pci", &[("0000:00:01.0", Some("virtio-pci"))]);
-        let slot = buses.path().join("pci/devices/0000:00:01.0");
-        let inspect = || Machine::inspect_at(buses.path());
+        let system = tempfile::tempdir().unwrap();
+        let buses = system.path().join("bus");
+        bus(&buses, "pci", &[("0000:00:01.0", Some("virtio-pci"))]);
+        let slot = buses.join("pci/devices/0000:00:01.0");
+        let inspect = || Machine::inspect_at(system.path(), &HashSet::new());
         assert!(matches!(inspect(), Err(DeviceError::Read { .. })));
         fs::write(slot.join("vendor"), "0x1af4\n").unwrap();
         fs::write(slot.join("device"), "0x1043\n").unwrap();
@@ -325,16 +359,36 @@ mod tests {
         fs::write(slot.join("class"), "0x078000\n").unwrap();
         let machine = inspect().unwrap();
         assert!(machine.has(Kind::Console) && !machine.has(Kind::Disk));
-        let probing = fs::read_to_string(buses.path().join("pci/drivers_autoprobe")).unwrap();
+        let probing = fs::read_to_string(buses.join("pci/drivers_autoprobe")).unwrap();
         assert_eq!(probing, "0");
 
-        bus(buses.path(), "platform", &[("alarmtimer.0.auto", Some("alarmtimer")), ("x", None)]);
+        bus(&buses, "platform", &[("alarmtimer.0.auto", Some("alarmtimer")), ("x", None)]);
         assert!(inspect().is_ok());
-        bus(buses.path(), "acpi", &[("PNP0C09:00", Some("ec"))]);
+        // A module's driver, when the agent has loaded that module.
+        bus(&buses, "virtio", &[("virtio1", Some("virtio_blk"))]);
+        symlink("../../../../module/virtio_blk", buses.join("virtio/drivers/virtio_blk/module"))
+            .unwrap();
+        let again = |module: &str| {
+            Machine::inspect_at(system.path(), &HashSet::from([module.to_owned()])).map(drop)
+        };
+        assert!(again("virtio_blk").is_ok());
+        let error = again("virtio_net").unwrap_err().to_string();
+        assert!(error.contains("\"virtio_blk\""), "{error}");
+        fs::remove_dir_all(buses.join("virtio")).unwrap();
+
+        bus(&buses, "acpi", &[("PNP0C09:00", Some("ec"))]);
         let error = inspect().unwrap_err().to_string();
         assert!(
             error.contains("PNP0C09:00 on the acpi bus") && error.contains("\"ec\""),
             "{error}"
         );
+        fs::remove_dir_all(buses.join("acpi")).unwrap();
+
+        // The directory is there on every machine.
+        fs::create_dir(system.path().join("hypervisor")).unwrap();
+        assert!(inspect().is_ok());
+        fs::write(system.path().join(XEN), "xen\n").unwrap();
+        let error = inspect().unwrap_err().to_string();
+        assert!(error.contains("one of \"xen\""), "{error}");
     }
 }

@@ -97,6 +97,12 @@ impl Modules {
         Ok(())
     }
 
+    /// What was loaded, under the names that sysfs has for them.
+    pub(crate) fn loaded(&self) -> HashSet<String> {
+        let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.iter().map(|name| name.replace('-', "_")).collect()
+    }
+
     /// Makes the kernel refuse every module from now on, until the guest ends.
     pub(crate) fn close(self) -> io::Result<()> {
         fs::write(SWITCH, "1")

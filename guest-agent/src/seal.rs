@@ -1,7 +1,9 @@
-//! Closes the guest: after this, neither a container that breaks out nor a request can change what runs
-//! with the kernel's rights, or the files that the agent started from.
+//! Closes the guest, as the last step before anything is served.
 //!
-//! It is the last step before anything is served, and cannot be undone until the guest ends.
+//! Four things cannot be undone until the guest ends, by nobody: `modules_disabled`, `kexec_load_disabled`,
+//! `unprivileged_bpf_disabled` and lockdown. The read-only root, the end of probing and the other settings
+//! stand against requests and ordinary containers; whoever has become root outside of a container can turn
+//! them back.
 
 use std::fs;
 use std::io;
@@ -80,7 +82,7 @@ pub(crate) fn seal(modules: Modules) -> Result<Sealed, SealError> {
         fs::write(format!("/proc/sys/{setting}"), format!("{value}\n"))
             .map_err(|source| SealError::Setting { setting, value, source })?;
     }
-    devices::stop_probing()?;
+    devices::stop_probing(&modules.loaded())?;
     modules.close().map_err(SealError::Modules)?;
     Lockdown::raise_to_confidentiality().map_err(SealError::Lockdown)?;
     // The file system itself and not only this mount of it: no other mount can write either.

@@ -13,8 +13,9 @@ const PARAMETERS: &[&str] = &[
     "oops=panic",
     "reboot=t",
     // The machine has no HPET to check the time stamp counter against; unchecked it is good, while
-    // against jiffies it would be found unstable on a busy host. No clock that the host writes into the
-    // guest's memory (kvm-clock) or answers at a port is taken instead.
+    // against jiffies it would be found unstable on a busy host. No clock that answers at a port is taken
+    // instead. Under KVM its frequency, the time at boot and the scheduler's clock still come from the
+    // host's page (kvm-clock), whatever the line says of clock sources.
     "tsc=reliable",
     "clocksource=tsc",
     "hpet=disable",
@@ -65,6 +66,8 @@ const LEFT_OUT: &[&str] = &[
     "atkbd_init",
     "input_leds_init",
     "add_pcspkr",
+    // file systems of the host's,
+    "virtio_fs_init",
     // screens,
     "fbmem_init",
     "sysfb_init",

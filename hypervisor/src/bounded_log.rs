@@ -41,7 +41,16 @@ pub(crate) struct Tail(Mutex<TailState>);
 struct TailState {
     bytes: VecDeque<u8>,
     last_line: String,
-    panic_line: Option<String>,
+    panic: Option<Panic>,
+}
+
+/// A Linux kernel's panic on its console.
+#[derive(Clone)]
+pub(crate) struct Panic {
+    /// What the kernel said.
+    pub(crate) reason: String,
+    /// The line before, which is the first program's last one where its end was the reason. May be empty.
+    pub(crate) before: String,
 }
 
 impl BoundedLog {
@@ -133,8 +142,8 @@ impl Tail {
     }
 
     /// What a Linux kernel said when it panicked, if it did.
-    pub(crate) fn kernel_panic(&self) -> Option<String> {
-        self.state().panic_line.clone()
+    pub(crate) fn kernel_panic(&self) -> Option<Panic> {
+        self.state().panic.clone()
     }
 
     fn push(&self, bytes: &[u8]) {
@@ -153,10 +162,13 @@ impl Tail {
             return;
         }
         let mut state = self.state();
-        line.clone_into(&mut state.last_line);
-        if state.panic_line.is_none() {
-            state.panic_line = line.split_once(PANIC).map(|(_, what)| what.to_owned());
+        if state.panic.is_none() {
+            let before = state.last_line.clone();
+            state.panic = line
+                .split_once(PANIC)
+                .map(|(_, reason)| Panic { reason: reason.to_owned(), before });
         }
+        line.clone_into(&mut state.last_line);
     }
 
     fn state(&self) -> MutexGuard<'_, TailState> {
@@ -196,6 +208,8 @@ fn create_private(path: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
 
+    const INIT_ENDED: &str = "Attempted to kill init!";
+
     #[test]
     fn a_flood_is_bounded_on_disk_and_in_memory() {
         let dir = tempfile::tempdir().unwrap();
@@ -223,10 +237,11 @@ mod tests {
     fn a_kernel_panic_is_remembered_after_its_line_has_left_memory() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = BoundedLog::create(&dir.path().join("log")).unwrap();
-        log.append(b"[    1.0] Kernel panic - not syncing: Attempted");
+        log.append(b"ERROR why\n\r\n[    1.0] Kernel panic - not syncing: Attempted");
         log.append(b" to kill init!\r\n");
         log.append(&vec![b'y'; 3 * TAIL_LIMIT]);
-        assert_eq!(log.tail().kernel_panic().as_deref(), Some("Attempted to kill init!"));
+        let panic = log.tail().kernel_panic().unwrap();
+        assert_eq!((panic.reason.as_str(), panic.before.as_str()), (INIT_ENDED, "ERROR why"));
         assert!(!log.tail().text().contains("panic"));
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use nacre_image_manifest::{GuestImage, Problem, VerifyError};
+use nacre_image_manifest::{GuestImage, MEASUREMENTS, Problem, VerifyError};
 use serde::Serialize;
 
 use crate::Verdict;
@@ -15,7 +15,8 @@ use crate::output::{Output, print_json};
 ///
 /// Every file, every entry of the initrd, the development image's only difference, and that nothing else is
 /// in the directory; all that is wrong is listed. A manifest that stands beside the files says that they
-/// belong together, not whose they are: for that, give the manifest that you trust.
+/// belong together, not whose they are: for that, give the manifest that you trust. The values in
+/// measurements.json are not computed anew.
 #[derive(Args)]
 #[command(after_help = "Examples:
   nacre image verify
@@ -44,6 +45,26 @@ struct Shown<'a> {
     command_line: &'a str,
     verified: bool,
     problems: Vec<ShownProblem<'a>>,
+    /// Files whose contents nothing was compared with, and how to do it.
+    not_checked: Vec<NotChecked>,
+}
+
+#[derive(Serialize)]
+struct NotChecked {
+    file: &'static str,
+    what: &'static str,
+    instead: &'static str,
+}
+
+/// Only `nacre measure` can tell whether the numbers in it are right.
+fn not_checked(image: &GuestImage) -> Vec<NotChecked> {
+    let there = image.directory().join(MEASUREMENTS).exists();
+    let measurements = NotChecked {
+        file: MEASUREMENTS,
+        what: "the values",
+        instead: "compare with `nacre measure --release`",
+    };
+    there.then_some(measurements).into_iter().collect()
 }
 
 #[derive(Serialize)]
@@ -78,6 +99,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
             command_line: image.command_line(),
             verified: problems.is_empty(),
             problems: problems.iter().map(ShownProblem::from).collect(),
+            not_checked: not_checked(&image),
         };
         print_json(&shown)?;
     } else {
@@ -101,6 +123,9 @@ fn text(image: &GuestImage, problems: &[Problem]) -> String {
     }
     for problem in problems {
         let _ = writeln!(text, "{problem}");
+    }
+    for NotChecked { file, what, instead } in not_checked(image) {
+        let _ = writeln!(text, "not checked: {what} in {file}: {instead}");
     }
     let (artifacts, entries) = (manifest.artifacts().len(), manifest.files.len());
     let _ = match problems.len() {

@@ -213,7 +213,7 @@ impl Broker {
             let evidence = Arc::new(Evidence(self.tee.clone()));
             let make = move || {
                 let ca_pem = config.certificates()?;
-                let told_time = config.is_secure().then_some(clock::told_by_broker as fn(i64));
+                let told_time = config.tells_time().then_some(clock::told_by_broker as fn(i64));
                 let (url, timeouts) = (config.url, Timeouts::default());
                 Client::new(Options { url, ca_pem, init_data, evidence, timeouts, told_time })
             };
@@ -227,6 +227,13 @@ impl Broker {
 impl BrokerConfig {
     fn is_secure(&self) -> bool {
         self.url.starts_with("https:")
+    }
+
+    /// Whether its word on the time counts: nobody can answer in its place who has not the key of the
+    /// certificate in the initdata. A public authority's certificate would be checked against the very
+    /// clock that is in doubt, and any of them could speak for the broker.
+    fn tells_time(&self) -> bool {
+        self.is_secure() && self.certificate.is_some()
     }
 
     /// What TLS is to trust: what the owner named, else the public authorities.
@@ -275,6 +282,20 @@ mod tests {
     async fn what_is_not_signed_never_gets_as_far_as_the_broker() {
         let error = without_broker().unseal("sealed.fakejwsheader.e30.fakesignature").await;
         assert_eq!(error.unwrap_err(), SealedError::Unsigned.into());
+    }
+
+    #[test]
+    fn only_a_broker_whose_certificate_the_owner_names_tells_the_time() {
+        for (url, certificate, tells) in [
+            ("https://kbs.example", Some("PEM"), true),
+            ("https://kbs.example", None, false),
+            ("http://kbs.example", Some("PEM"), false),
+            ("http://kbs.example", None, false),
+        ] {
+            let certificate = certificate.map(str::to_owned);
+            let config = BrokerConfig { url: url.to_owned(), certificate };
+            assert_eq!(config.tells_time(), tells, "{config:?}");
+        }
     }
 
     #[test]

@@ -133,7 +133,12 @@ impl Mapped {
 
     /// The node that the kernel makes for it.
     pub(super) fn node(&self) -> String {
-        format!("/dev/dm-{}", self.minor)
+        format!("/dev/{}", self.kernel_name())
+    }
+
+    /// How the kernel's messages name it.
+    pub(super) fn kernel_name(&self) -> String {
+        format!("dm-{}", self.minor)
     }
 }
 

@@ -31,7 +31,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use zeroize::Zeroizing;
 
 use super::device_mapper::{DeviceMapper, Mapped, Table};
-use super::{StorageError, ext4};
+use super::{StorageError, ext4, integrity};
 use crate::modules::{ModuleError, Modules};
 
 /// AES-256 in XTS mode, then HMAC-SHA-256; the initialization vector is random for each write. Both are
@@ -66,8 +66,11 @@ const MOUNT_OPTIONS: &std::ffi::CStr =
 pub(super) fn mount(disk: &Path, target: &Path) -> Result<u64, StorageError> {
     let size = blank(disk)?;
     let mapper = DeviceMapper::open()?;
-    let (integrity, sectors) = add_integrity(&mapper, disk, size)?;
-    let crypt = add_encryption(&mapper, &integrity, sectors)?;
+    let (tags, sectors) = add_integrity(&mapper, disk, size)?;
+    let crypt = add_encryption(&mapper, &tags, sectors)?;
+    // Nothing was read through them yet.
+    integrity::watch([&tags, &crypt])
+        .map_err(StorageError::step("watch the scratch disk for changes"))?;
     let node = crypt.node();
     make_file_system(&node, sectors * TABLE_SECTOR)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;

@@ -138,10 +138,7 @@ fn prepare(scratch_disk: Option<&Path>, root: &Path) -> Result<ImageStore, Stora
         .map_err(StorageError::step(format!("make the directory {}", root.display())))?;
     let begun = Instant::now();
     let (kind, capacity_bytes) = match scratch_disk {
-        Some(disk) => {
-            integrity::watch().map_err(StorageError::step("watch the scratch disk for changes"))?;
-            (Kind::EncryptedDisk, encrypted::mount(disk, root)?)
-        }
+        Some(disk) => (Kind::EncryptedDisk, encrypted::mount(disk, root)?),
         None => (Kind::Memory, memory::mount(root)?),
     };
     let store = ImageStore { root: root.to_owned(), capacity_bytes, kind };
@@ -164,6 +161,11 @@ impl ImageStore {
     /// `container` is a checked name.
     pub(crate) fn scratch(&self, container: &str) -> PathBuf {
         self.scratches().join(container)
+    }
+
+    /// Directory of a volume that the pod's containers share. `volume` is a checked name.
+    pub(crate) fn volume(&self, volume: &str) -> PathBuf {
+        self.root.join("volumes").join(volume)
     }
 
     fn scratches(&self) -> PathBuf {

@@ -6,7 +6,10 @@ use std::process::ExitStatus;
 
 use super::qmp::Events;
 use crate::VmExit;
-use crate::bounded_log::Tail;
+use crate::bounded_log::{Panic, Tail};
+
+/// Linux, kernel/exit.c, `do_exit`.
+const INIT_ENDED: &str = "Attempted to kill init!";
 
 /// What the host did to end the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +64,11 @@ pub(super) fn explain(
             VmExit { reason: "the VM was stopped on request".to_owned(), clean: true }
         }
         Some("guest-reset" | "guest-panic") => unclean(match console.kernel_panic() {
-            Some(panic) => format!("the guest's kernel panicked: {panic}"),
+            // The guest's first program has ended, and may have said why.
+            Some(Panic { reason, before }) if reason.starts_with(INIT_ENDED) => {
+                format!("the guest's kernel panicked: {reason}; its console before: {before}")
+            }
+            Some(Panic { reason, .. }) => format!("the guest's kernel panicked: {reason}"),
             None if events.panicked => "the guest's kernel panicked".to_owned(),
             None => "the guest reset itself (an early kernel panic, a triple fault or a reboot)"
                 .to_owned(),
@@ -89,6 +96,7 @@ fn signal_name(signal: i32) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bounded_log::BoundedLog;
 
     fn ended(raw_status: i32, action: HostAction, shutdown: Option<&str>) -> VmExit {
         let events = Events { shutdown: shutdown.map(str::to_owned), ..Events::default() };
@@ -108,5 +116,23 @@ mod tests {
         assert!(!ended(9, KillHalted, None).clean);
         assert_eq!(ended(9, Nothing, None).reason, "QEMU was killed by signal 9 (SIGKILL)");
         assert_eq!(ended(1 << 8, Nothing, None).reason, "QEMU exited with status 1");
+    }
+
+    #[test]
+    fn what_the_first_program_said_before_its_end_is_quoted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = BoundedLog::create(&dir.path().join("console.log")).unwrap();
+        log.append(b"ERROR the scratch disk lies\n");
+        log.append(
+            b"[ 9.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\n",
+        );
+        log.append(b"[ 9.2] Call Trace:\n");
+        let events = Events { shutdown: Some("guest-reset".to_owned()), ..Events::default() };
+        let status = Ok(ExitStatus::from_raw(0));
+        let exit = explain(&status, HostAction::None, &events, &log.tail(), &Tail::default());
+        assert!(!exit.clean);
+        let why = "the guest's kernel panicked: Attempted to kill init! exitcode=0x00000100; its console \
+                   before: ERROR the scratch disk lies";
+        assert_eq!(exit.reason, why);
     }
 }
