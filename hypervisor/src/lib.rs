@@ -77,6 +77,10 @@ pub trait Vm: Send + Sync {
     /// SIGKILL if that does not help. A `grace` of zero does not wait. Always returns with the VM gone.
     async fn stop(&self, grace: Duration) -> VmExit;
 
+    /// Puts a volume into a disk that was [`DiskImage::Empty`], and tells the guest its size. What the guest asks to
+    /// be on stable storage is, once it is told so. The volume stays until the VM's end.
+    async fn insert(&self, serial: &str, volume: Volume) -> Result<(), InsertError>;
+
     /// The last 2 KiB of the guest's console, without control characters: text written by
     /// the guest, for error messages and people only.
     fn console_tail(&self) -> String;
@@ -132,6 +136,29 @@ pub enum DiskImage {
     /// An open file, which may have no name any more, that the guest may read and write. Nothing of it is
     /// to be kept: what the guest asks to be on stable storage may be lost with the host.
     Scratch(OwnedFd),
+    /// Nothing yet: a disk of no size, until [`Vm::insert`] puts a volume there. Machines have no port into which
+    /// a disk could be plugged later, and guests take none.
+    Empty,
+}
+
+/// A disk of somebody else's that outlives the VM.
+#[derive(Debug)]
+pub struct Volume {
+    /// The open file or block device, to be read and written.
+    pub file: OwnedFd,
+    /// Which of both it is.
+    pub kind: VolumeKind,
+    /// Its size in bytes, a multiple of 512.
+    pub size: u64,
+}
+
+/// What a [`Volume`] is on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeKind {
+    /// A file.
+    File,
+    /// A block device.
+    BlockDevice,
 }
 
 /// A virtio-serial port: one byte stream between guest and host.
@@ -218,6 +245,25 @@ pub enum LaunchError {
          directory"
     )]
     Control(String),
+}
+
+/// Why a volume was not put into a VM.
+#[derive(Debug, thiserror::Error)]
+pub enum InsertError {
+    /// No such disk, or it has contents.
+    #[error("the VM has no empty disk {serial}")]
+    NoPlace {
+        /// Serial number that was asked for.
+        serial: String,
+    },
+    /// The VM's process refused a step.
+    #[error("failed to {doing}: {problem}")]
+    Refused {
+        /// The step.
+        doing: &'static str,
+        /// What it said.
+        problem: String,
+    },
 }
 
 #[cfg(test)]

@@ -14,6 +14,33 @@ pub const CACHE_PORT_NAME: &str = "org.nacre.cache.0";
 /// Serial number of the disk that the guest may use, encrypted, for images and writable layers.
 pub const SCRATCH_DISK_SERIAL: &str = "nacre-scratch";
 
+/// What the serial numbers of the places for volumes begin with; the place's number follows, from 0. Each
+/// is a disk without contents until the host puts a volume there.
+pub const VOLUME_SERIAL_PREFIX: &str = "nacre-volume-";
+
+/// Most places for volumes of a pod.
+pub const MOST_VOLUMES: u32 = 8;
+
+/// Serial number of a place for a volume.
+#[must_use]
+pub fn volume_serial(place: u32) -> String {
+    format!("{VOLUME_SERIAL_PREFIX}{place}")
+}
+
+/// The place that a serial number is of.
+#[must_use]
+pub fn volume_place(serial: &str) -> Option<u32> {
+    let place = serial.strip_prefix(VOLUME_SERIAL_PREFIX)?;
+    let place = (0..MOST_VOLUMES).find(|known| known.to_string() == place)?;
+    Some(place)
+}
+
+/// Directory of the guest in which file systems of volumes are mounted, by their serial numbers.
+pub const VOLUMES_ROOT: &str = "/run/kata-containers/sandbox/volumes";
+
+/// Storage driver, and type of device, of a volume: a disk named by its serial number.
+pub const DRIVER_BLOCK: &str = "blk";
+
 /// vsock port of the agent API.
 pub const VSOCK_PORT: u32 = 1024;
 
@@ -39,6 +66,16 @@ pub const DRIVER_IMAGE_PULL: &str = "image_guest_pull";
 
 /// Storage driver of a tmpfs that lives as long as the pod.
 pub const DRIVER_EPHEMERAL: &str = "ephemeral";
+
+/// Storage driver of a directory in the guest's store for images and writable layers that lives as long as
+/// the pod.
+pub const DRIVER_LOCAL: &str = "local";
+
+/// Directory in the guest beneath which the pod's [`DRIVER_EPHEMERAL`] volumes are, each under its name.
+pub const EPHEMERAL_VOLUMES: &str = "/run/kata-containers/sandbox/ephemeral";
+
+/// Directory in the guest beneath which the pod's [`DRIVER_LOCAL`] volumes are, each under its name.
+pub const LOCAL_VOLUMES: &str = "/run/kata-containers/sandbox/local";
 
 /// Source that names the guest's built-in pause program in a [`DRIVER_IMAGE_PULL`] storage.
 pub const PAUSE_IMAGE: &str = "pause";

@@ -18,7 +18,8 @@ use crate::{
 const VCPUS_MAX: u32 = 255;
 const MEMORY_MIB_MIN: u32 = 128;
 const MEMORY_MIB_MAX: u32 = 4 * 1024 * 1024;
-const DISKS_MAX: usize = 8;
+/// Initdata, scratch disk and volumes; the guest's agent counts them, too.
+const DISKS_MAX: usize = 10;
 const NICS_MAX: usize = 8;
 const MTU_MIN: u16 = 68;
 const ID_MAX: usize = 128;
@@ -258,6 +259,7 @@ fn check_disks(config: &VmConfig) -> Result<(), LaunchError> {
             return refuse(FIELD, format!("[{index}].serial is another disk's: give each its own"));
         }
         let size = match &disk.image {
+            DiskImage::Empty => continue,
             DiskImage::ReadOnly(path) => check_file(FIELD, path)?,
             DiskImage::Scratch(file) => match rustix::fs::fstat(file) {
                 Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_file() => {

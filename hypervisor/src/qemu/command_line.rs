@@ -173,9 +173,14 @@ pub(super) struct ScratchFile {
     pub(super) set: usize,
 }
 
+/// `-blockdev`: a node without contents, whose file is exchanged later.
+pub(super) struct EmptyDisk {
+    pub(super) node: String,
+}
+
 /// `-device virtio-blk-pci`.
 pub(super) struct VirtioBlk {
-    /// [`RawFile::node`] or [`ScratchFile::node`].
+    /// [`RawFile::node`], [`ScratchFile::node`] or [`EmptyDisk::node`].
     pub(super) node: String,
     pub(super) serial: String,
     pub(super) memory: DeviceMemory,
@@ -420,6 +425,18 @@ impl Argument for ScratchFile {
     }
 }
 
+impl Argument for EmptyDisk {
+    fn render(&self) -> (&'static str, Option<OsString>) {
+        let blockdev = Options::named("driver", "raw")
+            .value("node-name", &self.node)
+            .switch("read-only", false)
+            .value("file.driver", "null-co")
+            .value("file.size", "0")
+            .switch("file.read-zeroes", true);
+        ("-blockdev", blockdev.done())
+    }
+}
+
 impl Argument for VirtioBlk {
     fn render(&self) -> (&'static str, Option<OsString>) {
         let device = Options::of("virtio-blk-pci")
@@ -582,6 +599,14 @@ mod tests {
         assert_eq!(
             rendered(&ScratchFile { node: "disk1".into(), set: 1 }),
             "-blockdev driver=raw,node-name=disk1,read-only=off,cache.no-flush=on,file.driver=file,file.filename=/dev/fdset/1"
+        );
+    }
+
+    #[test]
+    fn an_empty_disk_has_no_size() {
+        assert_eq!(
+            rendered(&EmptyDisk { node: "disk2".into() }),
+            "-blockdev driver=raw,node-name=disk2,read-only=off,file.driver=null-co,file.size=0,file.read-zeroes=on"
         );
     }
 

@@ -8,6 +8,7 @@ mod pod_machine;
 mod process;
 mod qmp;
 mod vm;
+mod volume;
 mod vsock;
 
 use std::fmt;
@@ -211,13 +212,14 @@ impl Hypervisor for QemuBackend {
         let group = machine.quote_socket().and_then(group_for);
         let channel = machine.agent_channel(&transport);
         let ends = QemuEnds { console: console_end.into(), qmp: qmp_end.into() };
+        let empty_disks = machine.empty_disks();
         let command_line = machine.command_line(&self.paths.firmware_dirs, transport, ends);
         let logs = [console_log.tail(), stderr_log.tail()];
         let binary = self.paths.binary.clone();
         let process =
             QemuProcess { binary, command_line, netns, group, console, console_log, stderr_log };
         let vm = QemuVm::launch(process, qmp, channel, logs, agent_socket(&run_dir)).await?;
-        Ok(Arc::new(vm))
+        Ok(Arc::new(vm.with_empty_disks(empty_disks)))
     }
 }
 

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use super::QemuVersion;
 use super::check::{check, open_netns};
 use super::command_line::{
-    Chardev, CommandLine, ConsolePort, FdSet, FirmwareDir, Initrd, Kernel, KernelCommandLine,
-    Machine, MemoryBackend, MemorySize, Name, NoDisplay, Processors, QmpMonitor, RawFile, Sandbox,
-    ScratchFile, SerialPort, SnpGuest, TapNetdev, TdxGuest, VhostVsock, VirtioBlk, VirtioNet,
-    VirtioSerial, Without,
+    Chardev, CommandLine, ConsolePort, EmptyDisk, FdSet, FirmwareDir, Initrd, Kernel,
+    KernelCommandLine, Machine, MemoryBackend, MemorySize, Name, NoDisplay, Processors, QmpMonitor,
+    RawFile, Sandbox, ScratchFile, SerialPort, SnpGuest, TapNetdev, TdxGuest, VhostVsock,
+    VirtioBlk, VirtioNet, VirtioSerial, Without,
 };
 use super::platform::Platform;
 use crate::accelerator::HostCapabilities;
@@ -81,6 +81,13 @@ impl PodMachine {
 
     pub(super) fn run_dir(&self) -> &Path {
         &self.config.run_dir
+    }
+
+    /// Disks that wait for a volume: serial number and QEMU's name of the node.
+    pub(super) fn empty_disks(&self) -> Vec<(String, String)> {
+        let disks = self.config.disks.iter().enumerate();
+        let empty = disks.filter(|(_, disk)| matches!(disk.image, DiskImage::Empty));
+        empty.map(|(index, disk)| (disk.serial.clone(), disk_node(index))).collect()
     }
 
     pub(super) fn agent_channel(&self, transport: &AgentTransport) -> AgentChannel {
@@ -154,7 +161,7 @@ impl PodMachine {
                 .add(&SerialPort { chardev, name: port.name });
         }
         for (index, disk) in config.disks.into_iter().enumerate() {
-            let node = format!("disk{index}");
+            let node = disk_node(index);
             match disk.image {
                 DiskImage::ReadOnly(path) => line.add(&RawFile { node: node.clone(), path }),
                 DiskImage::Scratch(file) => {
@@ -162,6 +169,7 @@ impl PodMachine {
                     line.add(&FdSet { set: index, fd })
                         .add(&ScratchFile { node: node.clone(), set: index })
                 }
+                DiskImage::Empty => line.add(&EmptyDisk { node: node.clone() }),
             };
             line.add(&VirtioBlk { node, serial: disk.serial, memory });
         }
@@ -180,6 +188,10 @@ impl PodMachine {
             .add(&KernelCommandLine(config.command_line));
         line
     }
+}
+
+fn disk_node(index: usize) -> String {
+    format!("disk{index}")
 }
 
 /// The socket behind the agent's virtio-serial port.

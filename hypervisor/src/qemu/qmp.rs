@@ -3,12 +3,16 @@
 //!
 //! Source: QEMU's docs/interop/qmp-spec.rst and qapi/run-state.json.
 
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, watch};
@@ -145,13 +149,44 @@ impl Qmp {
         self.execute("quit", patience).await.map(drop)
     }
 
+    /// Gives a command with arguments.
+    pub(super) async fn command(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        patience: Duration,
+    ) -> Result<Value, QmpError> {
+        let request = Request { command, arguments: Some(arguments), fd: None };
+        self.ask(request, patience).await
+    }
+
+    /// Gives QEMU an open file, as a set of its own (`add-fd`).
+    pub(super) async fn add_fd(&self, fd: OwnedFd, patience: Duration) -> Result<Value, QmpError> {
+        let request = Request { command: "add-fd", arguments: None, fd: Some(fd) };
+        self.ask(request, patience).await
+    }
+
     async fn execute(&self, command: &'static str, patience: Duration) -> Result<Value, QmpError> {
+        self.ask(Request { command, arguments: None, fd: None }, patience).await
+    }
+
+    async fn ask(&self, request: Request, patience: Duration) -> Result<Value, QmpError> {
+        let Request { command, arguments, fd } = request;
         let call = async {
             let mut commands = self.commands.lock().await;
             let id = commands.next_id;
             commands.next_id += 1;
-            let line = format!("{}\n", json!({ "execute": command, "id": id }));
-            commands.writer.write_all(line.as_bytes()).await?;
+            let mut message = json!({ "execute": command, "id": id });
+            if let Some(arguments) = arguments {
+                message["arguments"] = arguments;
+            }
+            let line = format!("{message}\n");
+            let mut rest = line.as_bytes();
+            if let Some(fd) = fd {
+                let sent = send_with(&commands.writer, rest, &fd).await?;
+                rest = rest.get(sent..).unwrap_or_default();
+            }
+            commands.writer.write_all(rest).await?;
             loop {
                 match commands.answers.recv().await {
                     Some(Answer::Reply { id: answered, result }) if answered == id => {
@@ -164,6 +199,34 @@ impl Qmp {
             }
         };
         timeout(patience, call).await.map_err(|_| QmpError::Late(command))?
+    }
+}
+
+/// One command.
+struct Request {
+    command: &'static str,
+    arguments: Option<Value>,
+    fd: Option<OwnedFd>,
+}
+
+/// Sends the beginning of `bytes` and a descriptor beside it (unix(7), `SCM_RIGHTS`); returns how many bytes.
+async fn send_with(writer: &OwnedWriteHalf, bytes: &[u8], fd: &OwnedFd) -> std::io::Result<usize> {
+    let socket: &UnixStream = writer.as_ref();
+    let fds = [fd.as_fd()];
+    loop {
+        socket.writable().await?;
+        let sent = socket.try_io(Interest::WRITABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            control.push(SendAncillaryMessage::ScmRights(&fds));
+            let slices = [IoSlice::new(bytes)];
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            Ok(sendmsg(socket, &slices, &mut control, flags)?)
+        });
+        match sent {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            sent => return sent,
+        }
     }
 }
 

@@ -15,8 +15,9 @@ use tokio::time::timeout;
 use super::exit::{HostAction, explain};
 use super::process::{QemuProcess, Running, kill};
 use super::qmp::{Events, Listener, Qmp, QmpError};
+use super::volume::EmptyDisks;
 use crate::bounded_log::Tail;
-use crate::{AgentChannel, LaunchError, Vm, VmExit};
+use crate::{AgentChannel, InsertError, LaunchError, Vm, VmExit, Volume};
 
 /// How long QEMU may take to complete the machine, on a busy host.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +31,7 @@ pub(super) struct QemuVm {
     channel: AgentChannel,
     console: Arc<Tail>,
     qmp: Qmp,
+    empty_disks: tokio::sync::Mutex<EmptyDisks>,
     exit: watch::Receiver<Option<VmExit>>,
 }
 
@@ -84,10 +86,19 @@ impl QemuVm {
                     tracing::info!(reason = end.reason, clean = end.clean, "VM ended");
                     ended.send_replace(Some(end));
                 });
-                Ok(QemuVm { process: handle, channel, console, qmp, exit })
+                let empty_disks = Default::default();
+                Ok(QemuVm { process: handle, channel, console, qmp, empty_disks, exit })
             }
             Err(error) => Err(undertaker.failed_launch(&handle, error).await),
         }
+    }
+}
+
+impl QemuVm {
+    /// Names the disks that volumes may be put into: serial number, node.
+    pub(super) fn with_empty_disks(mut self, disks: Vec<(String, String)>) -> QemuVm {
+        self.empty_disks = tokio::sync::Mutex::new(EmptyDisks::new(disks));
+        self
     }
 }
 
@@ -133,6 +144,10 @@ impl Vm for QemuVm {
         self.process.note(HostAction::Kill);
         self.process.kill();
         self.wait().await
+    }
+
+    async fn insert(&self, serial: &str, volume: Volume) -> Result<(), InsertError> {
+        self.empty_disks.lock().await.fill(&self.qmp, serial, volume).await
     }
 
     fn console_tail(&self) -> String {
