@@ -261,6 +261,20 @@ fn yaml_comes_back_with_annotations_and_digest_and_nothing_else_changed() {
     let initdata = world.run(&[&generate[..], &["initdata", "web.yaml", "config.yaml"]].concat());
     world.write("initdata.toml", &initdata.expect(0).out);
     world.run(&["diff", "initdata.toml", "web.rego"]).expect(0);
+    // With the broker in it, it is what `nacre initdata create` would have begun.
+    let broker = [
+        "--kbs-url",
+        "https://kbs.example:8080",
+        "--secret-file",
+        "/run/confidential-containers/cdh/password=kbs:///default/web/password",
+    ];
+    let with_broker =
+        [&generate[..], &["initdata", "web.yaml", "config.yaml"], &broker[..]].concat();
+    let said = world.run(&with_broker).expect(0).out.clone();
+    assert!(said.contains("[data]") && said.contains("https://kbs.example:8080"), "{said}");
+    assert!(said.contains("resource_uri = \"kbs:///default/web/password\""), "{said}");
+    let lacking = [&generate[..], &["initdata", "web.yaml", "config.yaml"], &broker[2..]].concat();
+    assert!(world.run(&lacking).expect(2).err.contains("--kbs-url"));
 }
 
 #[test]

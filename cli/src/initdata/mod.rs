@@ -1,5 +1,6 @@
 //! `nacre initdata`.
 
+mod broker;
 mod create;
 mod digest;
 mod show;
@@ -9,6 +10,8 @@ use clap::{Subcommand, ValueEnum};
 use nacre_protocol::initdata::{Algorithm, Digest};
 
 use crate::Verdict;
+
+pub(crate) use broker::BrokerOptions;
 
 /// The commands.
 #[derive(Subcommand)]

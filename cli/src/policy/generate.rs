@@ -19,7 +19,7 @@ use nacre_protocol::initdata::{ANNOTATION, Initdata, POLICY};
 
 use crate::Verdict;
 use crate::images::RegistryImages;
-use crate::initdata::Hash;
+use crate::initdata::{BrokerOptions, Hash};
 use crate::input::{print, read, read_initdata, write_or_print};
 
 /// Write the policy of a pod from its Kubernetes YAML.
@@ -38,6 +38,7 @@ use crate::input::{print, read, read_initdata, write_or_print};
   nacre policy generate --output yaml -o web-nacre.yaml web.yaml
   nacre policy generate --settings cluster.toml --workload Deployment/web all.yaml
   nacre policy generate --initdata base.toml --output annotation web.yaml
+  nacre policy generate --kbs-url https://kbs.example:8080 --kbs-cert ca.pem --output yaml web.yaml
   nacre policy generate --print-settings > cluster.toml   every setting, explained
 
 Exit status: 0 written; 2 something stands in the way; it is named with file and line.")]
@@ -68,6 +69,8 @@ pub(crate) struct Arguments {
     /// gets its secrets, for one. An annotation that the YAML has already goes before it.
     #[arg(long, value_name = "FILE")]
     initdata: Option<PathBuf>,
+    #[command(flatten)]
+    broker: BrokerOptions,
     /// Digest by which the guest's hardware vouches for new initdata.
     #[arg(long, value_enum, default_value_t = Hash::Sha256)]
     algorithm: Hash,
@@ -128,10 +131,15 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
             names.join(", ")
         );
     }
-    let base = match &arguments.initdata {
-        Some(path) => read_initdata(path)?,
-        None => Initdata::new(arguments.algorithm.algorithm(), BTreeMap::new())?,
+    let (algorithm, mut files_of_initdata) = match &arguments.initdata {
+        Some(path) => {
+            let base = read_initdata(path)?;
+            (base.algorithm(), base.files().clone())
+        }
+        None => (arguments.algorithm.algorithm(), BTreeMap::new()),
     };
+    arguments.broker.add(&mut files_of_initdata)?;
+    let base = Initdata::new(algorithm, files_of_initdata)?;
     let mut images = RegistryImages::new(&settings.registry)?;
     let options =
         Options { standalone: arguments.standalone, danger_unpinned: arguments.danger_unpinned };
