@@ -91,6 +91,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nacre_protocol::agent_ttrpc::create_agent_service;
 use nacre_protocol::health_ttrpc::create_health;
+use nacre_protocol::start_report::Phase;
 use tracing_subscriber::EnvFilter;
 
 use crate::boot::Boot;
@@ -179,8 +180,8 @@ async fn serve(boot: Boot, machine: Machine, started: Instant) -> anyhow::Result
     server.start().await.context("failed to serve")?;
     let warming = Arc::clone(&sandbox);
     tokio::spawn(async move { warming.secrets.warm_up().await });
-    sandbox.report.record("-", "kernel", boot.kernel);
-    sandbox.report.record("-", "agent", started.elapsed());
+    sandbox.report.record("-", Phase::Kernel, boot.kernel);
+    sandbox.report.record("-", Phase::Agent, started.elapsed());
     tracing::info!(
         kernel_ms = milliseconds(boot.kernel),
         agent_ms = milliseconds(started.elapsed()),

@@ -3,25 +3,23 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use nacre_protocol::start_report::Phase;
+use nacre_protocol::start_report::{MOST_PHASES, Measured, Phase};
 
-/// Phases kept at most: a pod that creates containers all day must not grow the agent.
-const MOST_PHASES: usize = 256;
-
-/// The phases finished so far, oldest first.
+/// The phases finished so far, oldest first; at most [`MOST_PHASES`], for a pod that creates containers all day
+/// must not grow the agent.
 #[derive(Debug, Default)]
 pub(crate) struct StartReport {
-    phases: Mutex<Vec<Phase>>,
+    phases: Mutex<Vec<Measured>>,
 }
 
 impl StartReport {
     /// Records a finished phase; `container` is `-` for the pod.
-    pub(crate) fn record(&self, container: &str, name: &str, took: Duration) {
+    pub(crate) fn record(&self, container: &str, phase: Phase, took: Duration) {
         let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
         if phases.len() < MOST_PHASES {
-            phases.push(Phase {
+            phases.push(Measured {
                 container: container.to_owned(),
-                name: name.to_owned(),
+                phase,
                 micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             });
         }

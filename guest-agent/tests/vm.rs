@@ -20,7 +20,7 @@ use guest::{
 };
 use nacre_protocol::agent::*;
 use nacre_protocol::channel::COPY_ROOT;
-use nacre_protocol::start_report;
+use nacre_protocol::start_report::{self, Phase};
 
 /// One VM for all stories: booting is what takes the time.
 #[tokio::test]
@@ -107,7 +107,7 @@ async fn an_image_is_pulled_and_runs(guest: &Guest, image: &str) {
         GetDiagnosticDataRequest { log_type: start_report::LOG_TYPE.into(), ..Default::default() };
     let report = guest.agent.get_diagnostic_data(context(10), &report).await.unwrap().data;
     let phases = start_report::parse(&report);
-    assert!(phases.iter().any(|p| p.container == "busybox" && p.name == "pull"), "{report}");
+    assert!(phases.iter().any(|p| p.container == "busybox" && p.phase == Phase::Pull), "{report}");
     eprintln!("{report}");
 }
 

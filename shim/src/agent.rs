@@ -272,7 +272,7 @@ impl Agent {
     }
 
     /// The guest's part of the start report.
-    pub(crate) async fn start_report(&self) -> Result<Vec<start_report::Phase>, AgentError> {
+    pub(crate) async fn start_report(&self) -> Result<Vec<start_report::Measured>, AgentError> {
         let request = api::GetDiagnosticDataRequest {
             log_type: start_report::LOG_TYPE.to_owned(),
             ..Default::default()

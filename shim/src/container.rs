@@ -7,6 +7,7 @@ use std::time::Instant;
 use nacre_protocol::agent as api;
 use nacre_protocol::channel::{CONTAINERS_ROOT, DRIVER_IMAGE_PULL, PAUSE_IMAGE};
 use nacre_protocol::oci;
+use nacre_protocol::start_report::Phase;
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 
@@ -115,7 +116,7 @@ impl Draft {
         if !host_mounts.is_empty() {
             let positions: Vec<_> = host_mounts.iter().map(|mount| mount.position).collect();
             let copying = volumes::copy_all(&sandbox.agent, &id, host_mounts);
-            let places = start_report::timed(&sandbox.id, &id, "copy", copying).await;
+            let places = start_report::timed(&sandbox.id, &id, Phase::Copy, copying).await;
             let places = places.doing(format!("copy files for container {id} into the guest"))?;
             for (position, place) in positions.into_iter().zip(places) {
                 spec.Mounts[position].source = place;
@@ -140,7 +141,7 @@ impl Draft {
         let began = Instant::now();
         let creation = sandbox.agent.create_container(request);
         let created = pull_progress::logged(sandbox, &id, creation).await;
-        start_report::line(&sandbox.id, &id, "create", began.elapsed());
+        start_report::line(&sandbox.id, &id, Phase::Create, began.elapsed());
         created.map(|_| ()).map_err(|error| sandbox.explain(&creating, &error))
     }
 }

@@ -10,6 +10,7 @@ use containerd_shim::asynchronous::ExitSignal;
 use containerd_shim_protos::api::CreateTaskRequest;
 use nacre_configuration::Config;
 use nacre_protocol::agent as api;
+use nacre_protocol::start_report::Phase;
 
 use crate::agent::AgentError;
 use crate::annotations::Kind;
@@ -232,7 +233,7 @@ impl Pod {
             let request =
                 api::StartContainerRequest { container_id: id.clone(), ..Default::default() };
             let starting = sandbox.agent.start_container(request);
-            start_report::timed(&sandbox.id, id, "start", starting).await?;
+            start_report::timed(&sandbox.id, id, Phase::Start, starting).await?;
             tokio::spawn(followers::report_start(sandbox.clone(), id.clone()));
             return Ok(());
         }

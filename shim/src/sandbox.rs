@@ -9,6 +9,7 @@ use nacre_hypervisor::{Hypervisor, LaunchError, Nic, QemuBackend, Vm, VmConfig, 
 use nacre_protocol::agent as api;
 use nacre_protocol::channel::{DRIVER_EPHEMERAL, SANDBOX_SHM};
 use nacre_protocol::initdata::Initdata;
+use nacre_protocol::start_report::Phase;
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 use tokio::sync::{Mutex, watch};
@@ -112,7 +113,7 @@ impl Sandbox {
         });
         named.doing(&starting)?;
         let attaching = attach(wanted);
-        let network = start_report::timed(id, "-", "network", attaching).await;
+        let network = start_report::timed(id, "-", Phase::Network, attaching).await;
         let network = parts.network.insert(network.doing(&starting)?);
         let connected = run_dir.update(|record| {
             record.namespace = Some(network.namespace_path());
@@ -149,7 +150,9 @@ impl Sandbox {
         // The guest needs its processor only once its kernel is up: measuring costs no time of its own.
         let measuring = async {
             match emulation {
-                Some(emulation) => start_report::timed(id, "-", "measure", emulation.start()).await,
+                Some(emulation) => {
+                    start_report::timed(id, "-", Phase::Measure, emulation.start()).await
+                }
                 None => Ok(()),
             }
         };
@@ -157,7 +160,7 @@ impl Sandbox {
             let launched = backend.launch(machine).await;
             launched.map_err(|error| MachineError { error, is_confidential })
         };
-        let launching = start_report::timed(id, "-", "vmm", launching);
+        let launching = start_report::timed(id, "-", Phase::Vmm, launching);
         let (launched, measured) = tokio::join!(launching, measuring);
         let vm = parts.vm.insert(launched.doing(&starting)?).clone();
         measured.doing(&starting)?;
@@ -167,7 +170,7 @@ impl Sandbox {
         let ending = watch_ending(vm.clone());
         let within = Duration::from_secs(config.vm.boot_timeout_seconds.into());
         let connecting = Agent::connect(vm.agent_channel(), ending.clone(), within);
-        let agent = start_report::timed(id, "-", "boot", connecting).await;
+        let agent = start_report::timed(id, "-", Phase::Boot, connecting).await;
         let explain = |doing: String| {
             let vm = vm.clone();
             move |error: AgentError| explain(vm.as_ref(), &doing, &error)
@@ -182,14 +185,14 @@ impl Sandbox {
         }
         let request = create_sandbox_request(id, spec);
         let creating = agent.create_sandbox(request);
-        start_report::timed(id, "-", "sandbox", creating)
+        start_report::timed(id, "-", Phase::Sandbox, creating)
             .await
             .map_err(explain(format!("set up sandbox {id} in the guest")))?;
         let began = Instant::now();
         guest_network::configure(&agent, &network.layout)
             .await
             .map_err(explain(format!("configure the network of sandbox {id} in the guest")))?;
-        start_report::line(id, "-", "guest-network", began.elapsed());
+        start_report::line(id, "-", Phase::GuestNetwork, began.elapsed());
         Ok((agent, ending, vm))
     }
 

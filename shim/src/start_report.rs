@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use nacre_protocol::start_report::Phase;
+use nacre_protocol::start_report::{Measured, Phase};
 
 /// Writes one line. `container` is `-` for the pod.
-pub(crate) fn line(sandbox: &str, container: &str, phase: &str, took: Duration) {
+pub(crate) fn line(sandbox: &str, container: &str, phase: Phase, took: Duration) {
     let ms = took.as_secs_f64() * 1000.0;
     tracing::info!(
         "start report: sandbox={sandbox} container={container} phase={phase} ms={ms:.1}"
@@ -16,7 +16,7 @@ pub(crate) fn line(sandbox: &str, container: &str, phase: &str, took: Duration) 
 pub(crate) async fn timed<T>(
     sandbox: &str,
     container: &str,
-    phase: &str,
+    phase: Phase,
     work: impl Future<Output = T>,
 ) -> T {
     let began = Instant::now();
@@ -25,15 +25,13 @@ pub(crate) async fn timed<T>(
     result
 }
 
-/// Phases that only the guest can measure; of others the host's own measurement counts.
-const OF_THE_GUEST: [&str; 3] = ["kernel", "agent", "pull"];
-
 /// Passes on the guest's lines for the pod (`-`) or one container. They are the guest's words:
-/// whatever is not one of the known phases is dropped.
-pub(crate) fn from_guest(sandbox: &str, container: &str, phases: &[Phase]) {
-    for phase in phases.iter().filter(|phase| phase.container == container) {
-        if OF_THE_GUEST.contains(&phase.name.as_str()) {
-            line(sandbox, container, &phase.name, Duration::from_micros(phase.micros));
+/// whatever is not one of its own phases is dropped.
+pub(crate) fn from_guest(sandbox: &str, container: &str, phases: &[Measured]) {
+    for measured in phases.iter().filter(|measured| measured.container == container) {
+        // Of other phases the host's own measurement counts.
+        if measured.phase.is_the_guests() {
+            line(sandbox, container, measured.phase, Duration::from_micros(measured.micros));
         }
     }
 }

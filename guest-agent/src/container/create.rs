@@ -16,6 +16,7 @@ use nacre_protocol::channel::{
     ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX, CONTAINERS_ROOT, DRIVER_IMAGE_PULL,
     PAUSE_IMAGE,
 };
+use nacre_protocol::start_report::Phase;
 use oci_spec::runtime::Mount;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -62,7 +63,7 @@ pub(crate) async fn create(
     match built {
         Ok(parts) => {
             reservation.fill(parts.into_container(sandbox, footprint));
-            sandbox.report.record(&id, "create", begun.elapsed());
+            sandbox.report.record(&id, Phase::Create, begun.elapsed());
             Ok(())
         }
         Err(error) => {
@@ -269,7 +270,7 @@ async fn unseal(sandbox: &Sandbox, plan: &Plan) -> Result<UnsealedEnv, RpcError>
     let env = plan.spec.process.env().as_deref().unwrap_or_default();
     let unsealed = UnsealedEnv::of(&sandbox.secrets, env).await?;
     if !unsealed.is_empty() {
-        sandbox.report.record(&plan.id, "unseal", begun.elapsed());
+        sandbox.report.record(&plan.id, Phase::Unseal, begun.elapsed());
     }
     Ok(unsealed)
 }
@@ -301,7 +302,7 @@ async fn pull(sandbox: &Sandbox, plan: &Plan) -> Result<Option<Image>, RpcError>
     let begun = Instant::now();
     tracing::info!(container = plan.id, image = plan.image, "pulling");
     let image = sandbox.images.pull(&plan.id, &plan.image).await?;
-    sandbox.report.record(&plan.id, "pull", begun.elapsed());
+    sandbox.report.record(&plan.id, Phase::Pull, begun.elapsed());
     let digest = &image.manifest_digest;
     tracing::info!(container = plan.id, image = plan.image, %digest, "pulled");
     Ok(Some(image))

@@ -7,6 +7,7 @@ use nacre_protocol::agent::{
     CreateContainerRequest, PauseContainerRequest, RemoveContainerRequest, ResumeContainerRequest,
     StartContainerRequest, StatsContainerRequest, StatsContainerResponse, UpdateContainerRequest,
 };
+use nacre_protocol::start_report::Phase;
 use protobuf::well_known_types::empty::Empty;
 use tokio::sync::oneshot;
 
@@ -36,7 +37,7 @@ pub async fn start(
     let begun = Instant::now();
     let id = &request.get().container_id;
     sandbox.container(id)?.start().await?;
-    sandbox.report.record(id, "start", begun.elapsed());
+    sandbox.report.record(id, Phase::Start, begun.elapsed());
     Ok(Empty::new())
 }
 
