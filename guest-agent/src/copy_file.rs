@@ -3,7 +3,12 @@
 //! The host is not trusted with paths: everything is opened relative to the copy root, beneath it, and
 //! without following any symbolic link (openat2(2)), also not one that the host made before. A file
 //! appears under its name only when it is complete.
+//!
+//! What a container has been given changes in one way only, that of the kubelet's volumes: new files come
+//! in a directory of their own (`..2026_...`), which nothing leads to; then the link `..data` is exchanged,
+//! and with it all files at once. What the link led to before is removed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,15 +29,22 @@ const DEEPEST: usize = 32;
 const LONGEST_TARGET: usize = 4095;
 /// Suffix of a file that is not complete. No final name may have it.
 const STAGING: &str = ".nacre-partial";
-/// Entries that the host may make in all: directories, links and files.
+/// Entries that there may be in all: directories, links and files.
 const MOST_ENTRIES: usize = 16 * 1024;
+/// The link of a kubelet's volume that leads to the directory with its files.
+const DATA_LINK: &str = "..data";
 
 /// Where copies go.
 #[derive(Debug)]
 pub(crate) struct CopyRoot {
     path: PathBuf,
     root: OwnedFd,
-    entries: usize,
+    /// How many entries there are, by the first two components of their paths.
+    entries: BTreeMap<(String, String), usize>,
+    /// First components of what containers have been given.
+    given: BTreeSet<String>,
+    /// Those among them that hold sealed secrets: containers have a copy with the secrets themselves.
+    sealed: BTreeSet<String>,
 }
 
 impl CopyRoot {
@@ -41,19 +53,26 @@ impl CopyRoot {
         fs::create_dir_all(path)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let root = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-        Ok(Self { path: path.to_owned(), root, entries: 0 })
+        Ok(Self {
+            path: path.to_owned(),
+            root,
+            entries: BTreeMap::new(),
+            given: BTreeSet::new(),
+            sealed: BTreeSet::new(),
+        })
     }
 
     /// Takes one request: a chunk of a file, a directory or a symbolic link.
     pub(crate) fn copy(&mut self, request: &CopyFileRequest) -> Result<(), RpcError> {
         let target = Target::parse(request)?;
         let beneath = Self::relative(&self.path, &request.path)?;
+        let change = self.check_given(&target, &beneath)?;
         let (parent, name) = self.parent(&beneath, request)?;
         let doing = format!("failed to copy {}", request.path);
         let fail = |e: Errno| RpcError::internal(&doing, io::Error::from(e));
         match target {
             Target::Directory { mode } => {
-                self.count(request)?;
+                self.count(&beneath)?;
                 match rustix::fs::mkdirat(&parent, &name, mode) {
                     Err(Errno::EXIST) => {}
                     result => result.map_err(fail)?,
@@ -63,15 +82,20 @@ impl CopyRoot {
                 finish(&directory, mode, request).map_err(fail)
             }
             Target::Link { target } => {
-                self.count(request)?;
+                self.count(&beneath)?;
                 let staging = format!("{name}{STAGING}");
                 remove_file(&parent, &staging).map_err(fail)?;
                 rustix::fs::symlinkat(target, &parent, &staging).map_err(fail)?;
-                rustix::fs::renameat(&parent, &staging, &parent, &name).map_err(fail)
+                rustix::fs::renameat(&parent, &staging, &parent, &name).map_err(fail)?;
+                if let Some(Exchange { volume, new }) = change {
+                    self.remove_old(&volume, &new)
+                        .map_err(|e| RpcError::internal(format!("{doing}: remove old files"), e))?;
+                }
+                Ok(())
             }
             Target::Chunk { mode, offset, size } => {
                 if offset == 0 {
-                    self.count(request)?;
+                    self.count(&beneath)?;
                 }
                 let staging = format!("{name}{STAGING}");
                 let file = open_staging(&parent, &staging, offset).map_err(|e| match e {
@@ -96,13 +120,118 @@ impl CopyRoot {
         }
     }
 
-    /// Opens a copied file or directory, for a bind mount. `None` if `path` is not beneath the root.
-    pub(crate) fn open(&self, path: &Path) -> Option<io::Result<OwnedFd>> {
+    /// Opens a copied file or directory, for a bind mount; from now on a container has it. `None` if `path`
+    /// is not beneath the root.
+    pub(crate) fn open(&mut self, path: &Path) -> Option<io::Result<OwnedFd>> {
         let beneath = path.strip_prefix(&self.path).ok()?;
-        if beneath.as_os_str().is_empty() {
+        let Some(first) = first_component(beneath) else {
             return Some(Err(io::ErrorKind::PermissionDenied.into()));
+        };
+        let opened = open_beneath(&self.root, beneath, OFlags::PATH).map_err(Into::into);
+        if opened.is_ok() {
+            self.given.insert(first);
         }
-        Some(open_beneath(&self.root, beneath, OFlags::PATH).map_err(Into::into))
+        Some(opened)
+    }
+
+    /// The container that was given `path` has a copy of it, in which sealed secrets are unsealed.
+    pub(crate) fn holds_sealed(&mut self, path: &Path) {
+        let first = path.strip_prefix(&self.path).ok().and_then(first_component);
+        self.sealed.extend(first);
+    }
+
+    /// Removes what was copied for a container: `<container>-<16 hexadecimal digits>-...`.
+    pub(crate) fn forget(&mut self, container: &str) -> io::Result<()> {
+        let is_its = |first: &str| {
+            let rest = first.strip_prefix(container).and_then(|rest| rest.strip_prefix('-'));
+            rest.and_then(|rest| rest.split_at_checked(16)).is_some_and(|(number, name)| {
+                number.bytes().all(|c| c.is_ascii_hexdigit()) && name.starts_with('-')
+            })
+        };
+        let its: BTreeSet<String> =
+            self.entries.keys().map(|(first, _)| first).filter(|f| is_its(f)).cloned().collect();
+        for first in its {
+            remove(&self.path.join(&first))?;
+            self.entries.retain(|(owner, _), _| *owner != first);
+            self.given.remove(&first);
+            self.sealed.remove(&first);
+        }
+        Ok(())
+    }
+
+    /// What a container has been given may change as the kubelet changes its volumes, and not otherwise.
+    fn check_given(
+        &self,
+        target: &Target,
+        beneath: &Path,
+    ) -> Result<Option<Exchange>, RpcError> {
+        let Some(volume) = first_component(beneath).filter(|first| self.given.contains(first))
+        else {
+            return Ok(None);
+        };
+        let refused = |why: &str| {
+            let why = format!("{}: a container has it already; {why}", beneath.display());
+            RpcError::Precondition(why)
+        };
+        if self.sealed.contains(&volume) {
+            return Err(refused("secrets in it are unsealed when a container is made: restart it"));
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let current = open_beneath(&self.root, &*volume, flags)
+            .and_then(|directory| rustix::fs::readlinkat(directory, DATA_LINK, Vec::new()))
+            .map_err(|_| refused("only volumes with a link ..data change"))?;
+        let parts: Vec<_> = beneath.iter().skip(1).map(|part| part.to_string_lossy()).collect();
+        match (target, parts.as_slice()) {
+            (Target::Directory { .. } | Target::Chunk { .. }, [new, ..]) if is_generation(new) => {
+                if new.as_bytes() == current.as_bytes() {
+                    return Err(refused("..data leads there: copy new files beside it"));
+                }
+                Ok(None)
+            }
+            (Target::Link { target }, [link]) if link == DATA_LINK => {
+                let new = target.to_str().filter(|new| is_generation(new));
+                let new = new.ok_or_else(|| refused("..data leads to a directory beside it"))?;
+                let path = Path::new(&volume).join(new);
+                open_beneath(&self.root, &path, flags)
+                    .map_err(|_| refused("..data must lead to a directory that is there"))?;
+                Ok(Some(Exchange { volume, new: new.to_owned() }))
+            }
+            (Target::Link { target }, [link])
+                if !link.starts_with("..")
+                    && *target == Path::new(DATA_LINK).join(link.as_ref()) =>
+            {
+                Ok(None)
+            }
+            _ => Err(refused(
+                "what may come is a directory ..NAME with files, the link ..data to it, and links to \
+                 ..data/FILE",
+            )),
+        }
+    }
+
+    /// Removes the files that `..data` led to before, and links to files that are no more.
+    fn remove_old(&mut self, volume: &str, new: &str) -> io::Result<()> {
+        let directory = self.path.join(volume);
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let path = entry.path();
+            let old = if entry.file_type()?.is_dir() {
+                is_generation(&name) && name != new
+            } else {
+                let target = Path::new(DATA_LINK).join(&name);
+                !name.starts_with("..")
+                    && fs::read_link(&path).is_ok_and(|link| link == target)
+                    && fs::symlink_metadata(directory.join(new).join(&name)).is_err()
+            };
+            if old {
+                remove(&path)?;
+                self.entries.remove(&(volume.to_owned(), name));
+            }
+        }
+        // It was exchanged, not added.
+        self.entries.insert((volume.to_owned(), DATA_LINK.to_owned()), 1);
+        Ok(())
     }
 
     fn relative(root: &Path, path: &str) -> Result<PathBuf, RpcError> {
@@ -147,14 +276,50 @@ impl CopyRoot {
         Ok((directory, name.to_owned()))
     }
 
-    fn count(&mut self, request: &CopyFileRequest) -> Result<(), RpcError> {
-        if self.entries >= MOST_ENTRIES {
-            let why =
-                format!("{}: {MOST_ENTRIES} files were copied, which is the most", request.path);
+    fn count(&mut self, beneath: &Path) -> Result<(), RpcError> {
+        if self.entries.values().sum::<usize>() >= MOST_ENTRIES {
+            let why = format!(
+                "{}: {MOST_ENTRIES} files were copied, which is the most",
+                beneath.display()
+            );
             return Err(RpcError::Exhausted(why));
         }
-        self.entries += 1;
+        let mut parts = beneath.iter().map(|part| part.to_string_lossy().into_owned());
+        let key = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        *self.entries.entry(key).or_default() += 1;
         Ok(())
+    }
+}
+
+/// The link `..data` of a volume gets another target.
+#[derive(Debug)]
+struct Exchange {
+    volume: String,
+    new: String,
+}
+
+fn first_component(beneath: &Path) -> Option<String> {
+    beneath.iter().next().map(|part| part.to_string_lossy().into_owned())
+}
+
+/// Whether a directory of this name may hold a volume's files: the kubelet calls them `..YEAR_MONTH_...`.
+fn is_generation(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    name.strip_prefix("..").is_some_and(|rest| !rest.is_empty() && rest.chars().all(plain))
+        && name != DATA_LINK
+        && !name.ends_with(STAGING)
+}
+
+/// Removes a file or a directory with all in it, and follows no link.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 
@@ -262,149 +427,4 @@ fn finish(fd: &OwnedFd, mode: Mode, request: &CopyFileRequest) -> Result<(), Err
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-
-    use super::*;
-
-    struct Copies {
-        directory: tempfile::TempDir,
-        root: CopyRoot,
-    }
-
-    fn copies() -> Copies {
-        let directory = tempfile::tempdir().unwrap();
-        let root = CopyRoot::create(&directory.path().join("root")).unwrap();
-        Copies { directory, root }
-    }
-
-    impl Copies {
-        fn file(&self, name: &str, data: &[u8]) -> CopyFileRequest {
-            CopyFileRequest {
-                path: self.root.path.join(name).to_str().unwrap().into(),
-                file_size: i64::try_from(data.len()).unwrap(),
-                file_mode: 0o100_640,
-                dir_mode: 0o755,
-                uid: i32::try_from(rustix::process::getuid().as_raw()).unwrap(),
-                gid: i32::try_from(rustix::process::getgid().as_raw()).unwrap(),
-                data: data.to_vec(),
-                ..Default::default()
-            }
-        }
-
-        fn refused(&mut self, request: &CopyFileRequest) -> String {
-            self.root.copy(request).unwrap_err().to_string()
-        }
-    }
-
-    #[test]
-    fn a_file_appears_when_it_is_complete() {
-        let mut copies = copies();
-        let mut request = copies.file("a/b/hosts", b"hello");
-        request.data = b"hel".to_vec();
-        copies.root.copy(&request).unwrap();
-        let path = PathBuf::from(&request.path);
-        assert!(!path.exists());
-        (request.data, request.offset) = (b"lo".to_vec(), 3);
-        copies.root.copy(&request).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"hello");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
-        copies.root.open(&path).unwrap().unwrap();
-    }
-
-    #[test]
-    fn a_later_copy_replaces_an_earlier_one_whole() {
-        let mut copies = copies();
-        copies.root.copy(&copies.file("hosts", b"first, longer")).unwrap();
-        let inode = fs::metadata(copies.root.path.join("hosts")).unwrap().ino();
-        copies.root.copy(&copies.file("hosts", b"second")).unwrap();
-        let path = copies.root.path.join("hosts");
-        assert_eq!(fs::read(&path).unwrap(), b"second");
-        assert_ne!(fs::metadata(&path).unwrap().ino(), inode);
-        let empty = copies.file("empty", b"");
-        copies.root.copy(&empty).unwrap();
-        assert_eq!(fs::metadata(empty.path).unwrap().len(), 0);
-    }
-
-    #[test]
-    fn directories_and_links_are_made() {
-        let mut copies = copies();
-        let mut directory = copies.file("secret", b"");
-        directory.file_mode = 0o040_750;
-        copies.root.copy(&directory).unwrap();
-        copies.root.copy(&directory).unwrap();
-        let mut link = copies.file("secret/..data", b"..2026/key");
-        link.file_mode = 0o120_777;
-        copies.root.copy(&link).unwrap();
-        copies.root.copy(&link).unwrap();
-        assert_eq!(fs::read_link(link.path).unwrap(), Path::new("..2026/key"));
-    }
-
-    #[test]
-    fn no_path_leaves_the_root() {
-        let mut copies = copies();
-        let outside = copies.directory.path().join("outside");
-        for path in ["/etc/passwd".to_owned(), outside.to_str().unwrap().to_owned()] {
-            let mut request = copies.file("x", b"x");
-            request.path = path;
-            assert!(copies.refused(&request).contains("not beneath"));
-        }
-        for name in ["../outside", "a/../../outside", "", ".", "a/./../../outside"] {
-            let request = copies.file(name, b"x");
-            assert!(copies.refused(&request).contains("path:"), "{name}");
-        }
-        let deep = copies.file(&"a/".repeat(100), b"x");
-        assert!(copies.refused(&deep).contains("deeper"));
-        assert!(!outside.exists());
-    }
-
-    #[test]
-    fn no_symbolic_link_is_followed() {
-        let mut copies = copies();
-        let outside = copies.directory.path().join("outside");
-        fs::create_dir(&outside).unwrap();
-        fs::write(outside.join("victim"), "untouched").unwrap();
-        let root = copies.root.path.clone();
-        // As a parent, by its absolute or relative path, and in the place of the file.
-        symlink(&outside, root.join("absolute")).unwrap();
-        symlink("../outside", root.join("relative")).unwrap();
-        symlink(outside.join("victim"), root.join("victim")).unwrap();
-        symlink(outside.join("victim"), root.join(format!("staged{STAGING}"))).unwrap();
-        for name in ["absolute/victim", "relative/victim", "absolute/new"] {
-            let request = copies.file(name, b"attack");
-            copies.refused(&request);
-        }
-        copies.root.copy(&copies.file("victim", b"attack")).unwrap();
-        copies.root.copy(&copies.file("staged", b"attack")).unwrap();
-        let mut directory = copies.file("relative", b"");
-        directory.file_mode = 0o040_777;
-        copies.refused(&directory);
-        assert_eq!(fs::read(outside.join("victim")).unwrap(), b"untouched");
-        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
-        assert!(copies.root.open(&root.join("absolute/victim")).unwrap().is_err());
-        assert!(copies.root.open(&outside).is_none());
-        assert!(copies.root.open(&root).unwrap().is_err());
-    }
-
-    #[test]
-    fn sizes_offsets_and_kinds_are_checked() {
-        let mut copies = copies();
-        let change = |copies: &mut Copies, change: fn(&mut CopyFileRequest)| {
-            let mut request = copies.file("x", b"hello");
-            change(&mut request);
-            copies.refused(&request)
-        };
-        assert!(change(&mut copies, |r| r.file_size = -1).contains("file_size"));
-        assert!(change(&mut copies, |r| r.file_size = 1 << 40).contains("file_size"));
-        assert!(change(&mut copies, |r| r.file_size = 3).contains("data"));
-        assert!(change(&mut copies, |r| r.offset = -3).contains("offset"));
-        assert!(change(&mut copies, |r| r.file_mode = 0o020_666).contains("file_mode"));
-        assert!(change(&mut copies, |r| r.file_mode = 0o104_755).contains("file_mode"));
-        let mut second = copies.file("x", b"hello");
-        (second.offset, second.data) = (2, b"llo".to_vec());
-        assert!(copies.refused(&second).contains("offset"));
-        let mut named = copies.file("x", b"");
-        named.path.push_str(STAGING);
-        assert!(copies.refused(&named).contains(STAGING));
-    }
-}
+mod tests;

@@ -68,6 +68,7 @@ mod network;
 mod node_cache;
 mod oci;
 mod oom;
+mod pod_volumes;
 mod policy;
 mod port;
 mod process;

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nacre_policy::{Event, Gate};
 use nacre_protocol::agent::{CreateSandboxRequest, Storage};
-use nacre_protocol::channel::{CONTAINERS_ROOT, COPY_ROOT, DRIVER_EPHEMERAL};
-use rustix::mount::{MountFlags, UnmountFlags};
+use nacre_protocol::channel::{CONTAINERS_ROOT, COPY_ROOT};
+use rustix::mount::UnmountFlags;
 
 use crate::cgroup;
 use crate::container::Container;
@@ -18,20 +19,19 @@ use crate::copy_file::CopyRoot;
 use crate::error::RpcError;
 use crate::images::Images;
 use crate::network;
-use crate::oci::{PodNamespaces, check_path, refuse_if};
+use crate::oci::{PodNamespaces, refuse_if};
 use crate::oom::OomWatch;
+use crate::pod_volumes::{self, PodVolumes};
 use crate::raw;
 use crate::reaper::Reaper;
 use crate::secrets::Secrets;
 use crate::start_report::StartReport;
-use crate::storage::GuestStorage;
+use crate::storage::{GuestStorage, ImageStore, Volumes};
 
 /// Most containers of a pod, the pause container included.
 const MOST_CONTAINERS: usize = 128;
 /// Where the pod's namespaces are kept.
 const NAMESPACES: &str = "/run/nacre/ns";
-/// Directory beneath which ephemeral storages are mounted.
-const EPHEMERAL_ROOT: &str = "/run/kata-containers/sandbox";
 /// Longest name that Linux takes for a host.
 const LONGEST_HOSTNAME: usize = 64;
 
@@ -49,6 +49,8 @@ pub struct Sandbox {
     pub(crate) storage: GuestStorage,
     /// Its images.
     pub(crate) images: Arc<Images>,
+    /// Its volumes on disks of the host's.
+    pub(crate) volumes: Volumes,
     copies: Mutex<Option<CopyRoot>>,
     state: Mutex<State>,
 }
@@ -56,7 +58,7 @@ pub struct Sandbox {
 #[derive(Debug, Default)]
 struct State {
     created: bool,
-    ephemeral: Vec<PathBuf>,
+    volumes: PodVolumes,
     containers: HashMap<String, Slot>,
 }
 
@@ -74,6 +76,7 @@ impl Sandbox {
         secrets: Arc<Secrets>,
         storage: GuestStorage,
         images: Arc<Images>,
+        volumes: Volumes,
     ) -> io::Result<Self> {
         Ok(Self {
             reaper,
@@ -82,6 +85,7 @@ impl Sandbox {
             secrets,
             storage,
             images,
+            volumes,
             copies: Mutex::new(None),
             state: Mutex::default(),
         })
@@ -95,7 +99,7 @@ impl Sandbox {
         refuse_if(!request.guest_hook_path.is_empty(), "guest_hook_path", why)?;
         check_hostname(&request.hostname)?;
         for (index, storage) in request.storages.iter().enumerate() {
-            check_ephemeral(&format!("storages[{index}]"), storage)?;
+            pod_volumes::check_ephemeral(&format!("storages[{index}]"), storage)?;
         }
         let mut state = self.lock();
         if state.created {
@@ -109,7 +113,7 @@ impl Sandbox {
             network::write_resolv_conf(&request.dns)?;
         }
         for storage in &request.storages {
-            mount_ephemeral(storage, &mut state.ephemeral)?;
+            state.volumes.mount_ephemeral(storage)?;
         }
         state.created = true;
         Ok(())
@@ -164,9 +168,15 @@ impl Sandbox {
         }
     }
 
-    /// Forgets a container that was taken down.
+    /// Forgets a container that was taken down or never came to be, and what was copied for it.
     pub(crate) fn forget(&self, id: &str) {
         self.lock().containers.remove(id);
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(root) = copies.as_mut()
+            && let Err(error) = root.forget(id)
+        {
+            tracing::warn!(container = id, "failed to remove its copied files: {error}");
+        }
     }
 
     /// The namespaces for a new container. With `share_processes` it joins the pod's first container.
@@ -187,15 +197,19 @@ impl Sandbox {
         Ok(PodNamespaces { ipc: namespaces.join("ipc"), uts: namespaces.join("uts"), pid })
     }
 
-    /// Mounts an ephemeral storage unless it is there.
-    pub(crate) fn add_ephemeral(&self, field: &str, storage: &Storage) -> Result<(), RpcError> {
-        check_ephemeral(field, storage)?;
-        mount_ephemeral(storage, &mut self.lock().ephemeral)
+    /// Makes a volume of the pod unless it is there.
+    pub(crate) fn add_volume(
+        &self,
+        field: &str,
+        storage: &Storage,
+        store: &ImageStore,
+    ) -> Result<(), RpcError> {
+        self.lock().volumes.add(field, storage, store)
     }
 
-    /// True for the mount point of an ephemeral storage.
-    pub(crate) fn is_ephemeral(&self, path: &Path) -> bool {
-        self.lock().ephemeral.iter().any(|mount_point| mount_point == path)
+    /// Opens a volume of the pod or a path within one, for a bind mount. `None` if `path` is in none.
+    pub(crate) fn open_volume(&self, path: &Path) -> Option<io::Result<OwnedFd>> {
+        self.lock().volumes.open(path)
     }
 
     /// Works with the directory of copied files.
@@ -216,7 +230,7 @@ impl Sandbox {
         }
     }
 
-    /// Kills and removes every container.
+    /// Kills and removes every container, then writes volumes back and closes them.
     pub(crate) async fn destroy(&self) {
         if let Err(error) = cgroup::kill_all() {
             tracing::warn!("failed to kill all containers at once: {error}");
@@ -227,6 +241,7 @@ impl Sandbox {
             }
             self.forget(container.id());
         }
+        self.volumes.close().await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -280,64 +295,6 @@ fn check_hostname(name: &str) -> Result<(), RpcError> {
     Ok(())
 }
 
-fn check_ephemeral(field: &str, storage: &Storage) -> Result<(), RpcError> {
-    if storage.driver != DRIVER_EPHEMERAL {
-        let why = format!("{:?} is not known: use {DRIVER_EPHEMERAL}", storage.driver);
-        return Err(RpcError::invalid(format!("{field}.driver"), why));
-    }
-    let why = "ephemeral storage is a tmpfs";
-    refuse_if(storage.fstype != "tmpfs", &format!("{field}.fstype"), why)?;
-    let field = |part: &str| format!("{field}.{part}");
-    check_path(&field("mount_point"), &storage.mount_point)?;
-    let beneath = Path::new(&storage.mount_point).strip_prefix(EPHEMERAL_ROOT);
-    let one_below = beneath.is_ok_and(|path| path.components().count() == 1);
-    let why = format!("must be a directory directly below {EPHEMERAL_ROOT}");
-    refuse_if(!one_below, &field("mount_point"), &why)?;
-    ephemeral_options(&field("options"), &storage.options).map(|_| ())
-}
-
-/// Flags, and data for the file system.
-fn ephemeral_options(
-    field: &str,
-    options: &[String],
-) -> Result<(MountFlags, std::ffi::CString), RpcError> {
-    let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
-    let mut data = Vec::new();
-    for option in options {
-        match option.as_str() {
-            "noexec" => flags |= MountFlags::NOEXEC,
-            "ro" => flags |= MountFlags::RDONLY,
-            "nosuid" | "nodev" | "rw" => {}
-            _ => {
-                let known = option.split_once('=').is_some_and(|(name, value)| {
-                    matches!(name, "size" | "mode" | "uid" | "gid" | "nr_inodes")
-                        && (1..=20).contains(&value.len())
-                        && value.chars().all(|c| c.is_ascii_alphanumeric() || c == '%')
-                });
-                refuse_if(!known, field, &format!("{option:?} is not supported for tmpfs"))?;
-                data.push(option.as_str());
-            }
-        }
-    }
-    let data = std::ffi::CString::new(data.join(",")).map_err(|e| RpcError::invalid(field, e))?;
-    Ok((flags, data))
-}
-
-/// `storage` was checked.
-fn mount_ephemeral(storage: &Storage, mounted: &mut Vec<PathBuf>) -> Result<(), RpcError> {
-    let path = PathBuf::from(&storage.mount_point);
-    if mounted.contains(&path) {
-        return Ok(());
-    }
-    let fail = |e: io::Error| RpcError::internal(format!("failed to mount {}", path.display()), e);
-    let (flags, data) = ephemeral_options("options", &storage.options)?;
-    fs::create_dir_all(&path).map_err(fail)?;
-    rustix::mount::mount("tmpfs", &path, "tmpfs", flags, Some(data.as_c_str()))
-        .map_err(|e| fail(e.into()))?;
-    mounted.push(path);
-    Ok(())
-}
-
 /// New IPC and UTS namespaces, kept by mounts. A thread enters them; it ends with this function.
 fn make_namespaces(hostname: String) -> io::Result<()> {
     fs::create_dir_all(NAMESPACES)?;
@@ -371,31 +328,6 @@ mod tests {
         }
         for bad in ["", ".", "..", "a/b", "shared", "sandbox", "-a", "a b", &"a".repeat(200)] {
             assert!(check_container_id(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn ephemeral_storages_are_tmpfs_in_their_place() {
-        let storage = |mount_point: &str, options: &[&str]| Storage {
-            driver: "ephemeral".into(),
-            fstype: "tmpfs".into(),
-            mount_point: mount_point.into(),
-            options: options.iter().map(|option| (*option).to_owned()).collect(),
-            ..Default::default()
-        };
-        let shm = "/run/kata-containers/sandbox/shm";
-        check_ephemeral("s", &storage(shm, &["noexec", "mode=1777", "size=67108864"])).unwrap();
-        for (bad, text) in [
-            (storage("/etc", &[]), "s.mount_point"),
-            (storage("/run/kata-containers/sandbox", &[]), "s.mount_point"),
-            (storage("/run/kata-containers/sandbox/../../x", &[]), "s.mount_point"),
-            (storage(shm, &["mpol=bind"]), "s.options"),
-            (storage(shm, &["size=1,mpol=x"]), "s.options"),
-            (Storage { driver: "blk".into(), ..storage(shm, &[]) }, "s.driver"),
-            (Storage { fstype: "ext4".into(), ..storage(shm, &[]) }, "s.fstype"),
-        ] {
-            let error = check_ephemeral("s", &bad).unwrap_err().to_string();
-            assert!(error.contains(text), "{error}");
         }
     }
 }

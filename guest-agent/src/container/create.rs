@@ -13,7 +13,7 @@ use std::time::Instant;
 use nacre_image_pull::{Image, UserSource, merge_process};
 use nacre_protocol::agent::{CreateContainerRequest, Storage};
 use nacre_protocol::channel::{
-    ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX, CONTAINERS_ROOT, DRIVER_IMAGE_PULL,
+    ANNOTATION_CONTAINER_NAME, ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX, CONTAINERS_ROOT, DRIVER_IMAGE_PULL,
     PAUSE_IMAGE,
 };
 use nacre_protocol::start_report::Phase;
@@ -24,7 +24,7 @@ use rustix::mount::MountFlags;
 use tokio::sync::oneshot;
 
 use super::footprint::Footprint;
-use super::{Container, Execs, sources, stdio_of};
+use super::{Container, Execs, sources, stdio_of, volumes};
 use crate::cgroup::{Cgroup, Limits};
 use crate::device_policy::{DevicePolicy, GuestDevices};
 use crate::error::RpcError;
@@ -32,7 +32,7 @@ use crate::launcher::{self, Kind};
 use crate::oci::{ParsedSpec, missing, refuse_if};
 use crate::sandbox::Sandbox;
 use crate::secrets::{self, UnsealedEnv};
-use crate::storage::ImageStore;
+use crate::storage::{ImageStore, WantedVolume};
 
 /// The built-in root file system of the pod's own container.
 const PAUSE_ROOT: &str = "/pause_bundle/rootfs";
@@ -85,6 +85,9 @@ struct Plan {
     spec: ParsedSpec,
     limits: Limits,
     devices: DevicePolicy,
+    /// The owner's name for it; empty outside of Kubernetes.
+    name: String,
+    volumes: Vec<WantedVolume>,
 }
 
 impl Plan {
@@ -92,7 +95,6 @@ impl Plan {
         let id = request.container_id.clone();
         let same = request.exec_id.is_empty() || request.exec_id == id;
         refuse_if(!same, "exec_id", "must be the container's for its first process")?;
-        refuse_if(!request.devices.is_empty(), "devices", "no devices are attached to this guest")?;
         let why = "the user comes with OCI.Process.User";
         refuse_if(request.string_user.is_some(), "string_user", why)?;
         let why = "mounts shared between containers are not supported";
@@ -104,6 +106,7 @@ impl Plan {
         let spec = request.OCI.as_ref().ok_or_else(|| missing("OCI"))?;
         let kind = spec.Annotations.get(ANNOTATION_CONTAINER_TYPE).map(String::as_str);
         let is_pod = kind == Some(CONTAINER_TYPE_SANDBOX);
+        let name = spec.Annotations.get(ANNOTATION_CONTAINER_NAME).cloned().unwrap_or_default();
         let absent = nacre_protocol::oci::LinuxResources::new();
         let resources = spec.Linux.as_ref().and_then(|linux| linux.Resources.as_ref());
         let resources = resources.unwrap_or(&absent);
@@ -127,6 +130,8 @@ impl Plan {
                 &guests_own,
             )?,
             spec: parsed,
+            name,
+            volumes: volumes::parse(request)?,
             id,
         })
     }
@@ -215,10 +220,16 @@ async fn build(
     let why = "names no program, and the image has none either";
     refuse_if(no_program, "OCI.Process.Args", why)?;
     for (index, storage) in request.storages.iter().enumerate() {
-        if storage.driver != DRIVER_IMAGE_PULL {
-            sandbox.add_ephemeral(&format!("storages[{index}]"), storage)?;
+        if storage.driver != DRIVER_IMAGE_PULL && !volumes::is_volume(storage) {
+            sandbox.add_volume(&format!("storages[{index}]"), storage, store)?;
         }
     }
+    let devices = sandbox.volumes.provide(&sandbox.secrets, &plan.name, &plan.volumes).await;
+    let devices = devices.map_err(|e| RpcError::internal(&context, e))?;
+    for device in &devices {
+        plan.devices.allow_block(device.major, device.minor, device.read_only);
+    }
+    plan.spec.add_devices(volumes::nodes(&devices));
     make_working_directory(&footprint.directory().join("rootfs"), plan.spec.process.cwd())
         .map_err(|e| fail("make the working directory", &e))?;
     set_network_sysctls(&plan.spec.network_sysctls)?;
@@ -439,8 +450,8 @@ mod tests {
     fn what_this_guest_cannot_do_is_refused_before_anything_is_made() {
         let mut request = CreateContainerRequest::new();
         request.container_id = "a".into();
-        request.devices.push(Default::default());
+        request.shared_mounts.push(Default::default());
         let error = Plan::parse(&request).err().unwrap().to_string();
-        assert!(error.contains("devices"), "{error}");
+        assert!(error.contains("shared_mounts"), "{error}");
     }
 }

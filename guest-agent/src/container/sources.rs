@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use nacre_protocol::channel::{COPY_ROOT, SANDBOX_SHM};
 use oci_spec::runtime::Mount;
@@ -62,6 +61,10 @@ async fn unseal(
     let Some(tree) = Tree::find(fd.as_fd()).map_err(failed)? else { return Ok(None) };
     let place = footprint.directory().join(format!("unsealed-{index}"));
     tree.unseal(&sandbox.secrets, &place).await.map_err(failed)?;
+    sandbox.with_copies(|copies| {
+        copies.holds_sealed(&source.0);
+        Ok(())
+    })?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = rustix::fs::openat(CWD, &place, flags, Mode::empty());
     opened.map(Some).map_err(|e| failed(io::Error::from(e).into()))
@@ -72,9 +75,9 @@ fn open(sandbox: &Sandbox, field: &str, source: &BindSource) -> Result<OwnedFd, 
     let absent = |e: io::Error| {
         RpcError::invalid(field, format!("{} cannot be opened: {e}", path.display()))
     };
-    if path == Path::new(SANDBOX_SHM) || sandbox.is_ephemeral(path) {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        return rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(|e| absent(e.into()));
+    let volume = sandbox.open_volume(path).or_else(|| sandbox.volumes.open_directory(path));
+    if let Some(opened) = volume {
+        return opened.map_err(absent);
     }
     let copied = sandbox.with_copies(|copies| Ok(copies.open(path)))?;
     match copied {
@@ -82,7 +85,7 @@ fn open(sandbox: &Sandbox, field: &str, source: &BindSource) -> Result<OwnedFd, 
         None => {
             let why = format!(
                 "{} may not be bound: only files copied beneath {COPY_ROOT}, {SANDBOX_SHM} and \
-                 ephemeral storages exist in this guest",
+                 volumes of the pod exist in this guest",
                 path.display()
             );
             Err(RpcError::invalid(field, why))
