@@ -1,0 +1,223 @@
+//! What containerd makes of its configuration, by its own word, and what has changed between two of them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use toml::{Table, Value};
+
+use crate::NodeError;
+use crate::handlers::{CRI, CRI_IMAGES, CRI_RUNTIME, HANDLERS, Release, TRANSFER};
+
+/// A configuration as `containerd config dump` prints it: with everything it imports, and all defaults.
+#[derive(Debug, Clone)]
+pub(crate) struct Dump(Table);
+
+impl Dump {
+    /// Asks containerd. It reads the file as it would at its start, and fails as it would then.
+    pub(crate) fn of(program: &Path, config: &Path) -> Result<Dump, NodeError> {
+        let config = config.as_os_str();
+        Dump::ask(program, &["--config".as_ref(), config, "config".as_ref(), "dump".as_ref()])
+    }
+
+    /// What it does without a file.
+    pub(crate) fn without_file(program: &Path) -> Result<Dump, NodeError> {
+        Dump::ask(program, &["config".as_ref(), "default".as_ref()])
+    }
+
+    fn ask(program: &Path, arguments: &[&std::ffi::OsStr]) -> Result<Dump, NodeError> {
+        let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
+        let command = format!("{} {}", program.display(), words.join(" "));
+        let failed = |problem: String| NodeError::Program { command: command.clone(), problem };
+        let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+        let output = output.map_err(|error| failed(error.to_string()))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(failed(said.lines().last().unwrap_or_default().to_owned()));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let table = text.parse().map_err(|error: toml::de::Error| failed(error.to_string()))?;
+        Ok(Dump(table))
+    }
+
+    pub(crate) fn get(&self, path: &[&str]) -> Option<&Value> {
+        let (last, tables) = path.split_last()?;
+        let mut table = &self.0;
+        for key in tables {
+            table = table.get(*key)?.as_table()?;
+        }
+        table.get(*last)
+    }
+
+    /// Whether CRI is switched off, as in Docker's packages of containerd.
+    pub(crate) fn has_no_cri(&self) -> bool {
+        let disabled = self.get(&["disabled_plugins"]).and_then(Value::as_array);
+        let names = disabled.into_iter().flatten().filter_map(Value::as_str);
+        names.into_iter().any(|name| ["cri", CRI, CRI_RUNTIME, CRI_IMAGES].contains(&name))
+    }
+
+    /// Snapshotters that images are unpacked with: as configured, else CRI's own.
+    pub(crate) fn other_snapshotters(&self) -> Vec<String> {
+        let listed = self.get(&["plugins", TRANSFER, "unpack_config"]).and_then(Value::as_array);
+        let listed = listed.into_iter().flatten();
+        let name =
+            |entry: &Value| entry.get("snapshotter").and_then(Value::as_str).map(str::to_owned);
+        let mut names: Vec<String> = listed.filter_map(name).collect();
+        names.retain(|name| name != "nacre" && !name.is_empty());
+        if names.is_empty() {
+            let own = self.get(&["plugins", CRI_IMAGES, "snapshotter"]).and_then(Value::as_str);
+            names.push(own.unwrap_or("overlayfs").to_owned());
+        }
+        names.dedup();
+        names
+    }
+
+    /// Where containerd listens.
+    pub(crate) fn address(&self) -> Option<&str> {
+        self.get(&["grpc", "address"]).and_then(Value::as_str)
+    }
+
+    /// Whether pods are led to Nacre, and nothing else of what `before` does has changed.
+    pub(crate) fn check_against(&self, before: &Dump, release: Release) -> Result<(), NodeError> {
+        let plugin = if release == Release::V2 { CRI_RUNTIME } else { CRI };
+        for handler in &HANDLERS {
+            let path = [
+                "plugins",
+                plugin,
+                "containerd",
+                "runtimes",
+                handler.name,
+                "options",
+                "ConfigPath",
+            ];
+            if self.get(&path).and_then(Value::as_str) != Some(handler.config) {
+                let problem = format!("the handler {} would be missing", handler.name);
+                return Err(NodeError::Difference { problem });
+            }
+        }
+        let differences = differences(&before.0, &self.0);
+        let foreign: Vec<String> = differences
+            .iter()
+            .filter(|(path, values)| !is_ours(path, values, plugin, release))
+            .map(|(path, (before, after))| {
+                let shown =
+                    |value: &Option<&Value>| value.map_or("absent".to_owned(), ToString::to_string);
+                format!("{}: {} would be {}", path.join("."), shown(before), shown(after))
+            })
+            .collect();
+        if foreign.is_empty() {
+            return Ok(());
+        }
+        let mut problem = foreign[..foreign.len().min(5)].join("; ");
+        if foreign.len() > 5 {
+            problem = format!("{problem}; and {} more", foreign.len() - 5);
+        }
+        Err(NodeError::Difference { problem })
+    }
+}
+
+type Values<'a> = (Option<&'a Value>, Option<&'a Value>);
+
+/// Values that are not the same in both, by their path.
+fn differences<'a>(before: &'a Table, after: &'a Table) -> BTreeMap<Vec<String>, Values<'a>> {
+    let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+    flatten(before, &mut Vec::new(), &mut old);
+    flatten(after, &mut Vec::new(), &mut new);
+    let mut found = BTreeMap::new();
+    for path in old.keys().chain(new.keys()) {
+        let values = (old.get(path).copied(), new.get(path).copied());
+        if values.0 != values.1 {
+            found.insert(path.clone(), values);
+        }
+    }
+    found
+}
+
+fn flatten<'a>(
+    table: &'a Table,
+    path: &mut Vec<String>,
+    to: &mut BTreeMap<Vec<String>, &'a Value>,
+) {
+    for (key, value) in table {
+        path.push(key.clone());
+        match value {
+            Value::Table(table) => flatten(table, path, to),
+            value => drop(to.insert(path.clone(), value)),
+        }
+        path.pop();
+    }
+}
+
+/// Whether a difference is what Nacre's lines are for.
+fn is_ours(path: &[String], values: &Values<'_>, plugin: &str, release: Release) -> bool {
+    let words: Vec<&str> = path.iter().map(String::as_str).collect();
+    let is_handler = |name: &str| HANDLERS.iter().any(|handler| handler.name == name);
+    match words.as_slice() {
+        ["imports"] => true,
+        ["proxy_plugins", "nacre", ..] => true,
+        ["plugins", of, "containerd", "runtimes", name, ..] => *of == plugin && is_handler(name),
+        ["plugins", of, "containerd", "disable_snapshot_annotations"] => {
+            *of == plugin && release != Release::V2
+        }
+        ["plugins", of, "containerd", "snapshotter"] => *of == plugin && release == Release::V1_6,
+        ["plugins", of, "runtime_platforms", name, ..] => *of == CRI_IMAGES && is_handler(name),
+        ["plugins", of, "unpack_config"] => {
+            let entries = |value: &Option<&Value>| {
+                value.and_then(Value::as_array).cloned().unwrap_or_default()
+            };
+            let after = entries(&values.1);
+            *of == TRANSFER && entries(&values.0).iter().all(|entry| after.contains(entry))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handlers::lines;
+
+    fn dump(text: &str) -> Dump {
+        Dump(text.parse().expect("TOML"))
+    }
+
+    #[test]
+    fn handlers_may_come_and_nothing_else_may_change() {
+        for release in Release::ALL {
+            let base = "[plugins.'io.containerd.gc.v1.scheduler']\npause_threshold = 0.02\n";
+            let ours = lines(release, release.schema(), &["overlayfs".to_owned()]);
+            let before = dump(base);
+            let after = dump(&format!("{base}{ours}"));
+            after.check_against(&before, release).expect("only ours");
+            after.check_against(&after, release).expect("nothing at all");
+            let error = before.check_against(&before, release).expect_err("no handler");
+            assert!(error.to_string().contains("the handler nacre would be missing"), "{error}");
+            let hurt = dump(&format!("{}{ours}", base.replace("0.02", "0.5")));
+            let error = hurt.check_against(&before, release).expect_err("something else");
+            assert!(error.to_string().contains("pause_threshold: 0.02 would be 0.5"), "{error}");
+            let gone = dump(&ours);
+            let error = gone.check_against(&before, release).expect_err("something went");
+            assert!(error.to_string().contains("0.02 would be absent"), "{error}");
+        }
+    }
+
+    #[test]
+    fn other_pods_keep_their_snapshotters() {
+        let list = |names: &[&str]| {
+            let mut text = String::new();
+            for name in names {
+                text +=
+                    &format!("[[plugins.'{TRANSFER}'.unpack_config]]\nsnapshotter = '{name}'\n");
+            }
+            dump(&text)
+        };
+        assert_eq!(list(&["zfs", "nacre"]).other_snapshotters(), ["zfs"]);
+        assert_eq!(list(&[]).other_snapshotters(), ["overlayfs"]);
+        assert_eq!(
+            dump("[plugins.'io.containerd.cri.v1.images']\nsnapshotter='native'")
+                .other_snapshotters(),
+            ["native"]
+        );
+        assert!(dump("disabled_plugins = ['cri']").has_no_cri());
+    }
+}

@@ -1,0 +1,86 @@
+//! What starts and stops programs on the node.
+
+use std::process::{Command, Stdio};
+
+use crate::NodeError;
+
+/// systemd, or who stands for it.
+pub trait Services {
+    /// Reads units anew.
+    fn reload(&self) -> Result<(), NodeError>;
+    /// Starts a unit now, and at every boot. One that runs is started anew, so that it is the new program.
+    fn enable(&self, unit: &str) -> Result<(), NodeError>;
+    /// Stops it, now and for ever.
+    fn disable(&self, unit: &str) -> Result<(), NodeError>;
+    /// Starts it anew and waits until it is up.
+    fn restart(&self, unit: &str) -> Result<(), NodeError>;
+    /// Whether it runs.
+    fn is_active(&self, unit: &str) -> bool;
+}
+
+/// systemd, by `systemctl`.
+#[derive(Debug, Clone, Copy)]
+pub struct Systemd;
+
+impl Services for Systemd {
+    fn reload(&self) -> Result<(), NodeError> {
+        systemctl(&["daemon-reload"])
+    }
+
+    fn enable(&self, unit: &str) -> Result<(), NodeError> {
+        systemctl(&["enable", "--quiet", unit])?;
+        // What is not wanted at boot (a oneshot) is not started here either, but by its timer.
+        systemctl(&["restart", unit])
+    }
+
+    fn disable(&self, unit: &str) -> Result<(), NodeError> {
+        systemctl(&["disable", "--quiet", "--now", unit])
+    }
+
+    fn restart(&self, unit: &str) -> Result<(), NodeError> {
+        systemctl(&["restart", unit])
+    }
+
+    fn is_active(&self, unit: &str) -> bool {
+        systemctl(&["is-active", "--quiet", unit]).is_ok()
+    }
+}
+
+fn systemctl(arguments: &[&str]) -> Result<(), NodeError> {
+    let output = Command::new("systemctl").args(arguments).stdin(Stdio::null()).output();
+    let problem = match output {
+        Ok(output) if output.status.success() => return Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            if said.is_empty() { output.status.to_string() } else { said }
+        }
+        Err(error) => error.to_string(),
+    };
+    Err(NodeError::Program { command: format!("systemctl {}", arguments.join(" ")), problem })
+}
+
+/// Nobody: the administrator starts things, or the file system is an image.
+#[derive(Debug, Clone, Copy)]
+pub struct Unmanaged;
+
+impl Services for Unmanaged {
+    fn reload(&self) -> Result<(), NodeError> {
+        Ok(())
+    }
+
+    fn enable(&self, _: &str) -> Result<(), NodeError> {
+        Ok(())
+    }
+
+    fn disable(&self, _: &str) -> Result<(), NodeError> {
+        Ok(())
+    }
+
+    fn restart(&self, _: &str) -> Result<(), NodeError> {
+        Ok(())
+    }
+
+    fn is_active(&self, _: &str) -> bool {
+        false
+    }
+}
