@@ -74,6 +74,7 @@ impl World {
                 file: Artifact::new("initrd.img", &initrd),
                 zstd_size: 1,
                 development: Artifact::new("initrd-development.img", &development),
+                development_shell: None,
             },
             command_line: "console=hvc0 quiet".into(),
             certificates: origin(),

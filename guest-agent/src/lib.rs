@@ -54,6 +54,7 @@ mod cgroup;
 mod clock;
 mod container;
 mod copy_file;
+mod debug_shell;
 mod device_policy;
 mod devices;
 mod disk;
@@ -172,6 +173,7 @@ async fn serve(boot: Boot, machine: Machine, started: Instant) -> anyhow::Result
     let network = Network::open().await?;
     // Before the first container: none of them can take the address.
     secrets::serve(&sandbox).await.context("failed to serve 127.0.0.1:8006 for containers")?;
+    debug_shell::offer(Arc::clone(&sandbox.reaper), &sealed);
     let listener = transport::listen(&machine, &sealed).await?;
     let agent = Arc::new(Agent { sandbox: Arc::clone(&sandbox), network, gate: bound.gate });
     let mut server = ttrpc::asynchronous::Server::new()

@@ -9,8 +9,8 @@ use nacre_protocol::initdata::Initdata;
 
 use crate::boot::Parameters;
 
-/// A file that only development images have; production images cannot be made to record.
-const DEVELOPMENT: &str = "/etc/nacre/development";
+/// A file that only development images have; production images cannot be made to record, or to give a shell.
+pub(crate) const DEVELOPMENT: &str = "/etc/nacre/development";
 
 /// Makes the gate that judges every request of the host: with the policy of the pod's initdata, or
 /// else without one, so that nothing is allowed.

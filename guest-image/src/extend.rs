@@ -76,7 +76,8 @@ pub fn extend(
         return Err(ExtendError::There(out.to_owned()));
     }
     let (archive, extension) = put_in(base, additions, progress)?;
-    let packed = pack(&archive);
+    let shell = base.manifest().initrd.development_shell.clone();
+    let packed = pack(&archive, base.development_shell().zip(shell));
     let mut manifest = base.manifest().clone();
     let Kernel { vmlinux, bzimage, .. } = &mut manifest.kernel;
     *vmlinux = Artifact::new("vmlinux", base.vmlinux());

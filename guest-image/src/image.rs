@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use nacre_image_manifest::{
-    Artifact, Entry, FORMAT, Initrd, Kernel, MANIFEST, MEASUREMENTS, Manifest, development_mark,
+    Artifact, DevelopmentShell, Entry, FORMAT, Initrd, Kernel, MANIFEST, MEASUREMENTS, Manifest,
+    Sha256Hex, development_archive,
 };
 
 use crate::certificates::{self, CertificatesError};
@@ -35,6 +36,8 @@ pub struct Inputs<'a> {
     pub agent: &'a Path,
     /// The pause program: static, the whole root file system of a pod's first container.
     pub pause: &'a Path,
+    /// The unpacked busybox-static package, whose program becomes the development image's shell.
+    pub development_shell: &'a Path,
 }
 
 /// Why there is no image.
@@ -91,7 +94,12 @@ pub fn build(inputs: Inputs, out_dir: &Path, progress: Progress) -> Result<Manif
 
     progress("initrd: gathering programs, modules and certificates");
     let archive = initrd(inputs)?;
-    let packed = pack(&archive);
+    let shell = program(&inputs.development_shell.join("bin/busybox"))?;
+    let described = DevelopmentShell {
+        package: (&pins.development_shell).into(),
+        sha256: Sha256Hex::of(&shell),
+    };
+    let packed = pack(&archive, Some((&shell, described)));
     if packed.described.zstd_size > MAX_COMPRESSED_INITRD {
         return Err(ImageError::TooBig(packed.described.zstd_size));
     }
@@ -158,15 +166,17 @@ pub(crate) struct Packed {
     pub(crate) described: Initrd,
 }
 
-/// Writes the archive's bytes.
-pub(crate) fn pack(archive: &Archive) -> Packed {
+/// Writes the archive's bytes. The shell is for the development image.
+pub(crate) fn pack(archive: &Archive, shell: Option<(&[u8], DevelopmentShell)>) -> Packed {
+    let (shell, development_shell) = shell.unzip();
     let initrd = archive.to_bytes();
     let zstd_size = zstd::bulk::compress(&initrd, ZSTD_LEVEL).map_or(usize::MAX, |z| z.len());
-    let development = [initrd.as_slice(), &development_mark()].concat();
+    let development = [initrd.as_slice(), &development_archive(shell)].concat();
     let described = Initrd {
         file: Artifact::new("initrd.img", &initrd),
         zstd_size: zstd_size as u64,
         development: Artifact::new("initrd-development.img", &development),
+        development_shell,
     };
     Packed { initrd, development, described }
 }
@@ -241,7 +251,7 @@ mod tests {
         };
         let put = |command_line: &str| {
             let archive = Archive::default();
-            let packed = pack(&archive);
+            let packed = pack(&archive, None);
             let manifest = Manifest {
                 format: FORMAT,
                 kernel: Kernel {

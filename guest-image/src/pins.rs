@@ -20,6 +20,8 @@ pub struct Pins {
     pub kernel: KernelPin,
     /// The package whose certificate authorities the guest trusts for TLS.
     pub certificates: Package,
+    /// The package of the development image's shell.
+    pub development_shell: Package,
     /// QEMU with its data and BIOS, for machines whose own is too old.
     pub qemu: Vec<Package>,
     /// containerd releases for the tests, by their `major.minor`.
@@ -112,7 +114,7 @@ impl Pins {
     }
 
     fn packages(&self) -> impl Iterator<Item = &Package> {
-        [&self.kernel.package, &self.certificates]
+        [&self.kernel.package, &self.certificates, &self.development_shell]
             .into_iter()
             .chain(&self.qemu)
             .chain(self.containerd.values())

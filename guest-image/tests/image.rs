@@ -12,7 +12,8 @@ use std::slice::from_ref;
 
 use nacre_guest_image::debian::Store;
 use nacre_guest_image::{Inputs, Pins, build};
-use nacre_image_manifest::{DEVELOPMENT_MARK, GuestImage, Manifest, Sha256Hex};
+use nacre_image_manifest::cpio::Archive;
+use nacre_image_manifest::{DEVELOPMENT_MARK, DEVELOPMENT_SHELL, GuestImage, Manifest, Sha256Hex};
 
 const SILENT: &dyn Fn(&str) = &|_| {};
 
@@ -37,7 +38,11 @@ impl World {
         let prefix = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nacre");
         let store = Store::new(&prefix, Path::new("/nonexistent"));
         let root = tempfile::tempdir().unwrap();
-        for (package, name) in [(&pins.kernel.package, "kernel"), (&pins.certificates, "ca")] {
+        for (package, name) in [
+            (&pins.kernel.package, "kernel"),
+            (&pins.certificates, "ca"),
+            (&pins.development_shell, "shell"),
+        ] {
             if store.fetched(package).unwrap().is_none() {
                 println!("SKIPPED: {package} was not fetched; run `cargo xtask image` first");
                 return None;
@@ -51,7 +56,7 @@ impl World {
 
     fn build(&self, out: &str) -> (Manifest, PathBuf) {
         let at = |name: &str| self.root.path().join(name);
-        let (kernel, certificates) = (at("kernel"), at("ca"));
+        let (kernel, certificates, shell) = (at("kernel"), at("ca"), at("shell"));
         let (agent, pause, out) = (at("agent"), at("pause"), at(out));
         let inputs = Inputs {
             pins: &self.pins,
@@ -59,6 +64,7 @@ impl World {
             certificates: &certificates,
             agent: &agent,
             pause: &pause,
+            development_shell: &shell,
         };
         (build(inputs, &out, SILENT).unwrap(), out)
     }
@@ -91,8 +97,11 @@ fn two_builds_give_the_same_bytes_and_the_manifest_describes_them() {
     let development = &first["initrd-development.img"];
     assert_eq!(manifest.initrd.development.sha256, Sha256Hex::of(development));
     let mark = development.strip_prefix(first["initrd.img"].as_slice()).unwrap();
-    let mark = String::from_utf8_lossy(mark);
-    assert!(mark.contains(DEVELOPMENT_MARK) && mark.len() < 1024);
+    let mark = Archive::parse(mark).unwrap();
+    let paths: Vec<_> = mark.entries().map(|(path, ..)| path).collect();
+    assert_eq!(paths, ["bin", DEVELOPMENT_SHELL, "etc", "etc/nacre", DEVELOPMENT_MARK]);
+    let shell = manifest.initrd.development_shell.as_ref().unwrap();
+    assert_eq!(shell.sha256, Sha256Hex::of(mark.file(DEVELOPMENT_SHELL).unwrap()));
     assert_eq!(manifest.kernel.vmlinux.sha256, Sha256Hex::of(&first["vmlinux"]));
     assert_eq!(manifest.kernel.bzimage.sha256, Sha256Hex::of(&first["vmlinuz"]));
     assert!(manifest.command_line.starts_with("console=hvc0 "));
@@ -111,7 +120,9 @@ fn two_builds_give_the_same_bytes_and_the_manifest_describes_them() {
     ] {
         assert!(paths.contains(&expected), "{expected} is not in {paths:?}");
     }
-    assert!(!paths.contains(&format!("/{DEVELOPMENT_MARK}").as_str()));
+    for development in [DEVELOPMENT_MARK, DEVELOPMENT_SHELL] {
+        assert!(!paths.contains(&format!("/{development}").as_str()));
+    }
 }
 
 #[test]

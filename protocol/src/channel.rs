@@ -11,6 +11,13 @@ pub const PROCESSOR_PORT_NAME: &str = "org.nacre.processor.0";
 /// one. What travels on it is [`crate::blob_cache`].
 pub const CACHE_PORT_NAME: &str = "org.nacre.cache.0";
 
+/// Name of the virtio-serial port over which a development image gives a shell. What travels on it is
+/// [`crate::debug_shell`].
+pub const DEBUG_SHELL_PORT_NAME: &str = "org.nacre.shell.0";
+
+/// Name of the socket, in a sandbox's run directory, at which the shim offers that shell.
+pub const DEBUG_SHELL_SOCKET: &str = "shell.sock";
+
 /// Serial number of the disk that the guest may use, encrypted, for images and writable layers.
 pub const SCRATCH_DISK_SERIAL: &str = "nacre-scratch";
 
@@ -88,6 +95,8 @@ pub const CONTAINER_TYPE_SANDBOX: &str = "sandbox";
 pub const CONTAINER_TYPE_CONTAINER: &str = "container";
 /// Annotation with the identifier of the sandbox that a container belongs to.
 pub const ANNOTATION_SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+/// Annotation with a container's name in its pod.
+pub const ANNOTATION_CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 /// Annotation with the reference of a container's image.
 pub const ANNOTATION_IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 

@@ -44,6 +44,7 @@ mod generated {
 
 pub mod blob_cache;
 pub mod channel;
+pub mod debug_shell;
 pub mod guest_memory;
 pub mod initdata;
 pub mod jcs;

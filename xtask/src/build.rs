@@ -66,12 +66,15 @@ pub(crate) fn image(tree: &Tree) -> Result<()> {
     let (kernel, certificates) = (tree.prefix().join("kernel"), tree.prefix().join("certificates"));
     store(tree).unpack(from_ref(&pins.kernel.package), &kernel, &progress)?;
     store(tree).unpack(from_ref(&pins.certificates), &certificates, &progress)?;
+    let shell = tree.prefix().join("development-shell");
+    store(tree).unpack(from_ref(&pins.development_shell), &shell, &progress)?;
     let inputs = Inputs {
         pins: &pins,
         kernel: &kernel,
         certificates: &certificates,
         agent: &tree.programs_of("release").join("nacre-agent"),
         pause: &tree.programs_of(FREESTANDING).join("nacre-pause"),
+        development_shell: &shell,
     };
     let manifest = nacre_guest_image::build(inputs, &tree.prefix().join("image"), &progress)?;
     for artifact in [&manifest.kernel.vmlinux, &manifest.initrd.file, &manifest.initrd.development]

@@ -16,14 +16,17 @@ mod verify;
 
 pub use image::{GuestImage, OpenError};
 pub use manifest::{
-    AddedCertificate, AddedModule, Artifact, Entry, Extension, FORMAT, Initrd, Kernel, Manifest,
-    Origin,
+    AddedCertificate, AddedModule, Artifact, DevelopmentShell, Entry, Extension, FORMAT, Initrd,
+    Kernel, Manifest, Origin,
 };
 pub use sha256::{NoHash, Sha256Hex};
-pub use verify::{Fault, Problem, VerifiedImage, VerifyError, development_mark};
+pub use verify::{Fault, Problem, VerifiedImage, VerifyError, development_archive};
 
 /// The file, in the initrd's root, that only the development image has.
 pub const DEVELOPMENT_MARK: &str = "etc/nacre/development";
+
+/// Path of the program that is the development image's shell.
+pub const DEVELOPMENT_SHELL: &str = "bin/busybox";
 
 /// The manifest's name in the directory.
 pub const MANIFEST: &str = "manifest.json";

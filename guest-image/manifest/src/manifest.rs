@@ -86,9 +86,23 @@ pub struct Initrd {
     pub file: Artifact,
     /// What it would be, compressed with zstd, in bytes: for transport, and for comparison.
     pub zstd_size: u64,
-    /// The same and one file more, [`crate::DEVELOPMENT_MARK`], by which the agent takes itself for a
-    /// development image's. Its measurement is another, so no owner mistakes the one for the other.
+    /// The same with an archive behind it that holds [`crate::DEVELOPMENT_MARK`], by which the agent takes
+    /// itself for a development image's, and the shell. Its measurement is another, so no owner mistakes the
+    /// one for the other.
     pub development: Artifact,
+    /// The development image's shell. Absent, it has none, and the mark is its only difference.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub development_shell: Option<DevelopmentShell>,
+}
+
+/// The program behind `nacre exec-vm`, [`crate::DEVELOPMENT_SHELL`] in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DevelopmentShell {
+    /// Its Debian package.
+    pub package: Origin,
+    /// Hash of its bytes.
+    pub sha256: Sha256Hex,
 }
 
 /// A file beside the manifest.

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use crate::cpio::{Archive, Node, ReadError};
 use crate::{
-    Artifact, DEVELOPMENT_MARK, Entry, GuestImage, MANIFEST, MEASUREMENTS, Manifest, Sha256Hex,
+    Artifact, DEVELOPMENT_MARK, DEVELOPMENT_SHELL, Entry, GuestImage, MANIFEST, MEASUREMENTS,
+    Manifest, Sha256Hex,
 };
 
 /// More names than an image's directory has; what is behind them is not looked at.
@@ -42,6 +43,7 @@ pub struct VerifiedImage {
     vmlinux: Vec<u8>,
     bzimage: Vec<u8>,
     archive: Archive,
+    shell: Option<Vec<u8>>,
 }
 
 /// An image that is not what its manifest says.
@@ -149,8 +151,8 @@ pub enum Fault {
     /// They are no measurements.
     #[error("it is no document of measurements: {0}")]
     NoMeasurements(String),
-    /// A development image has one file more than the image, and no other difference.
-    #[error("it is not {initrd} with {DEVELOPMENT_MARK} and nothing else behind it")]
+    /// A development image has the mark and the shell more than the image, and no other difference.
+    #[error("it is not {initrd} with {DEVELOPMENT_MARK}, the shell and nothing else behind it")]
     Development {
         /// The other initrd's name.
         initrd: String,
@@ -190,15 +192,16 @@ impl GuestImage {
         let initrd = findings.artifact(&manifest.initrd.file);
         let archive = initrd.as_deref().and_then(|initrd| findings.archive(initrd));
         let development = findings.artifact(&manifest.initrd.development);
-        if let (Some(initrd), Some(development)) = (&initrd, &development) {
-            findings.development(initrd, development);
-        }
+        let shell = match (&initrd, &development) {
+            (Some(initrd), Some(development)) => findings.development(initrd, development),
+            _ => None,
+        };
         findings.measurements();
         findings.unlisted();
         let problems = findings.problems;
         match (vmlinux, bzimage, archive, problems.is_empty()) {
             (Some(vmlinux), Some(bzimage), Some(archive), true) => {
-                Ok(VerifiedImage { image: self.clone(), vmlinux, bzimage, archive })
+                Ok(VerifiedImage { image: self.clone(), vmlinux, bzimage, archive, shell })
             }
             _ => Err(VerifyError { directory: self.directory().to_owned(), problems }),
         }
@@ -235,17 +238,27 @@ impl VerifiedImage {
     pub fn archive(&self) -> &Archive {
         &self.archive
     }
+
+    /// The program that is the development image's shell, if it has one.
+    #[must_use]
+    pub fn development_shell(&self) -> Option<&[u8]> {
+        self.shell.as_deref()
+    }
 }
 
 /// The archive that makes a development image of the ordinary one: the kernel unpacks archives that follow
-/// each other into one root.
+/// each other into one root. With `shell`, a program, for people who look into a guest.
 ///
 /// # Panics
 /// Never: the paths are plain and in order.
 #[must_use]
-pub fn development_mark() -> Vec<u8> {
+pub fn development_archive(shell: Option<&[u8]>) -> Vec<u8> {
     let mut archive = Archive::default();
     let mut add = |path, mode, node| archive.add(path, mode, node).expect("a plain path in order");
+    if let Some(shell) = shell {
+        add("bin", 0o755, Node::Directory);
+        add(DEVELOPMENT_SHELL, 0o755, Node::File(shell.to_vec()));
+    }
     add("etc", 0o755, Node::Directory);
     add("etc/nacre", 0o755, Node::Directory);
     add(DEVELOPMENT_MARK, 0o444, Node::File(Vec::new()));
@@ -370,12 +383,22 @@ impl Findings<'_> {
         }
     }
 
-    fn development(&mut self, initrd: &[u8], development: &[u8]) {
-        if development.strip_prefix(initrd) != Some(&development_mark()) {
-            let manifest = self.image.manifest();
-            let initrd = manifest.initrd.file.name.clone();
-            self.add(&manifest.initrd.development.name, None, Fault::Development { initrd });
+    /// Returns the shell.
+    fn development(&mut self, initrd: &[u8], development: &[u8]) -> Option<Vec<u8>> {
+        let described = &self.image.manifest().initrd;
+        let more = development.strip_prefix(initrd);
+        let shell = more
+            .filter(|_| described.development_shell.is_some())
+            .and_then(|more| Archive::parse(more).ok())
+            .and_then(|archive| archive.file(DEVELOPMENT_SHELL).map(<[u8]>::to_vec));
+        let hash = described.development_shell.as_ref().map(|shell| &shell.sha256);
+        let is_right = more == Some(&development_archive(shell.as_deref()))
+            && shell.as_deref().map(Sha256Hex::of).as_ref() == hash;
+        if !is_right {
+            let initrd = described.file.name.clone();
+            self.add(&described.development.name, None, Fault::Development { initrd });
         }
+        shell
     }
 
     /// Nobody vouches for what else is in the directory.
@@ -439,6 +462,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::DevelopmentShell;
     use crate::{FORMAT, Initrd, Kernel, Origin};
 
     /// An image in a directory of its own, and the bytes of its files.
@@ -456,7 +480,7 @@ mod tests {
             archive.add("console", 0o600, Node::CharDevice(5, 1)).unwrap();
             archive.add("init", 0o755, Node::File(b"agent".to_vec())).unwrap();
             let initrd = archive.to_bytes();
-            let development = [initrd.as_slice(), &development_mark()].concat();
+            let development = [initrd.as_slice(), &development_archive(None)].concat();
             let origin = || Origin {
                 package: "p".into(),
                 version: "1".into(),
@@ -474,6 +498,7 @@ mod tests {
                     file: Artifact::new("initrd.img", &initrd),
                     zstd_size: 1,
                     development: Artifact::new("initrd-development.img", &development),
+                    development_shell: None,
                 },
                 command_line: "quiet".into(),
                 certificates: origin(),
@@ -611,7 +636,7 @@ mod tests {
                 "initrd.img /init: its mode is 0700, 0755 in the manifest",
                 "initrd.img /init: its SHA-256 is ",
                 "initrd.img /etc/words: it is absent",
-                "initrd-development.img: it is not initrd.img with etc/nacre/development",
+                "initrd-development.img: it is not initrd.img with etc/nacre/development,",
                 "initrd.old: the manifest does not know it",
             ],
         );
@@ -692,7 +717,9 @@ mod tests {
         let mut more = Archive::default();
         more.add("etc", 0o755, Node::Directory).unwrap();
         more.add("etc/other", 0o644, Node::File(Vec::new())).unwrap();
-        for tail in [Vec::new(), more.to_bytes(), [development_mark(), more.to_bytes()].concat()] {
+        for tail in
+            [Vec::new(), more.to_bytes(), [development_archive(None), more.to_bytes()].concat()]
+        {
             let development = [initrd.as_slice(), &tail].concat();
             sample.put("initrd-development.img", &development);
             sample.change_manifest(|manifest| {
@@ -703,11 +730,39 @@ mod tests {
     }
 
     #[test]
+    fn the_shell_of_a_development_image_is_the_one_that_the_manifest_names() {
+        let mut sample = Sample::new();
+        let initrd = sample.bytes("initrd.img");
+        let mut with = |named: Option<&[u8]>, there: Option<&[u8]>| {
+            let development = [initrd.as_slice(), &development_archive(there)].concat();
+            sample.put("initrd-development.img", &development);
+            sample.change_manifest(|manifest| {
+                manifest.initrd.development = Artifact::new("initrd-development.img", &development);
+                manifest.initrd.development_shell = named.map(|shell| DevelopmentShell {
+                    package: manifest.certificates.clone(),
+                    sha256: Sha256Hex::of(shell),
+                });
+            });
+            sample.open().verify()
+        };
+        let image = with(Some(b"shell"), Some(b"shell")).unwrap();
+        assert_eq!(image.development_shell(), Some(&b"shell"[..]));
+        assert_eq!(with(None, None).unwrap().development_shell(), None);
+        for (named, there) in [
+            (Some(&b"shell"[..]), Some(&b"other"[..])),
+            (Some(b"shell"), None),
+            (None, Some(b"shell")),
+        ] {
+            assert!(with(named, there).is_err(), "{named:?} {there:?}");
+        }
+    }
+
+    #[test]
     fn an_initrd_of_another_program_is_refused_even_if_the_manifest_has_its_hash() {
         let mut sample = Sample::new();
         let twice = [sample.bytes("initrd.img"), sample.bytes("initrd.img")].concat();
         for initrd in [b"no archive".to_vec(), twice] {
-            let development = [initrd.as_slice(), &development_mark()].concat();
+            let development = [initrd.as_slice(), &development_archive(None)].concat();
             sample.put("initrd.img", &initrd);
             sample.put("initrd-development.img", &development);
             sample.change_manifest(|manifest| {

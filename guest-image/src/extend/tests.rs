@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use nacre_image_manifest::{FORMAT, Origin, Sha256Hex, development_mark};
+use nacre_image_manifest::{FORMAT, Origin, Sha256Hex, development_archive};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 
 use super::*;
@@ -152,7 +152,7 @@ fn additions_are_put_in_and_listed_and_all_else_stays() {
     assert_eq!((built.vmlinux(), built.bzimage()), (base.vmlinux(), base.bzimage()));
     assert_eq!(built.manifest().command_line, "quiet");
     let development = &world.files("own")["initrd-development.img"].1;
-    assert!(development.ends_with(&development_mark()));
+    assert!(development.ends_with(&development_archive(None)));
 }
 
 #[test]
