@@ -17,11 +17,13 @@
 mod accelerator;
 mod bounded_log;
 mod confidential;
+mod host_user;
 mod memory_encryption;
 pub mod probe;
 mod qemu;
 mod socket_access;
 mod sys;
+mod system_calls;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -36,6 +38,7 @@ pub use confidential::{
     Confidential, GuestPolicy, IdBlock, IdBlockError, QuoteService, SnpCpu, SnpLaunch,
     TdAttributes, TdxLaunch, UnknownCpu, UnknownQuoteService,
 };
+pub use host_user::{HostUser, UnknownUser};
 pub use memory_encryption::MemoryEncryption;
 pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion, longest_command_line};
 

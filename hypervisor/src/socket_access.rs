@@ -5,6 +5,8 @@ use std::path::Path;
 
 use rustix::process::Gid;
 
+use crate::HostUser;
+
 /// Whose a file is, and what they may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ownership {
@@ -61,7 +63,7 @@ impl Ownership {
 
 /// The group that a confined child has to be in to connect to `socket`: none, if it may as it is, or if
 /// nothing helps, which is logged.
-pub(crate) fn group_for(socket: &Path) -> Option<Gid> {
+pub(crate) fn group_for(socket: &Path, user: HostUser) -> Option<Gid> {
     let shown = socket.display();
     let ownership = match std::fs::metadata(socket) {
         Ok(metadata) => Ownership::of(&metadata),
@@ -74,9 +76,7 @@ pub(crate) fn group_for(socket: &Path) -> Option<Gid> {
             return None;
         }
     };
-    let user =
-        User { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-    match ownership.access(user) {
+    match ownership.access(user.into()) {
         Access::Open => None,
         Access::WithGroup(gid) => Some(Gid::from_raw(gid)),
         Access::Closed => {
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn without_a_socket_there_is_no_group() {
-        assert_eq!(group_for(Path::new("/nowhere/qgs.socket")), None);
+        assert_eq!(group_for(Path::new("/nowhere/qgs.socket"), HostUser::of_this_process()), None);
     }
 
     const SOCKET: &str = "NACRE_TEST_SOCKET";
@@ -146,18 +146,19 @@ mod tests {
         let _service = UnixListener::bind(&path).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660)).unwrap();
         // Our own needs no group.
-        assert_eq!(group_for(&path), None);
+        assert_eq!(group_for(&path, HostUser::of_this_process()), None);
         if let Err(error) = std::os::unix::fs::chown(&path, Some(SERVICE.0), Some(SERVICE.1)) {
             println!("SKIPPED: giving a socket to another user takes root: {error}");
             return;
         }
-        let group = group_for(&path);
+        let group = group_for(&path, HostUser::of_this_process());
         assert_eq!(group.map(Gid::as_raw), Some(SERVICE.1));
         let connecting = |group| {
             let mut command = Command::new(std::env::current_exe().unwrap());
             let name = "socket_access::tests::connects_as_told";
             command.args(["--ignored", "--exact", name]).env(SOCKET, &path);
-            sys::confine(&mut command, Vec::new(), group);
+            let groups = Option::into_iter(group).collect();
+            sys::confine(&mut command, sys::Confinement { groups, ..Default::default() });
             let output = command.output().unwrap();
             (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
         };

@@ -7,48 +7,108 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use rustix::process::{Gid, Pid, Resource, Rlimit, Signal};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Gid, Pid, Resource, Rlimit, Signal, Uid};
+use seccompiler::sock_filter;
 
 use crate::probe::SevCommand;
+
+/// What a child process is and may do, once it is started.
+#[derive(Default)]
+pub(crate) struct Confinement {
+    /// What it inherits beside its standard streams.
+    pub(crate) inherited: Vec<OwnedFd>,
+    /// The user and group that it runs as; `None` for this process's own.
+    pub(crate) user: Option<(Uid, Gid)>,
+    /// Its groups beside its own. Without a user, and if there are none here, it keeps this process's.
+    pub(crate) groups: Vec<Gid>,
+    /// A program for the kernel that judges its system calls; empty for none.
+    pub(crate) filter: Vec<sock_filter>,
+}
+
+/// Most files that a child may have open: a machine has some dozens.
+const MOST_FILES: u64 = 1024;
 
 /// Arranges that the child of `command`
 ///
 /// - is killed when the *thread* that spawns it ends (and so when the process ends),
 /// - leads its own session, so that no terminal signal reaches it,
-/// - inherits `inherited` and nothing else but its standard streams,
-/// - is in `group` and no other beside its own, if one is given and this process may decide that,
-/// - can neither gain privileges nor use any capability, and leaves no core dump.
-pub(crate) fn confine(command: &mut Command, inherited: Vec<OwnedFd>, group: Option<Gid>) {
+/// - inherits what `confinement` says and nothing else but its standard streams,
+/// - is the user and in the groups that `confinement` says, as far as this process may decide that,
+/// - can neither gain privileges nor use any capability, leaves no core dump, and has at most
+///   [`MOST_FILES`] files open,
+/// - is not spared when memory runs out, as containerd and its shims are.
+pub(crate) fn confine(command: &mut Command, confinement: Confinement) {
     let parent = rustix::process::getpid();
+    let Confinement { inherited, user, groups, filter } = confinement;
     // SAFETY: the closure runs in the child between fork and exec, where only async-signal-safe calls
     // are sound. It makes plain system calls on values captured before the fork; it neither
     // allocates, nor takes locks, nor frees (a raw errno becomes an io::Error without allocation).
     unsafe {
         command.pre_exec(move || {
             rustix::process::setsid()?;
+            let no_core = Rlimit { current: Some(0), maximum: Some(0) };
+            rustix::process::setrlimit(Resource::Core, no_core)?;
+            let few_files = Rlimit { current: Some(MOST_FILES), maximum: Some(MOST_FILES) };
+            rustix::process::setrlimit(Resource::Nofile, few_files)?;
+            be_expendable();
+            rustix::thread::set_no_new_privs(true)?;
+            if user.is_some() || !groups.is_empty() {
+                match rustix::thread::set_thread_groups(&groups) {
+                    Ok(()) => {}
+                    // Who may not do this is not root, and keeps the groups it was given.
+                    Err(rustix::io::Errno::PERM) if user.is_none() => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            drop_bounding_set();
+            if let Some((uid, gid)) = user {
+                rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+                rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+            }
+            // Only now: a change of user would undo it (prctl(2)).
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             // The parent may have died before the line above took effect.
             if rustix::process::getppid() != Some(parent) {
                 return Err(rustix::io::Errno::SRCH.into());
             }
-            let no_core = Rlimit { current: Some(0), maximum: Some(0) };
-            rustix::process::setrlimit(Resource::Core, no_core)?;
-            rustix::thread::set_no_new_privs(true)?;
-            if let Some(group) = group {
-                match rustix::thread::set_thread_groups(&[group]) {
-                    // Who may not do this is not root, and keeps the groups it was given.
-                    Ok(()) | Err(rustix::io::Errno::PERM) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            drop_bounding_set();
             for fd in &inherited {
                 rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
             }
-            Ok(())
+            load(&filter)
         });
     }
 }
+
+/// Takes back what containerd gives itself and its shims: the kernel would end every other process first.
+fn be_expendable() {
+    const ORDINARY: &[u8] = b"0";
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    // Fails where /proc is not mounted, or the process may not lower what it was given: it keeps that.
+    if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
+        let _ = rustix::io::write(&file, ORDINARY);
+    }
+}
+
+/// Lets `filter` judge this process's system calls from now on (seccomp(2)).
+fn load(filter: &[sock_filter]) -> std::io::Result<()> {
+    let Ok(len) = u16::try_from(filter.len()) else { return Err(rustix::io::Errno::INVAL.into()) };
+    if len == 0 {
+        return Ok(());
+    }
+    let program = libc::sock_fprog { len, filter: filter.as_ptr().cast_mut().cast() };
+    // SAFETY: the kernel reads `len` instructions through the pointer, which `filter` has and which outlive the
+    // call. seccompiler's `sock_filter` is the kernel's structure, as libc's is (asserted below).
+    let result = unsafe {
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program, 0, 0)
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+const _: () = assert!(
+    size_of::<sock_filter>() == size_of::<libc::sock_filter>()
+        && std::mem::offset_of!(sock_filter, k) == std::mem::offset_of!(libc::sock_filter, k)
+);
 
 /// Empties the capability bounding set, so that the next exec leaves root without capabilities.
 /// A process that may not do this (EPERM) is not root: it has none to lose.

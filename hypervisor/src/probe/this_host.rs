@@ -107,7 +107,7 @@ impl Host for ThisHost {
         let mut command = Command::new(program);
         command.args(arguments).env_clear().stdin(Stdio::null()).stderr(Stdio::null());
         command.stdout(Stdio::piped());
-        sys::confine(&mut command, Vec::new(), None);
+        sys::confine(&mut command, sys::Confinement::default());
         let mut child = command.spawn()?;
         let output = output_within(&mut child, Instant::now() + LONGEST_RUN);
         if output.is_err() {
@@ -226,7 +226,7 @@ mod tests {
             std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
             let mut command = Command::new(&path);
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-            sys::confine(&mut command, Vec::new(), None);
+            sys::confine(&mut command, sys::Confinement::default());
             let mut child = command.spawn().unwrap();
             let grandchild =
                 eventually(|| std::fs::read_to_string(&pids).ok()?.trim().parse().ok());

@@ -128,8 +128,8 @@ pub(super) enum DeviceMemory {
 pub(super) enum Chardev {
     /// A connected socket that QEMU inherits.
     Connected { id: String, fd: RawFd },
-    /// A Unix socket that QEMU makes and listens on.
-    Listening { id: &'static str, path: PathBuf },
+    /// A bound socket that QEMU inherits and listens on.
+    Listening { id: &'static str, fd: RawFd },
 }
 
 /// `-mon`: QMP on a chardev.
@@ -155,10 +155,10 @@ pub(super) struct SerialPort {
     pub(super) name: String,
 }
 
-/// `-blockdev`: a file as it is, for reading only.
+/// `-blockdev`: the file of an [`FdSet`] as it is, for reading only.
 pub(super) struct RawFile {
     pub(super) node: String,
-    pub(super) path: PathBuf,
+    pub(super) set: usize,
 }
 
 /// `-add-fd`: gives an inherited file a set of its own, as which it can be opened.
@@ -350,9 +350,9 @@ impl Argument for Chardev {
             Chardev::Connected { id, fd } => {
                 Options::of("socket").value("id", id).value("fd", fd.to_string())
             }
-            Chardev::Listening { id, path } => Options::of("socket")
+            Chardev::Listening { id, fd } => Options::of("socket")
                 .value("id", id)
-                .value("path", path)
+                .value("fd", fd.to_string())
                 .switch("server", true)
                 .switch("wait", false),
         };
@@ -400,7 +400,7 @@ impl Argument for RawFile {
             .value("node-name", &self.node)
             .switch("read-only", true)
             .value("file.driver", "file")
-            .value("file.filename", &self.path);
+            .value("file.filename", format!("/dev/fdset/{}", self.set));
         ("-blockdev", blockdev.done())
     }
 }
@@ -560,13 +560,7 @@ mod tests {
 
     #[test]
     fn commas_in_values_are_doubled_and_add_no_option() {
-        let chardev =
-            Chardev::Listening { id: "agent", path: "/run/a,server=off,b/agent.sock".into() };
-        assert_eq!(
-            rendered(&chardev),
-            "-chardev socket,id=agent,path=/run/a,,server=off,,b/agent.sock,server=on,wait=off"
-        );
-        assert_eq!(rendered(&Name("a,b".into())), "-name guest=a,,b");
+        assert_eq!(rendered(&Name("a,server=off,b".into())), "-name guest=a,,server=off,,b");
     }
 
     #[test]
@@ -577,10 +571,10 @@ mod tests {
 
     #[test]
     fn a_disk_is_a_file_that_is_only_read() {
-        let file = RawFile { node: "disk0".into(), path: "/run/a,b/disk".into() };
+        let file = RawFile { node: "disk0".into(), set: 0 };
         assert_eq!(
             rendered(&file),
-            "-blockdev driver=raw,node-name=disk0,read-only=on,file.driver=file,file.filename=/run/a,,b/disk"
+            "-blockdev driver=raw,node-name=disk0,read-only=on,file.driver=file,file.filename=/dev/fdset/0"
         );
         let device = VirtioBlk {
             node: "disk0".into(),

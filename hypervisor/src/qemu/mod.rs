@@ -19,12 +19,15 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use rustix::process::Gid;
 
 use crate::accelerator::HostCapabilities;
 use crate::bounded_log::BoundedLog;
 use crate::memory_encryption::MemoryEncryption;
 use crate::socket_access::group_for;
-use crate::{Accelerator, AcceleratorChoice, Hypervisor, KvmProbe, LaunchError, Vm, VmConfig};
+use crate::{
+    Accelerator, AcceleratorChoice, HostUser, Hypervisor, KvmProbe, LaunchError, Vm, VmConfig,
+};
 pub use check::longest_command_line;
 use platform::PLAIN_FIRMWARE;
 use pod_machine::{PodMachine, QemuEnds, agent_socket};
@@ -47,6 +50,7 @@ pub struct QemuBackend {
     paths: QemuPaths,
     version: QemuVersion,
     host: HostCapabilities,
+    user: Option<HostUser>,
 }
 
 /// Version of a QEMU program.
@@ -166,7 +170,7 @@ impl QemuBackend {
             accelerator: choice,
             memory_encryption: MemoryEncryption::of_this_host(),
         };
-        Ok(QemuBackend { paths, version, host })
+        Ok(QemuBackend { paths, version, host, user: None })
     }
 
     /// A backend that takes the caller's word for what the host can do, and asks only QEMU for its version.
@@ -176,7 +180,28 @@ impl QemuBackend {
     /// launched as is for its owner to see in the hardware's reports.
     pub fn on_host(paths: QemuPaths, host: HostCapabilities) -> Result<QemuBackend, QemuError> {
         let version = usable_version(&paths)?;
-        Ok(QemuBackend { paths, version, host })
+        Ok(QemuBackend { paths, version, host, user: None })
+    }
+
+    /// Runs VMs as this user of the host instead of the caller's, who must be root. The user must be able to
+    /// read QEMU, its firmware and the guest image; everything else is inherited, or reached by the groups
+    /// that devices are of (`/dev/kvm`, `/dev/sev`).
+    #[must_use]
+    pub fn run_as(self, user: HostUser) -> QemuBackend {
+        QemuBackend { user: Some(user), ..self }
+    }
+
+    /// The groups in which QEMU reaches the devices of its platform, and the service of its quotes.
+    fn groups(&self, machine: &PodMachine) -> Vec<Gid> {
+        let user = self.user.unwrap_or_else(HostUser::of_this_process);
+        let devices =
+            machine.devices(&self.host).into_iter().filter_map(|path| user.group_of(path));
+        let mut groups: Vec<_> = match self.user {
+            Some(_) => devices.collect(),
+            None => Vec::new(),
+        };
+        groups.extend(machine.quote_socket().and_then(|socket| group_for(socket, user)));
+        groups
     }
 
     /// The accelerator that is used, and why.
@@ -206,18 +231,27 @@ impl Hypervisor for QemuBackend {
         let pair = || UnixStream::pair().map_err(|error| host("make a socket pair", error));
         let (console, console_end) = pair()?;
         let (qmp, qmp_end) = pair()?;
-        let transport = vsock::transport()?;
+        let transport = vsock::transport(&run_dir)?;
 
         let netns = machine.take_netns();
-        let group = machine.quote_socket().and_then(group_for);
+        let groups = self.groups(&machine);
+        let user = self.user;
         let channel = machine.agent_channel(&transport);
         let ends = QemuEnds { console: console_end.into(), qmp: qmp_end.into() };
         let empty_disks = machine.empty_disks();
         let command_line = machine.command_line(&self.paths.firmware_dirs, transport, ends);
         let logs = [console_log.tail(), stderr_log.tail()];
         let binary = self.paths.binary.clone();
-        let process =
-            QemuProcess { binary, command_line, netns, group, console, console_log, stderr_log };
+        let process = QemuProcess {
+            binary,
+            command_line,
+            netns,
+            user,
+            groups,
+            console,
+            console_log,
+            stderr_log,
+        };
         let vm = QemuVm::launch(process, qmp, channel, logs, agent_socket(&run_dir)).await?;
         Ok(Arc::new(vm.with_empty_disks(empty_disks)))
     }

@@ -18,8 +18,8 @@ use super::command_line::{
 use super::platform::Platform;
 use crate::accelerator::HostCapabilities;
 use crate::{
-    AGENT_SERIAL_PORT, AGENT_VSOCK_PORT, AgentChannel, DiskImage, LaunchError, QuoteService,
-    TdxLaunch, VmConfig,
+    AGENT_SERIAL_PORT, AGENT_VSOCK_PORT, AcceleratorChoice, AgentChannel, DiskImage, LaunchError,
+    QuoteService, TdxLaunch, VmConfig,
 };
 
 /// Ports of the virtio-serial device that every VM has.
@@ -33,13 +33,22 @@ const TEE: &str = "tee";
 pub(super) struct PodMachine {
     config: VmConfig,
     netns: Option<File>,
+    /// The disks that are only read, in their order. QEMU inherits them: its user need not be able to
+    /// open them.
+    read_only_disks: Vec<File>,
     platform: Platform,
 }
 
 /// How the guest's agent will be reached.
 pub(super) enum AgentTransport {
-    VirtioSerial,
-    Vsock { cid: u32, vhost: OwnedFd },
+    /// A bound socket, at which nobody listens yet.
+    VirtioSerial {
+        socket: OwnedFd,
+    },
+    Vsock {
+        cid: u32,
+        vhost: OwnedFd,
+    },
 }
 
 /// QEMU's ends of the connections that it inherits.
@@ -59,7 +68,8 @@ impl PodMachine {
         let platform = Platform::settle(config.confidential.clone(), host, qemu)?;
         check(&config)?;
         let netns = config.netns.as_deref().map(open_netns).transpose()?;
-        Ok(PodMachine { config, netns, platform })
+        let read_only_disks = open_read_only_disks(&config)?;
+        Ok(PodMachine { config, netns, read_only_disks, platform })
     }
 
     pub(super) fn take_netns(&mut self) -> Option<File> {
@@ -79,6 +89,14 @@ impl PodMachine {
         }
     }
 
+    /// The devices that QEMU opens by their names.
+    pub(super) fn devices(&self, host: &HostCapabilities) -> Vec<&'static Path> {
+        let kvm = matches!(host.accelerator, AcceleratorChoice::Kvm { .. });
+        let sev = matches!(self.platform, Platform::Snp { .. });
+        let devices = [(kvm, "/dev/kvm"), (sev, "/dev/sev")];
+        devices.into_iter().filter(|(used, _)| *used).map(|(_, path)| Path::new(path)).collect()
+    }
+
     pub(super) fn run_dir(&self) -> &Path {
         &self.config.run_dir
     }
@@ -92,7 +110,9 @@ impl PodMachine {
 
     pub(super) fn agent_channel(&self, transport: &AgentTransport) -> AgentChannel {
         match transport {
-            AgentTransport::VirtioSerial => AgentChannel::Unix(agent_socket(&self.config.run_dir)),
+            AgentTransport::VirtioSerial { .. } => {
+                AgentChannel::Unix(agent_socket(&self.config.run_dir))
+            }
             AgentTransport::Vsock { cid, .. } => {
                 AgentChannel::Vsock { cid: *cid, port: AGENT_VSOCK_PORT }
             }
@@ -106,7 +126,7 @@ impl PodMachine {
         transport: AgentTransport,
         ends: QemuEnds,
     ) -> CommandLine {
-        let PodMachine { config, platform, .. } = self;
+        let PodMachine { config, platform, read_only_disks, .. } = self;
         let confidential = platform.is_confidential();
         let memory = platform.device_memory();
         let mut line = CommandLine::default();
@@ -144,9 +164,9 @@ impl PodMachine {
             .add(&Chardev::Connected { id: "console".into(), fd: console })
             .add(&ConsolePort { chardev: "console" });
         match transport {
-            AgentTransport::VirtioSerial => {
-                let path = agent_socket(&config.run_dir);
-                line.add(&Chardev::Listening { id: "agent", path })
+            AgentTransport::VirtioSerial { socket } => {
+                let fd = line.inherit(socket);
+                line.add(&Chardev::Listening { id: "agent", fd })
                     .add(&SerialPort { chardev: "agent".into(), name: AGENT_SERIAL_PORT.into() });
             }
             AgentTransport::Vsock { cid, vhost } => {
@@ -160,10 +180,16 @@ impl PodMachine {
             line.add(&Chardev::Connected { id: chardev.clone(), fd })
                 .add(&SerialPort { chardev, name: port.name });
         }
+        let mut read_only_disks = read_only_disks.into_iter();
         for (index, disk) in config.disks.into_iter().enumerate() {
             let node = disk_node(index);
             match disk.image {
-                DiskImage::ReadOnly(path) => line.add(&RawFile { node: node.clone(), path }),
+                DiskImage::ReadOnly(_) => {
+                    let file = read_only_disks.next().expect("each was opened by the check");
+                    let fd = line.inherit(file.into());
+                    line.add(&FdSet { set: index, fd })
+                        .add(&RawFile { node: node.clone(), set: index })
+                }
                 DiskImage::Scratch(file) => {
                     let fd = line.inherit(file);
                     line.add(&FdSet { set: index, fd })
@@ -188,6 +214,20 @@ impl PodMachine {
             .add(&KernelCommandLine(config.command_line));
         line
     }
+}
+
+fn open_read_only_disks(config: &VmConfig) -> Result<Vec<File>, LaunchError> {
+    let paths = config.disks.iter().filter_map(|disk| match &disk.image {
+        DiskImage::ReadOnly(path) => Some(path),
+        DiskImage::Scratch(_) | DiskImage::Empty => None,
+    });
+    let open = |path: &PathBuf| {
+        File::open(path).map_err(|source| {
+            let doing = format!("open the disk {}", path.display());
+            LaunchError::Host { doing, source }
+        })
+    };
+    paths.map(open).collect()
 }
 
 fn disk_node(index: usize) -> String {

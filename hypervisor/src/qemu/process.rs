@@ -17,8 +17,11 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
 
 use super::command_line::CommandLine;
+use crate::LaunchError;
 use crate::bounded_log::BoundedLog;
-use crate::{LaunchError, sys};
+use crate::host_user::HostUser;
+use crate::sys::{self, Confinement};
+use crate::system_calls::qemu_filter;
 
 /// Read from QEMU at a time, in bytes.
 const READ_SIZE: usize = 16 * 1024;
@@ -30,8 +33,9 @@ pub(super) struct QemuProcess {
     pub(super) binary: PathBuf,
     pub(super) command_line: CommandLine,
     pub(super) netns: Option<File>,
-    /// In which it reaches what the host's services offer it.
-    pub(super) group: Option<Gid>,
+    /// Whom it runs as, with the groups in which it reaches what the host offers it.
+    pub(super) user: Option<HostUser>,
+    pub(super) groups: Vec<Gid>,
     /// Our end of the guest's console.
     pub(super) console: UnixStream,
     pub(super) console_log: BoundedLog,
@@ -72,13 +76,21 @@ impl QemuProcess {
 
     /// The thread's life.
     fn live(self, started: oneshot::Sender<Result<Running, LaunchError>>) {
-        let QemuProcess { binary, command_line, netns, group, console, console_log, stderr_log } =
-            self;
+        let QemuProcess { binary, command_line, netns, user, groups, .. } = self;
+        let (console, console_log, stderr_log) = (self.console, self.console_log, self.stderr_log);
         let (arguments, inherited) = command_line.into_parts();
         let mut command = Command::new(&binary);
         command.args(arguments).env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        sys::confine(&mut command, inherited, group);
+        let filter = match qemu_filter() {
+            Ok(filter) => filter,
+            Err(error) => {
+                let failed = host("confine QEMU's system calls", io::Error::other(error));
+                return drop(started.send(Err(failed)));
+            }
+        };
+        let user = user.map(HostUser::ids);
+        sys::confine(&mut command, Confinement { inherited, user, groups, filter });
 
         let spawned = spawn(&mut command, netns.as_ref(), &console);
         // Our copies of QEMU's ends: with them open, its closing would go unnoticed.

@@ -109,9 +109,13 @@ fn rendered(kvm: bool, transport: AgentTransport, make: impl FnOnce(&Path) -> Vm
     if let DiskImage::Scratch(file) = &machine.config.disks[1].image {
         replaced.push((format!("fd={}", file.as_raw_fd()), "fd=SCRATCH"));
     }
-    if let AgentTransport::Vsock { vhost, .. } = &transport {
-        replaced.push((format!("fd={}", vhost.as_raw_fd()), "fd=VHOST"));
-    }
+    replaced.push((format!("fd={}", machine.read_only_disks[0].as_raw_fd()), "fd=DATA"));
+    replaced.push(match &transport {
+        AgentTransport::Vsock { vhost, .. } => (format!("fd={}", vhost.as_raw_fd()), "fd=VHOST"),
+        AgentTransport::VirtioSerial { socket } => {
+            (format!("fd={}", socket.as_raw_fd()), "fd=AGENT")
+        }
+    });
     let firmware = [PathBuf::from("/firmware")];
     let line = machine.command_line(&firmware, transport, ends);
     let (arguments, _inherited) = line.into_parts();
@@ -130,6 +134,10 @@ fn rendered(kvm: bool, transport: AgentTransport, make: impl FnOnce(&Path) -> Vm
     text.trim_start().to_owned()
 }
 
+fn virtio_serial() -> AgentTransport {
+    AgentTransport::VirtioSerial { socket: File::open("/dev/null").unwrap().into() }
+}
+
 fn vsock() -> AgentTransport {
     AgentTransport::Vsock { cid: 77, vhost: File::open("/dev/null").unwrap().into() }
 }
@@ -145,7 +153,7 @@ fn assert_same(rendered: &str, golden: &str) {
 
 #[test]
 fn a_pod_under_software_emulation() {
-    let line = rendered(false, AgentTransport::VirtioSerial, config);
+    let line = rendered(false, virtio_serial(), config);
     assert_same(&line, include_str!("golden/emulated"));
 }
 
@@ -157,9 +165,8 @@ fn a_pod_under_kvm_with_vsock() {
 
 #[test]
 fn an_snp_guest() {
-    let line = rendered(true, AgentTransport::VirtioSerial, |dir| {
-        confidential(dir, Confidential::Snp(snp(dir)))
-    });
+    let line =
+        rendered(true, virtio_serial(), |dir| confidential(dir, Confidential::Snp(snp(dir))));
     assert_same(&line, include_str!("golden/snp"));
 }
 
@@ -178,7 +185,7 @@ fn an_snp_guest_whose_owner_signed_it_with_vsock() {
 
 #[test]
 fn a_tdx_guest_whose_quotes_come_by_a_unix_socket() {
-    let line = rendered(true, AgentTransport::VirtioSerial, |dir| {
+    let line = rendered(true, virtio_serial(), |dir| {
         let quotes = QuoteService::Unix("/var/run/tdx-qgs/qgs.socket".into());
         confidential(dir, Confidential::Tdx(tdx(dir, Some(quotes))))
     });
@@ -299,7 +306,7 @@ fn further_ports_are_sockets_that_qemu_inherits() {
             .unwrap();
     let (console, qmp) = UnixStream::pair().unwrap();
     let ends = QemuEnds { console: console.into(), qmp: qmp.into() };
-    let line = machine.command_line(&[], AgentTransport::VirtioSerial, ends);
+    let line = machine.command_line(&[], virtio_serial(), ends);
     let (arguments, inherited) = line.into_parts();
     let arguments: Vec<_> = arguments.iter().map(|argument| argument.to_str().unwrap()).collect();
     assert!(inherited.iter().any(|fd| fd.as_raw_fd() == number));
@@ -332,7 +339,7 @@ fn disks_that_the_guest_could_not_tell_apart_or_read_whole_are_refused() {
     assert!(refusal(&twins).contains("[1].serial is another disk's"));
     assert!(refusal(&[("a", "vmlinux")]).contains("[0].image has 1 bytes"));
     assert!(refusal(&[("a", "absent")]).contains("absent cannot be read"));
-    assert!(refusal(&[("a", "data.disk"); 9]).contains("has 9 disks"));
+    assert!(refusal(&[("a", "data.disk"); 11]).contains("has 11 disks"));
     let scratch = |file: File| {
         let disk = Disk { serial: "a".into(), image: DiskImage::Scratch(file.into()) };
         refusal_of(VmConfig { disks: vec![disk], ..config(dir.path()) })
