@@ -73,6 +73,14 @@ impl DevicePolicy {
         Ok(Self { rules: ordered })
     }
 
+    /// Adds a block device that the container was given, by its numbers in this guest.
+    pub(crate) fn allow_block(&mut self, major: u32, minor: u32, read_only: bool) {
+        let access = if read_only { MKNOD | READ } else { ALL };
+        let (major, minor) = (Some(major), Some(minor));
+        let rule = Rule { allow: true, kind: Some(Kind::Block), major, minor, access };
+        self.rules.insert(0, rule);
+    }
+
     /// Puts the policy into force for all processes that are or come into `cgroup`.
     pub(crate) fn attach(&self, cgroup: BorrowedFd<'_>) -> io::Result<()> {
         let program = raw::load_device_program(&self.program())?;
@@ -412,6 +420,18 @@ mod tests {
             assert!(!decide(&policy, Kind::Character, READ, major, minor), "{major}:{minor}");
             assert!(!decide(&policy, Kind::Character, WRITE, major, minor), "{major}:{minor}");
         }
+    }
+
+    #[test]
+    fn a_given_block_device_opens_as_it_was_given() {
+        let mut policy = policy(&[rule(false, "a", -1, -1, "rwm")]);
+        policy.allow_block(254, 16, false);
+        policy.allow_block(254, 32, true);
+        assert!(decide(&policy, Kind::Block, OPEN, 254, 16));
+        assert!(decide(&policy, Kind::Block, READ, 254, 32));
+        assert!(!decide(&policy, Kind::Block, OPEN, 254, 32));
+        assert!(!decide(&policy, Kind::Block, READ, 254, 0));
+        assert!(!decide(&policy, Kind::Character, READ, 254, 16));
     }
 
     #[test]

@@ -51,7 +51,7 @@ const MACHINE: [Known; 6] = [
     Known { vendor: 0x8086, device: 0x29c0, class: 0x06_00_00, kind: Kind::Board, most: 1 },
     Known { vendor: 0x8086, device: 0x2918, class: 0x06_01_00, kind: Kind::Board, most: 1 },
     Known { vendor: VIRTIO, device: 0x1041, class: 0x02_00_00, kind: Kind::Network, most: 8 },
-    Known { vendor: VIRTIO, device: 0x1042, class: 0x01_00_00, kind: Kind::Disk, most: 8 },
+    Known { vendor: VIRTIO, device: 0x1042, class: 0x01_00_00, kind: Kind::Disk, most: 10 },
     Known { vendor: VIRTIO, device: 0x1043, class: 0x07_80_00, kind: Kind::Console, most: 1 },
     Known { vendor: VIRTIO, device: 0x1053, class: 0x07_80_00, kind: Kind::Vsock, most: 1 },
 ];
@@ -294,6 +294,9 @@ mod tests {
     fn a_machine_of_ours_passes() {
         assert_eq!(check_pci(&machine()).unwrap(), [Kind::Board, Kind::Console, Kind::Board]);
         let mut full = machine();
+        for slot in 10..12 {
+            full.push(device(&format!("0000:00:{slot:02x}.0"), VIRTIO, 0x1042, 0x01_00_00));
+        }
         for slot in 2..10 {
             full.push(device(&format!("0000:00:{slot:02x}.0"), VIRTIO, 0x1042, 0x01_00_00));
             full.push(device(&format!("0000:00:{slot:02x}.1"), VIRTIO, 0x1041, 0x02_00_00));

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::devices::{Kind, Machine};
 use crate::modules::{ModuleError, Modules};
 
+/// The kernel's list of disks.
+const BLOCK: &str = "/sys/block";
+
 /// Why it is not known whether there is such a disk, or which.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
@@ -25,7 +28,7 @@ pub(crate) enum DiskError {
     #[error("more than one disk has the serial number {serial}")]
     Ambiguous {
         /// The number.
-        serial: &'static str,
+        serial: String,
     },
 }
 
@@ -39,12 +42,29 @@ pub(crate) fn find(
         return Ok(None);
     }
     modules.ensure("virtio_blk")?;
-    let name = by_serial(Path::new("/sys/block"), serial)?;
+    let name = by_serial(Path::new(BLOCK), serial)?;
     Ok(name.map(|name| Path::new("/dev").join(name)))
 }
 
+/// The kernel's name of the only disk with that serial number, when the driver is there.
+pub(crate) fn name_of(serial: &str) -> Result<Option<PathBuf>, DiskError> {
+    by_serial(Path::new(BLOCK), serial)
+}
+
+/// Its size in bytes, as the kernel knows it now; none for one without contents.
+pub(crate) fn size_of(name: &Path) -> Result<u64, DiskError> {
+    /// The unit of `size`, whatever the disk's own sectors are (Documentation/ABI/stable/sysfs-block).
+    const SECTOR: u64 = 512;
+    let path = Path::new(BLOCK).join(name).join("size");
+    let text = fs::read_to_string(&path)
+        .map_err(|source| DiskError::Read { path: path.clone(), source })?;
+    let sectors = text.trim_end().parse().map_err(io::Error::other);
+    let sectors: u64 = sectors.map_err(|source| DiskError::Read { path, source })?;
+    Ok(sectors.saturating_mul(SECTOR))
+}
+
 /// Name of the only disk with that serial number.
-fn by_serial(block: &Path, wanted: &'static str) -> Result<Option<PathBuf>, DiskError> {
+fn by_serial(block: &Path, wanted: &str) -> Result<Option<PathBuf>, DiskError> {
     let failed = |source| DiskError::Read { path: block.to_owned(), source };
     let mut found = None;
     for entry in fs::read_dir(block).map_err(failed)? {
@@ -54,7 +74,7 @@ fn by_serial(block: &Path, wanted: &'static str) -> Result<Option<PathBuf>, Disk
         if serial.trim_end_matches('\n') == wanted
             && found.replace(PathBuf::from(entry.file_name())).is_some()
         {
-            return Err(DiskError::Ambiguous { serial: wanted });
+            return Err(DiskError::Ambiguous { serial: wanted.to_owned() });
         }
     }
     Ok(found)

@@ -104,7 +104,7 @@ use crate::network::Network;
 use crate::reaper::Reaper;
 use crate::rpc::Agent;
 use crate::secrets::Secrets;
-use crate::storage::GuestStorage;
+use crate::storage::{GuestStorage, Volumes};
 
 /// What is logged unless the command line says otherwise.
 const DEFAULT_LOG: &str = "info";
@@ -155,12 +155,14 @@ async fn serve(boot: Boot, machine: Machine, started: Instant) -> anyhow::Result
     let (initdata, gate) = (bound.initdata.as_deref(), Arc::clone(&bound.gate));
     let secrets = Arc::new(Secrets::new(initdata, bound.tee.clone(), gate)?);
     let storage = GuestStorage::find(&machine, &modules);
+    let volumes = Volumes::new(initdata)?;
+    volumes.load_drivers(&modules)?;
     load_drivers(&machine, &modules)?;
     let sealed = seal::seal(modules).context("failed to close this guest")?;
     let plain_http = boot.parameters.plain_http;
     let images = Images::new(initdata, plain_http, Arc::clone(&secrets), storage.clone())?;
     let images = Arc::new(images);
-    let sandbox = Sandbox::new(reaper, secrets, storage.clone(), images)?;
+    let sandbox = Sandbox::new(reaper, secrets, storage.clone(), images, volumes)?;
     let sandbox = Arc::new(sandbox);
     // Of a failure, the first container's creation tells.
     tokio::spawn(async move { drop(storage.ready().await) });

@@ -13,8 +13,8 @@ use std::time::Instant;
 use nacre_image_pull::{Image, UserSource, merge_process};
 use nacre_protocol::agent::{CreateContainerRequest, Storage};
 use nacre_protocol::channel::{
-    ANNOTATION_CONTAINER_NAME, ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX, CONTAINERS_ROOT, DRIVER_IMAGE_PULL,
-    PAUSE_IMAGE,
+    ANNOTATION_CONTAINER_NAME, ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX, CONTAINERS_ROOT,
+    DRIVER_IMAGE_PULL, PAUSE_IMAGE,
 };
 use nacre_protocol::start_report::Phase;
 use oci_spec::runtime::Mount;

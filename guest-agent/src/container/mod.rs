@@ -3,6 +3,7 @@
 mod create;
 mod footprint;
 mod sources;
+mod volumes;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nacre_protocol::oci as proto;
 use oci_spec::runtime::{
-    Linux, LinuxNamespace, LinuxNamespaceType, Mount, Process, Root, RootBuilder, Spec,
+    Linux, LinuxDevice, LinuxNamespace, LinuxNamespaceType, Mount, Process, Root, RootBuilder, Spec,
 };
 
 use crate::error::RpcError;
@@ -92,6 +92,11 @@ impl ParsedSpec {
     /// The container's filter of system calls.
     pub(crate) fn seccomp(&self) -> Option<&oci_spec::runtime::LinuxSeccomp> {
         self.linux.seccomp().as_ref()
+    }
+
+    /// Adds nodes for devices that the agent gives the container.
+    pub(crate) fn add_devices(&mut self, devices: Vec<LinuxDevice>) {
+        self.linux.set_devices((!devices.is_empty()).then_some(devices));
     }
 
     /// The specification for the runtime library. `mounts` have their final sources.

@@ -41,6 +41,7 @@ const SECURE_DATA: u32 = 1 << 15;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Command {
     Create = 3,
+    Remove = 4,
     /// Without the flag to suspend: makes the loaded table the active one.
     Resume = 6,
     Load = 9,
@@ -55,7 +56,7 @@ pub(super) struct DeviceMapper(File);
 /// A mapped device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mapped {
-    name: &'static str,
+    name: String,
     major: u32,
     minor: u32,
 }
@@ -79,12 +80,12 @@ impl DeviceMapper {
     }
 
     /// Makes a device without a table.
-    pub(super) fn create(&self, name: &'static str) -> Result<Mapped, StorageError> {
+    pub(super) fn create(&self, name: &str) -> Result<Mapped, StorageError> {
         let mut request = Request::new(name, 0);
         self.ask(Command::Create, &mut request)
             .map_err(StorageError::step(format!("make the mapped device {name}")))?;
         let (major, minor) = request.device();
-        Ok(Mapped { name, major, minor })
+        Ok(Mapped { name: name.to_owned(), major, minor })
     }
 
     /// Loads a table beside the active one.
@@ -94,14 +95,14 @@ impl DeviceMapper {
             "map {} as {kind} of {sectors} sectors; the kernel's log says more",
             device.name
         );
-        let mut request = Request::with_table(device.name, table);
+        let mut request = Request::with_table(&device.name, table);
         self.ask(Command::Load, &mut request).map_err(StorageError::step(doing))
     }
 
     /// What the target of the loaded table says of itself.
     pub(super) fn status_of_loaded(&self, device: &Mapped) -> Result<String, StorageError> {
         let doing = || format!("ask for the state of {}", device.name);
-        let mut request = Request::new(device.name, QUERY_INACTIVE_TABLE);
+        let mut request = Request::new(&device.name, QUERY_INACTIVE_TABLE);
         self.ask(Command::Status, &mut request).map_err(StorageError::step(doing()))?;
         request.status().ok_or_else(|| {
             StorageError::step(doing())(io::Error::other("the answer is not as documented"))
@@ -110,14 +111,20 @@ impl DeviceMapper {
 
     /// Drops the loaded table.
     pub(super) fn clear(&self, device: &Mapped) -> Result<(), StorageError> {
-        self.ask(Command::Clear, &mut Request::new(device.name, 0))
+        self.ask(Command::Clear, &mut Request::new(&device.name, 0))
             .map_err(StorageError::step(format!("clear the table of {}", device.name)))
     }
 
     /// Makes the loaded table the active one.
     pub(super) fn resume(&self, device: &Mapped) -> Result<(), StorageError> {
-        self.ask(Command::Resume, &mut Request::new(device.name, 0))
+        self.ask(Command::Resume, &mut Request::new(&device.name, 0))
             .map_err(StorageError::step(format!("start the mapped device {}", device.name)))
+    }
+
+    /// Takes a device away that nobody uses any more; what its target still holds back is written first.
+    pub(super) fn remove(&self, device: &Mapped) -> Result<(), StorageError> {
+        self.ask(Command::Remove, &mut Request::new(&device.name, 0))
+            .map_err(StorageError::step(format!("close the mapped device {}", device.name)))
     }
 
     fn ask(&self, command: Command, request: &mut Request) -> io::Result<()> {
@@ -126,6 +133,11 @@ impl DeviceMapper {
 }
 
 impl Mapped {
+    /// Major and minor number.
+    pub(super) fn numbers(&self) -> (u32, u32) {
+        (self.major, self.minor)
+    }
+
     /// How tables of other devices name it.
     pub(super) fn number(&self) -> String {
         format!("{}:{}", self.major, self.minor)

@@ -41,12 +41,12 @@ const CIPHER: &str = "capi:authenc(hmac(sha256),xts(aes))-random";
 /// Two AES-256 keys, and the HMAC's.
 const KEY_BYTES: usize = 64 + 32;
 /// HMAC and initialization vector, kept for each sector.
-const TAG_BYTES: u32 = 32 + 16;
+pub(super) const TAG_BYTES: u32 = 32 + 16;
 /// What is encrypted and checked as one, in bytes; the file system's blocks are as large.
-const SECTOR: u64 = SECTOR_BYTES as u64;
+pub(super) const SECTOR: u64 = SECTOR_BYTES as u64;
 const SECTOR_BYTES: usize = 4096;
 /// The unit of tables.
-const TABLE_SECTOR: u64 = 512;
+pub(super) const TABLE_SECTOR: u64 = 512;
 
 /// A smaller disk is a mistake.
 const LEAST_BYTES: u64 = 16 << 20;
@@ -146,7 +146,7 @@ fn integrity_parameters(disk: &Path) -> String {
 
 /// The second number of a dm-integrity's state, if a disk of `size` bytes can hold so many sectors. Tags
 /// and the like take less than a tenth, but of small disks.
-fn provided_sectors(status: &str, size: u64) -> Option<u64> {
+pub(super) fn provided_sectors(status: &str, size: u64) -> Option<u64> {
     let sectors: u64 = status.split(' ').nth(1)?.parse().ok()?;
     let bytes = sectors.checked_mul(TABLE_SECTOR)?;
     let whole = bytes.is_multiple_of(SECTOR);
@@ -169,19 +169,24 @@ fn add_encryption(
 }
 
 /// Documentation/admin-guide/device-mapper/dm-crypt.rst.
-fn encryption_parameters(key: &[u8; KEY_BYTES], beneath: &str) -> Zeroizing<String> {
+pub(super) fn encryption_parameters(key: &[u8; KEY_BYTES], beneath: &str) -> Zeroizing<String> {
     // As long as it gets: growing would leave copies of the key behind.
     let mut text = Zeroizing::new(String::with_capacity(512));
     text.push_str(CIPHER);
     text.push(' ');
-    for byte in key {
+    push_hex(&mut text, key);
+    // Writing to a string cannot fail.
+    let _ = write!(text, " 0 {beneath} 0 2 integrity:{TAG_BYTES}:aead sector_size:{SECTOR}");
+    text
+}
+
+/// Adds bytes in hexadecimal digits, without a copy beside.
+pub(super) fn push_hex(text: &mut String, bytes: &[u8]) {
+    for byte in bytes {
         for digit in [byte >> 4, byte & 15] {
             text.push(char::from_digit(digit.into(), 16).unwrap_or('0'));
         }
     }
-    // Writing to a string cannot fail.
-    let _ = write!(text, " 0 {beneath} 0 2 integrity:{TAG_BYTES}:aead sector_size:{SECTOR}");
-    text
 }
 
 fn make_file_system(node: &str, size: u64) -> Result<(), StorageError> {
@@ -191,17 +196,16 @@ fn make_file_system(node: &str, size: u64) -> Result<(), StorageError> {
     let doing = format!("make a file system on {node}");
     let device = OpenOptions::new().write(true).open(node);
     device
-        .and_then(|device: File| ext4::format(&device, size, &identity))
+        .and_then(|device: File| ext4::format(&device, size, &identity, ext4::Journal::None))
         .map_err(StorageError::step(doing))
 }
 
 /// From the kernel's generator, which is seeded before the guest does anything.
-fn fill_with_random(bytes: &mut [u8]) -> Result<(), StorageError> {
+pub(super) fn fill_with_random(bytes: &mut [u8]) -> Result<(), StorageError> {
     let mut filled = 0;
     while filled < bytes.len() {
-        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty()).map_err(|e| {
-            StorageError::step("make a key for the scratch disk")(io::Error::from(e))
-        })?;
+        filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty())
+            .map_err(|e| StorageError::step("make a random number")(io::Error::from(e)))?;
     }
     Ok(())
 }

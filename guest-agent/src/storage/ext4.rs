@@ -5,8 +5,9 @@
 //! bitmaps itself and skip inode tables that hold nothing. That keeps the work small at any size, too: the
 //! superblock, one descriptor for each 128 MiB, and a few blocks of the first and the last group.
 //!
-//! No journal: the file system never outlives the VM. No copies of the superblock (`sparse_super2` with an
-//! empty list): nobody repairs it.
+//! A scratch disk gets no journal: it never outlives the VM. A volume gets one, written to the last block,
+//! since whoever replays it reads on until something is not of it. No copies of the superblock
+//! (`sparse_super2` with an empty list).
 //!
 //! Layout: Documentation/filesystems/ext4 of Linux.
 
@@ -33,10 +34,12 @@ const DESCRIPTOR_BYTES: u32 = 32;
 const MOST_BLOCKS: u64 = 1 << 31;
 
 const ROOT_INODE: u32 = 2;
+const JOURNAL_INODE: u32 = 8;
 const LOST_AND_FOUND_INODE: u32 = 11;
 /// Those that are reserved, and `lost+found`.
 const USED_INODES: u32 = 11;
 
+const HAS_JOURNAL: u32 = 0x4;
 const COMPATIBLE: u32 = 0x8 /* ext_attr */ | 0x20 /* dir_index */ | 0x200 /* sparse_super2 */;
 const INCOMPATIBLE: u32 = 0x2 /* filetype */ | 0x40 /* extents */;
 const READ_COMPATIBLE: u32 = 0x2 /* large_file */ | 0x8 /* huge_file */
@@ -54,12 +57,26 @@ pub(super) struct Identity {
     pub(super) hash_seed: [u8; 16],
 }
 
+/// Whether a crash may leave the file system in disorder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Journal {
+    /// It may: nobody will see it.
+    None,
+    /// A 64th of the file system, 4 to 64 MiB.
+    Kept,
+}
+
 /// Writes a file system of at most `size` bytes.
 ///
 /// # Errors
-/// If `size` is below 8 MiB or above 8 TiB, or writing fails.
-pub(super) fn format(disk: &File, size: u64, identity: &Identity) -> io::Result<()> {
-    let layout = Layout::of(size)
+/// If `size` is below 8 MiB (16 MiB with a journal) or above 8 TiB, or writing fails.
+pub(super) fn format(
+    disk: &File,
+    size: u64,
+    identity: &Identity,
+    journal: Journal,
+) -> io::Result<()> {
+    let layout = Layout::of(size, journal)
         .ok_or_else(|| io::Error::other(format!("{size} bytes are too few or too many for it")))?;
     let write = |block: u32, bytes: &[u8]| disk.write_all_at(bytes, offset(block));
 
@@ -74,6 +91,12 @@ pub(super) fn format(disk: &File, size: u64, identity: &Identity) -> io::Result<
     write(table, &layout.inode_table())?;
     write(layout.root_block(), &root_directory())?;
     write(layout.root_block() + 1, &lost_and_found())?;
+    if layout.journal_blocks > 0 {
+        write(layout.journal_start(), &journal_superblock(layout.journal_blocks, identity))?;
+        for block in 1..layout.journal_blocks {
+            write(layout.journal_start() + block, &[0; BLOCK])?;
+        }
+    }
     let last = layout.groups - 1;
     if last > 0 {
         write(layout.places(last).0, &layout.block_bitmap(last))?;
@@ -87,10 +110,12 @@ struct Layout {
     groups: u32,
     /// Of the table of descriptors.
     descriptor_blocks: u32,
+    /// In the first group, behind the two directories.
+    journal_blocks: u32,
 }
 
 impl Layout {
-    fn of(size: u64) -> Option<Self> {
+    fn of(size: u64, journal: Journal) -> Option<Self> {
         let mut blocks =
             u32::try_from((size / u64::from(BLOCK_BYTES)).min(MOST_BLOCKS + 1)).ok()?;
         if u64::from(blocks) > MOST_BLOCKS {
@@ -102,7 +127,12 @@ impl Layout {
         }
         let groups = blocks.div_ceil(BLOCKS_PER_GROUP);
         let descriptor_blocks = (groups * DESCRIPTOR_BYTES).div_ceil(BLOCK_BYTES);
-        let layout = Self { blocks, groups, descriptor_blocks };
+        let journal_blocks = match journal {
+            Journal::None => 0,
+            // The kernel takes none of less than 1024 blocks.
+            Journal::Kept => (blocks / 64).clamp(1024, 16384),
+        };
+        let layout = Self { blocks, groups, descriptor_blocks, journal_blocks };
         let least = layout.used(0) + LEAST_DATA_BLOCKS;
         (blocks >= least.max(2048)).then_some(layout)
     }
@@ -115,8 +145,8 @@ impl Layout {
     /// Blocks at the beginning of a group that are taken.
     fn used(&self, group: u32) -> u32 {
         match group {
-            // Superblock, descriptors, and two directories.
-            0 => 1 + self.descriptor_blocks + GROUP_OVERHEAD + 2,
+            // Superblock, descriptors, two directories, and the journal.
+            0 => 1 + self.descriptor_blocks + GROUP_OVERHEAD + 2 + self.journal_blocks,
             _ => GROUP_OVERHEAD,
         }
     }
@@ -133,6 +163,10 @@ impl Layout {
     /// That of `lost+found` follows.
     fn root_block(&self) -> u32 {
         self.places(0).2 + INODE_TABLE_BLOCKS
+    }
+
+    fn journal_start(&self) -> u32 {
+        self.root_block() + 2
     }
 
     fn free(&self, group: u32) -> u32 {
@@ -155,7 +189,7 @@ impl Layout {
             (0x28, INODES_PER_GROUP),
             (0x4c, 1), // revision
             (0x54, USED_INODES),
-            (0x5c, COMPATIBLE),
+            (0x5c, COMPATIBLE | if self.journal_blocks > 0 { HAS_JOURNAL } else { 0 }),
             (0x60, INCOMPATIBLE),
             (0x64, READ_COMPATIBLE),
             (0x160, 1), // hashes of signed characters
@@ -178,6 +212,14 @@ impl Layout {
         put(&mut block, 0x68, &identity.uuid);
         put(&mut block, 0xec, &identity.hash_seed);
         block[0xfc] = 1; // half MD4
+        if self.journal_blocks > 0 {
+            put(&mut block, 0xe0, &JOURNAL_INODE.to_le_bytes());
+            // A copy of where the journal is, for repairs: the inode's blocks, then its size.
+            block[0xfd] = 1;
+            let inode = self.journal_inode();
+            put(&mut block, 0x10c, &inode[0x28..0x64]);
+            put(&mut block, 0x14c, &inode[0x04..0x08]);
+        }
         block
     }
 
@@ -226,8 +268,36 @@ impl Layout {
             let start = (number as usize - 1) * INODE;
             table[start..start + INODE].copy_from_slice(&directory_inode(links, block));
         }
+        if self.journal_blocks > 0 {
+            let start = (JOURNAL_INODE as usize - 1) * INODE;
+            table[start..start + INODE].copy_from_slice(&self.journal_inode());
+        }
         table
     }
+
+    fn journal_inode(&self) -> [u8; INODE] {
+        inode(0o100_600, 1, self.journal_start(), self.journal_blocks)
+    }
+}
+
+/// The journal's first block (Documentation/filesystems/ext4/journal.rst; its numbers are big-endian): version
+/// 2, nothing in it.
+fn journal_superblock(blocks: u32, identity: &Identity) -> Vec<u8> {
+    let mut block = vec![0; BLOCK];
+    let words = [
+        (0x00, 0xc03b_3998),
+        (0x04, 4), // superblock, version 2
+        (0x0c, BLOCK_BYTES),
+        (0x10, blocks),
+        (0x14, 1), // the first block of the log
+        (0x18, 1), // the first number expected
+        (0x40, 1), // users
+    ];
+    for (at, word) in words {
+        put(&mut block, at, &u32::to_be_bytes(word));
+    }
+    put(&mut block, 0x30, &identity.uuid);
+    block
 }
 
 fn inode_bitmap() -> Vec<u8> {
@@ -237,19 +307,26 @@ fn inode_bitmap() -> Vec<u8> {
     bitmap
 }
 
-/// The inode of a directory of one block that root alone may use.
+/// The inode of a directory of one block that root alone may write.
 fn directory_inode(links: u16, block: u32) -> [u8; INODE] {
+    let mode = if links > 2 { 0o040_755 } else { 0o040_700 };
+    inode(mode, links, block, 1)
+}
+
+/// The inode of what lies in `count` blocks from `block` on.
+fn inode(mode: u16, links: u16, block: u32, count: u32) -> [u8; INODE] {
     const EXTENTS: u32 = 0x8_0000;
     let mut inode = [0; INODE];
-    put(&mut inode, 0x00, &0o040_700_u16.to_le_bytes());
-    put(&mut inode, 0x04, &BLOCK_BYTES.to_le_bytes());
+    put(&mut inode, 0x00, &mode.to_le_bytes());
+    put(&mut inode, 0x04, &(count * BLOCK_BYTES).to_le_bytes());
     put(&mut inode, 0x1a, &links.to_le_bytes());
-    put(&mut inode, 0x1c, &(BLOCK_BYTES / 512).to_le_bytes());
+    put(&mut inode, 0x1c, &(count * (BLOCK_BYTES / 512)).to_le_bytes());
     put(&mut inode, 0x20, &EXTENTS.to_le_bytes());
     // Header of the extents: magic number, entries, room for entries; then the one extent.
-    for (at, half) in [(0x28, 0xf30a), (0x2a, 1), (0x2c, 4), (0x38, 1)] {
+    for (at, half) in [(0x28, 0xf30a), (0x2a, 1), (0x2c, 4)] {
         put(&mut inode, at, &u16::to_le_bytes(half));
     }
+    put(&mut inode, 0x38, &half(count));
     put(&mut inode, 0x3c, &block.to_le_bytes());
     put(&mut inode, 0x80, &32_u16.to_le_bytes());
     inode
@@ -347,19 +424,25 @@ mod tests {
             let path = directory.path().join("disk");
             let disk = File::options().create(true).truncate(true).write(true).open(&path).unwrap();
             disk.set_len(size).unwrap();
-            format(&disk, size, &IDENTITY).unwrap();
-            let check = Command::new("e2fsck").args(["-f", "-n"]).arg(&path).output().unwrap();
-            let said = String::from_utf8_lossy(&check.stdout);
-            assert!(check.status.success(), "{size}: {said}{check:?}");
-            assert!(!said.contains("Fix?"), "{size}: {said}");
+            for journal in [Journal::None, Journal::Kept] {
+                if journal == Journal::Kept && size < 16 << 20 {
+                    assert!(Layout::of(size, journal).is_none());
+                    continue;
+                }
+                format(&disk, size, &IDENTITY, journal).unwrap();
+                let check = Command::new("e2fsck").args(["-f", "-n"]).arg(&path).output().unwrap();
+                let said = String::from_utf8_lossy(&check.stdout);
+                assert!(check.status.success(), "{size}, {journal:?}: {said}{check:?}");
+                assert!(!said.contains("Fix?"), "{size}, {journal:?}: {said}");
+            }
         }
     }
 
     #[test]
     fn sizes_that_make_no_file_system_are_refused() {
         for size in [0, 4096, (8 << 20) - 4096, (8 << 40) + 4096, u64::MAX] {
-            assert!(Layout::of(size).is_none(), "{size}");
+            assert!(Layout::of(size, Journal::None).is_none(), "{size}");
         }
-        assert!(Layout::of(8 << 40).is_some());
+        assert!(Layout::of(8 << 40, Journal::None).is_some());
     }
 }

@@ -10,6 +10,7 @@ mod encrypted;
 mod ext4;
 mod integrity;
 mod memory;
+mod volume;
 
 use std::fmt;
 use std::fs;
@@ -24,6 +25,10 @@ use crate::devices::Machine;
 use crate::disk::{self, DiskError};
 use crate::error::RpcError;
 use crate::modules::{ModuleError, Modules};
+
+pub(crate) use volume::{
+    Kind as VolumeKind, VolumeDevice, VolumeError, Volumes, Wanted as WantedVolume,
+};
 
 /// Where the file system is mounted.
 const ROOT: &str = "/run/nacre/image";
