@@ -12,6 +12,7 @@ pub mod sizing;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use confidential::{SignedLaunchError, SnpSection, TdxSection};
@@ -107,6 +108,8 @@ pub struct Config {
     pub agent: AgentSection,
     /// `[storage]`: disks for pods.
     pub storage: StorageSection,
+    /// `[telemetry]`: where spans of starts go.
+    pub telemetry: TelemetrySection,
     /// `[shim]`: the shim itself.
     pub shim: ShimSection,
 }
@@ -371,6 +374,15 @@ impl Default for ShimSection {
     }
 }
 
+impl TelemetrySection {
+    /// The collector, if there is one.
+    #[must_use]
+    pub fn collector(&self) -> Option<SocketAddr> {
+        // A name would have to be looked up by each shim, and a slow answer would hold it up.
+        self.otlp_endpoint.strip_prefix("http://")?.trim_end_matches('/').parse().ok()
+    }
+}
+
 impl Config {
     /// Reads a file.
     ///
@@ -468,6 +480,15 @@ impl Config {
                     format!("has {registry:?}: give \"host\" or \"host:port\""),
                 );
             }
+        }
+        let telemetry = &self.telemetry;
+        if !telemetry.otlp_endpoint.is_empty() && telemetry.collector().is_none() {
+            let given = &telemetry.otlp_endpoint;
+            let problem = format!(
+                "is {given:?}: give http://ADDRESS:PORT of a collector on this node, such as \
+                 http://127.0.0.1:4318, or \"\" for none"
+            );
+            return wrong("telemetry.otlp_endpoint", problem);
         }
         if self.agent.log.is_empty()
             || !self.agent.log.chars().all(|c| c.is_ascii_alphanumeric() || "_=,:-".contains(c))
@@ -582,6 +603,22 @@ mod tests {
         let keys = text.lines().filter(|l| !l.starts_with('#') && l.contains(" = ")).count();
         assert_eq!(keys, 34);
         Config::default().check("defaults").unwrap();
+    }
+
+    #[test]
+    fn spans_go_to_an_address_and_to_no_name() {
+        let collector = |endpoint: &str| {
+            let text = format!("[telemetry]\notlp_endpoint = {endpoint:?}\n");
+            Config::parse(&text, "c").map(|config| config.telemetry.collector())
+        };
+        assert_eq!(collector("").unwrap(), None);
+        let local = Some("127.0.0.1:4318".parse().unwrap());
+        assert_eq!(collector("http://127.0.0.1:4318").unwrap(), local);
+        assert!(collector("http://[::1]:4318/").unwrap().is_some());
+        for wrong in ["127.0.0.1:4318", "https://127.0.0.1:4318", "http://collector:4318", "http://127.0.0.1"] {
+            let error = collector(wrong).unwrap_err().to_string();
+            assert!(error.contains("telemetry.otlp_endpoint is"), "{error}");
+        }
     }
 
     #[test]

@@ -12,9 +12,11 @@
 //! network namespace, address or mount: these belong to containerd and CNI.
 
 mod directory;
+pub mod history;
 mod process;
 mod record;
 mod remains;
+pub mod report;
 mod sweep;
 
 use std::io;
