@@ -11,6 +11,7 @@ mod attest;
 mod check;
 #[cfg(test)]
 mod documented;
+mod gc;
 mod image;
 mod images;
 mod initdata;
@@ -69,6 +70,7 @@ enum Command {
     Measure(measure::Arguments),
     Runtimeclass(runtimeclass::Arguments),
     Check(check::Arguments),
+    Gc(gc::Arguments),
     /// Evidence: what a guest's hardware says about it.
     #[command(subcommand)]
     Attest(attest::Command),
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         Command::Initdata(command) => initdata::run(command),
         Command::Measure(arguments) => measure::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Gc(arguments) => gc::run(&arguments),
         Command::Runtimeclass(arguments) => runtimeclass::run(&arguments),
         Command::Attest(command) => attest::run(command),
         Command::Seal(command) => seal::run(command),

@@ -29,6 +29,9 @@ const NEVER_RAN: u32 = 255;
 /// Signals 1 to 64 exist on Linux.
 const LAST_SIGNAL: u32 = 64;
 
+/// The signal that no process can ignore.
+const SIGKILL: u32 = 9;
+
 /// The pod of this shim.
 pub(crate) struct Pod {
     events: Events,
@@ -177,6 +180,7 @@ impl Pod {
         let sandbox = Sandbox::start(id, &self.origin, source, config).await?;
         *self.sandbox() = Some(sandbox.clone());
         tokio::spawn(self.clone().bury_the_dead(sandbox.clone()));
+        tokio::spawn(followers::sweep_up());
         tokio::spawn(self.clone().report_memory_exhaustion(sandbox.clone()));
         tokio::spawn(followers::report_start(sandbox.clone(), "-".to_owned()));
         Ok(sandbox)
@@ -328,6 +332,13 @@ impl Pod {
                     return Err(finished(&format!(
                         "process already finished: the virtual machine is gone: {reason}"
                     )));
+                }
+                Err(AgentError::Deadline { .. } | AgentError::Broken { .. })
+                    if signal == SIGKILL && container.sandbox.end_if_it_hangs().await =>
+                {
+                    return Err(finished(
+                        "process already finished: the guest did not answer and its machine was ended",
+                    ));
                 }
                 Err(error) => return Err(container.sandbox.explain(&killing, &error)),
             }

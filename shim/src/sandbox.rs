@@ -221,6 +221,21 @@ impl Sandbox {
         explain(self.vm.as_ref(), doing, error)
     }
 
+    /// Ends the machine of a guest that has left even `SIGKILL` unanswered, unless it answers something
+    /// simpler now: then it is only slow. Whether it was ended.
+    ///
+    /// Without this a pod whose guest hangs could never be stopped: containerd forgets a pod only once its
+    /// processes are known to have ended.
+    pub(crate) async fn end_if_it_hangs(&self) -> bool {
+        let answer = self.agent.start_report().await;
+        if !matches!(answer, Err(AgentError::Deadline { .. } | AgentError::Broken { .. })) {
+            return false;
+        }
+        tracing::error!("the guest of sandbox {} does not answer: its machine is ended", self.id);
+        self.vm.stop(Duration::ZERO).await;
+        true
+    }
+
     /// Ends the pod and removes all of it from the host. Only the first call does anything.
     pub(crate) async fn stop(&self) {
         let Some(parts) = self.parts.lock().await.take() else { return };

@@ -502,7 +502,7 @@ impl World {
         Ok(())
     }
 
-    async fn start_containerd(&self) -> anyhow::Result<()> {
+    pub(crate) async fn start_containerd(&self) -> anyhow::Result<()> {
         let program = self.products.containerd(self.containerd).join("containerd");
         self.start_daemon(&program, &["--config", "/run/world/containerd.toml"])?;
         let started = Instant::now();

@@ -26,7 +26,7 @@ pub use directory::{RunDir, Sandbox, find, sandboxes};
 pub use process::ProcessRef;
 pub use record::{PodName, Record};
 pub use remains::{Remains, Removal, Thing};
-pub use sweep::{Leftover, leftovers};
+pub use sweep::{Leftover, Swept, leftovers, sweep};
 
 /// Where the run directories are.
 pub const RUN_ROOT: &str = "/run/nacre";

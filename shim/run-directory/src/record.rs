@@ -20,6 +20,8 @@ pub struct Record {
     pub pod: Option<PodName>,
     /// containerd's namespace, such as `k8s.io`.
     pub containerd_namespace: String,
+    /// The boot of the host that the processes belong to (`/proc/sys/kernel/random/boot_id`).
+    boot: String,
     /// When the shim began with the sandbox, in seconds since 1970.
     pub started: u64,
     /// The shim's executable.
@@ -54,6 +56,7 @@ impl Record {
     pub(crate) fn of_this_process() -> Record {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Record {
+            boot: this_boot(),
             started: since_1970.as_secs(),
             program: std::env::current_exe().ok(),
             shim: ProcessRef::of(std::process::id()),
@@ -64,7 +67,13 @@ impl Record {
     /// The record in a run directory; an empty one where there is none that can be read.
     pub(crate) fn read(directory: &Path) -> Record {
         let text = read_text(&directory.join(RECORD)).ok();
-        text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+        let record: Option<Record> = text.and_then(|text| serde_json::from_str(&text).ok());
+        let mut record = record.unwrap_or_default();
+        // Where /run outlives a reboot, a number and a start time may be somebody else's by now.
+        if !record.boot.is_empty() && record.boot != this_boot() {
+            (record.shim, record.machine) = (None, None);
+        }
+        record
     }
 
     /// Replaces the record in a run directory as a whole.
@@ -73,6 +82,11 @@ impl Record {
         std::fs::write(&draft, serde_json::to_vec(self)?)?;
         std::fs::rename(&draft, directory.join(RECORD))
     }
+}
+
+fn this_boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
 }
 
 fn read_text(path: &Path) -> io::Result<String> {

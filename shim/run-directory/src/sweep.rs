@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use crate::directory::{dead_drafts, sandboxes};
-use crate::{PodName, RecordError, Remains};
+use serde::Serialize;
+
+use crate::{PodName, RecordError, Remains, Removal};
 
 /// What one dead shim left.
 #[derive(Debug)]
@@ -33,12 +35,34 @@ pub fn leftovers(root: &Path) -> Result<Vec<Leftover>, RecordError> {
     Ok(found)
 }
 
+/// What was removed of one dead sandbox.
+#[derive(Debug, Serialize)]
+pub struct Swept {
+    /// The sandbox's id; nothing for a run directory that was never finished.
+    pub id: Option<String>,
+    /// The pod, where a kubelet made it.
+    pub pod: Option<PodName>,
+    /// What became of its remains.
+    #[serde(flatten)]
+    pub removal: Removal,
+}
+
+/// Removes what dead shims left.
+pub async fn sweep(root: &Path) -> Result<Vec<Swept>, RecordError> {
+    let mut swept = Vec::new();
+    for Leftover { id, pod, remains } in leftovers(root)? {
+        swept.push(Swept { id, pod, removal: remains.remove().await });
+    }
+    Ok(swept)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::process::Command;
 
     use super::*;
-    use crate::{RunDir, Thing};
+    use crate::{ProcessRef, RunDir, Thing};
 
     #[tokio::test]
     async fn only_what_is_dead_is_left_over() {
@@ -55,8 +79,9 @@ mod tests {
         let ids: Vec<_> = found.iter().map(|leftover| leftover.id.as_deref()).collect();
         assert_eq!(ids, [Some("unrecorded"), None]);
         assert!(leftovers(root.path()).unwrap().is_empty(), "somebody is cleaning up already");
-        for leftover in found {
-            assert_eq!(leftover.remains.remove().await.failed, Vec::<String>::new());
+        drop(found);
+        for swept in sweep(root.path()).await.unwrap() {
+            assert_eq!(swept.removal.failed, Vec::<String>::new());
         }
         assert!(!unrecorded.exists() && !draft.exists());
         assert!(leftovers(root.path()).unwrap().is_empty());
@@ -70,5 +95,24 @@ mod tests {
         assert_eq!(found[0].remains.things(), [Thing::Directory { path: root.path().join("a") }]);
         drop(found);
         assert_eq!(leftovers(root.path()).unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn after_a_reboot_nobody_is_killed_for_having_the_number_of_a_dead_machine() {
+        let root = tempfile::tempdir().unwrap();
+        let mut dir = RunDir::create(root.path(), "before").await.unwrap();
+        let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
+        dir.update(|record| record.machine = ProcessRef::of(bystander.id())).unwrap();
+        let record = dir.path().join("record.json");
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let text = fs::read_to_string(&record).unwrap();
+        fs::write(&record, text.replace(boot.trim(), "an earlier boot")).unwrap();
+        drop(dir);
+        let swept = sweep(root.path()).await.unwrap();
+        let directory = root.path().join("before");
+        assert_eq!(swept[0].removal.removed, [Thing::Directory { path: directory }]);
+        assert!(bystander.try_wait().unwrap().is_none());
+        bystander.kill().unwrap();
+        bystander.wait().unwrap();
     }
 }

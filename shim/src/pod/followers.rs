@@ -1,8 +1,10 @@
 //! What goes on beside containerd's requests: each task follows one thing to its end and tells.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use nacre_protocol::agent as api;
+use nacre_run_directory::RUN_ROOT;
 
 use super::{Pod, Slot};
 use crate::process::{Exit, KILLED, Process, State};
@@ -75,5 +77,19 @@ pub(super) async fn report_start(sandbox: Arc<Sandbox>, container: String) {
     match sandbox.agent.start_report().await {
         Ok(phases) => start_report::from_guest(&sandbox.id, &container, &phases),
         Err(error) => tracing::debug!("no start report from the guest: {error}"),
+    }
+}
+
+/// Removes what dead shims left that containerd did not ask to be cleaned up, for example because it was
+/// down as well. A directory is read and its locks are tried: living pods notice nothing.
+pub(super) async fn sweep_up() {
+    match nacre_run_directory::sweep(Path::new(RUN_ROOT)).await {
+        Ok(swept) => {
+            for one in swept {
+                let id = one.id.as_deref().unwrap_or("(unfinished)");
+                tracing::info!("removed what the dead sandbox {id} left: {:?}", one.removal);
+            }
+        }
+        Err(error) => tracing::warn!("leftovers of dead sandboxes: {error}"),
     }
 }

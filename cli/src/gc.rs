@@ -1,0 +1,116 @@
+//! `nacre gc`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+use nacre_run_directory::{Leftover, PodName, RUN_ROOT, Thing, leftovers};
+use serde::Serialize;
+
+use crate::Verdict;
+use crate::output::Output;
+
+/// Remove what dead sandboxes left on this node.
+///
+/// A sandbox is dead when its shim is: killed, crashed, or from before a reboot. What the shim made for it and
+/// recorded is removed: the machine's process, redirects of the pod's network, the shim's socket, control groups,
+/// the run directory. What containerd and CNI made (tasks, mounts, network namespaces, addresses) is theirs and
+/// stays. Living pods are not touched, and shims may start and end meanwhile.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  nacre gc --dry-run                   what is there to be removed?
+  nacre gc                             remove it
+  nacre gc --output json | jq '.sandboxes[].failed[]'
+
+Each shim does the same when a pod starts, and the unit nacre-gc.service when the node does.
+
+Exit status: 0 nothing is left; 1 something could not be removed, or, with --dry-run, something is
+there; 2 the run directories cannot be read: this needs root.")]
+pub(crate) struct Arguments {
+    /// Only tell what would be removed.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: Output,
+    /// Where the run directories are; shims know only the default.
+    #[arg(long, value_name = "DIRECTORY", default_value = RUN_ROOT, hide = true)]
+    run_root: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Document {
+    dry_run: bool,
+    sandboxes: Vec<Dead>,
+}
+
+/// A dead sandbox.
+#[derive(Serialize)]
+struct Dead {
+    /// Nothing for one that died while its run directory was being made.
+    id: Option<String>,
+    pod: Option<PodName>,
+    /// What is there, or was and is removed now.
+    things: Vec<Thing>,
+    /// Why something could not be removed.
+    failed: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
+    let document = Document {
+        dry_run: arguments.dry_run,
+        sandboxes: collect(&arguments.run_root, arguments)?,
+    };
+    arguments.output.show(&document, text)?;
+    let is_bad = |dead: &Dead| arguments.dry_run || !dead.failed.is_empty();
+    Ok(if document.sandboxes.iter().any(is_bad) { Verdict::Bad } else { Verdict::Good })
+}
+
+fn collect(root: &Path, arguments: &Arguments) -> anyhow::Result<Vec<Dead>> {
+    let found = leftovers(root).context("cannot look for dead sandboxes")?;
+    if arguments.dry_run {
+        let dead = |Leftover { id, pod, remains }| {
+            let things = remains.things();
+            Dead { id, pod, things, failed: Vec::new() }
+        };
+        return Ok(found.into_iter().map(dead).collect());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut removed = Vec::new();
+    for Leftover { id, pod, remains } in found {
+        let removal = runtime.block_on(remains.remove());
+        removed.push(Dead { id, pod, things: removal.removed, failed: removal.failed });
+    }
+    Ok(removed)
+}
+
+fn text(document: &Document) -> String {
+    if document.sandboxes.is_empty() {
+        return "No dead sandbox has left anything.\n".to_owned();
+    }
+    let doing = if document.dry_run { "there is" } else { "removed" };
+    let mut text = String::new();
+    for dead in &document.sandboxes {
+        let id = dead.id.as_deref().unwrap_or("(unfinished)");
+        let pod = dead.pod.as_ref().map(|pod| format!(" of pod {}/{}", pod.namespace, pod.name));
+        text.push_str(&format!("sandbox {id}{}\n", pod.unwrap_or_default()));
+        for thing in &dead.things {
+            text.push_str(&format!("  {doing} {}\n", describe(thing)));
+        }
+        for reason in &dead.failed {
+            text.push_str(&format!("  FAILED {reason}\n"));
+        }
+    }
+    text
+}
+
+fn describe(thing: &Thing) -> String {
+    match thing {
+        Thing::Machine { pid } => format!("the machine, process {pid}"),
+        Thing::Redirect { namespace, interface } => {
+            format!("the redirect of {interface} in {}", namespace.display())
+        }
+        Thing::Socket { path } => format!("the shim's socket {}", path.display()),
+        Thing::ControlGroup { path } => format!("the control group {}", path.display()),
+        Thing::Directory { path } => format!("the run directory {}", path.display()),
+    }
+}

@@ -1,0 +1,74 @@
+//! `nacre gc`, as the administrator of a node uses it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+fn gc(root: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
+    command.args(["gc", "--output", "json", "--run-root"]).arg(root).args(more).output().unwrap()
+}
+
+fn document(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn what_a_dead_shim_left_is_told_and_then_removed_and_told() {
+    let root = tempfile::tempdir().unwrap();
+    let nothing = json!({ "dry_run": false, "sandboxes": [] });
+    let none = gc(&root.path().join("absent"), &[]);
+    assert_eq!((none.status.code(), document(&none)), (Some(0), nothing.clone()));
+
+    let dead = root.path().join("dead");
+    std::fs::create_dir(&dead).unwrap();
+    let group = root.path().join("group");
+    std::fs::create_dir(&group).unwrap();
+    // A shim that has been reaped: no process has that number and that time.
+    let record = json!({
+        "pod": { "namespace": "default", "name": "web", "uid": "7" },
+        "shim": { "pid": std::process::id(), "started": 1 },
+        "control_groups": [group],
+    });
+    std::fs::write(dead.join("record.json"), record.to_string()).unwrap();
+
+    let things = json!([
+        { "kind": "control-group", "path": group },
+        { "kind": "directory", "path": dead },
+    ]);
+    let sandbox = json!({
+        "id": "dead",
+        "pod": { "namespace": "default", "name": "web", "uid": "7" },
+        "things": things,
+        "failed": [],
+    });
+    let told = gc(root.path(), &["--dry-run"]);
+    let expected = json!({ "dry_run": true, "sandboxes": [sandbox] });
+    assert_eq!((told.status.code(), document(&told)), (Some(1), expected));
+    assert!(dead.exists() && group.exists());
+
+    let removed = gc(root.path(), &[]);
+    let expected = json!({ "dry_run": false, "sandboxes": [sandbox] });
+    assert_eq!((removed.status.code(), document(&removed)), (Some(0), expected));
+    assert!(!dead.exists() && !group.exists());
+    assert_eq!(document(&gc(root.path(), &[])), nothing);
+}
+
+#[test]
+fn what_cannot_be_removed_is_the_exit_status() {
+    let root = tempfile::tempdir().unwrap();
+    let dead = root.path().join("dead");
+    let group = root.path().join("group");
+    std::fs::create_dir(&dead).unwrap();
+    std::fs::create_dir_all(group.join("occupied")).unwrap();
+    let record = json!({ "control_groups": [group] });
+    std::fs::write(dead.join("record.json"), record.to_string()).unwrap();
+    let output = gc(root.path(), &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let failed = document(&output)["sandboxes"][0]["failed"][0].as_str().unwrap().to_owned();
+    assert!(failed.contains(group.to_str().unwrap()), "{failed}");
+    assert!(dead.exists(), "it is found again");
+}
