@@ -26,6 +26,7 @@ pub struct Image {
     environment: Vec<String>,
     user: String,
     directory: String,
+    stop_signal: String,
 }
 
 /// One layer: files of a tar archive.
@@ -70,6 +71,7 @@ impl Image {
             environment: vec!["PATH=/bin".into()],
             user: String::new(),
             directory: String::new(),
+            stop_signal: String::new(),
         }
     }
 
@@ -122,6 +124,13 @@ impl Image {
         self
     }
 
+    /// The signal that ends it politely, by name.
+    #[must_use]
+    pub fn stop_signal(mut self, name: &str) -> Image {
+        name.clone_into(&mut self.stop_signal);
+        self
+    }
+
     pub(crate) fn build(&self) -> anyhow::Result<Built> {
         let busybox = busybox()?;
         let mut layers = Vec::new();
@@ -142,6 +151,7 @@ impl Image {
                 "Env": self.environment,
                 "User": self.user,
                 "WorkingDir": self.directory,
+                "StopSignal": self.stop_signal,
             },
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });

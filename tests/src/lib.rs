@@ -27,6 +27,7 @@
 mod broker;
 mod cluster_dns;
 mod configuration;
+pub mod conformance;
 mod container;
 mod cri;
 mod ctr;

@@ -15,6 +15,21 @@ pub enum ContainerdVersion {
     V2_1,
 }
 
+impl ContainerdVersion {
+    /// All, oldest first.
+    pub const ALL: [ContainerdVersion; 3] =
+        [ContainerdVersion::V1_6, ContainerdVersion::V1_7, ContainerdVersion::V2_1];
+
+    /// Its number, as people say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            ContainerdVersion::V1_6 => "1.6",
+            ContainerdVersion::V1_7 => "1.7",
+            ContainerdVersion::V2_1 => "2.1",
+        }
+    }
+}
+
 /// What the build made, and what `cargo xtask` fetched.
 #[derive(Debug, Clone)]
 pub struct Products {
