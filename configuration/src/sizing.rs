@@ -37,7 +37,7 @@ pub use asked::{
     ContainerRole, ContainerShare, CpuAsked, MemoryLimit, PodShare, Wish, WishError, Wishes,
     annotation,
 };
-pub use node::{FittingMachine, HOST_MIB, NodeError, NodeMemory, Unreserved};
+pub use node::{FittingMachine, HOST_MIB, NodeError, NodeMemory};
 
 pub use runtime_class::{RuntimeClass, SHIPPED_LARGEST_LIMIT_MIB};
 

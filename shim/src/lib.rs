@@ -15,6 +15,7 @@ mod annotations;
 mod bootstrap;
 mod config;
 mod container;
+mod control_group;
 mod error;
 mod events;
 mod files;

@@ -15,6 +15,7 @@ use protobuf::MessageField;
 use tokio::sync::{Mutex, watch};
 
 use crate::agent::{Agent, AgentError, Ending};
+use crate::control_group::{self, ControlGroup};
 use crate::error::{Code, Coded, Doing, TaskError, tail};
 use crate::processor::Emulation;
 use crate::spec::NetworkWanted;
@@ -34,6 +35,10 @@ const POWER_OFF: Duration = Duration::from_secs(3);
 
 /// Most of the guest's console that an error message quotes, in bytes.
 const QUOTED_CONSOLE: usize = 600;
+
+/// Why the kernel killed a machine.
+const OUT_OF_MEMORY: &str = ": memory ran out in the pod's control group, which its limits and the overhead of its \
+                             RuntimeClass make, or on the node";
 
 /// Where a sandbox comes from.
 #[derive(Debug)]
@@ -59,6 +64,7 @@ pub(crate) struct Sandbox {
 #[derive(Default)]
 struct Parts {
     run_dir: Option<RunDir>,
+    control_group: Option<Arc<ControlGroup>>,
     network: Option<Network>,
     vm: Option<Arc<dyn Vm>>,
 }
@@ -112,6 +118,11 @@ impl Sandbox {
             record.socket = Some(origin.socket.clone());
         });
         named.doing(&starting)?;
+        if let Some(group) = control_group::of_pod(spec, id).doing(&starting)? {
+            let planned = run_dir.update(|record| record.control_groups = group.directories());
+            planned.doing(&starting)?;
+            parts.control_group.insert(Arc::new(group)).enter().doing(&starting)?;
+        }
         let attaching = attach(wanted);
         let network = start_report::timed(id, "-", Phase::Network, attaching).await;
         let network = parts.network.insert(network.doing(&starting)?);
@@ -167,7 +178,7 @@ impl Sandbox {
         let launched = run_dir.update(|record| record.machine = ProcessRef::of(vm.pid()));
         launched.doing(&starting)?;
 
-        let ending = watch_ending(vm.clone());
+        let ending = watch_ending(vm.clone(), parts.control_group.clone());
         let within = Duration::from_secs(config.vm.boot_timeout_seconds.into());
         let connecting = Agent::connect(vm.agent_channel(), ending.clone(), within);
         let agent = start_report::timed(id, "-", Phase::Boot, connecting).await;
@@ -265,6 +276,10 @@ impl Parts {
         {
             tracing::warn!("network of sandbox {id}: {error}");
         }
+        if let Some(group) = self.control_group {
+            // It may have to wait for a process that is just ending.
+            let _ = tokio::task::spawn_blocking(move || group.leave()).await;
+        }
         if let Some(run_dir) = self.run_dir
             && let Err(error) = run_dir.remove()
         {
@@ -349,11 +364,14 @@ fn nics(network: &mut Network) -> Result<Vec<Nic>, NetworkError> {
 }
 
 /// Turns the machine's end into something that every call to the agent can wait for as well.
-fn watch_ending(vm: Arc<dyn Vm>) -> Ending {
+fn watch_ending(vm: Arc<dyn Vm>, group: Option<Arc<ControlGroup>>) -> Ending {
     let (ended, ending) = watch::channel(None);
     tokio::spawn(async move {
-        let exit = vm.wait().await;
-        ended.send_replace(Some(Arc::from(exit.reason)));
+        let VmExit { mut reason, clean } = vm.wait().await;
+        if !clean && group.is_some_and(|group| group.was_out_of_memory()) {
+            reason.push_str(OUT_OF_MEMORY);
+        }
+        ended.send_replace(Some(Arc::from(reason)));
     });
     ending
 }

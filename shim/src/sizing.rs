@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use nacre_configuration::Config;
 use nacre_configuration::sizing::{
@@ -12,11 +12,11 @@ use nacre_configuration::sizing::{
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, Spec};
 
 use crate::annotations::{AnnotationError, Kind};
+use crate::control_group::{CONTROL_GROUPS, pod_group};
 use crate::error::{Code, Coded};
 use crate::files::read_text;
 
 const MEMINFO: &str = "/proc/meminfo";
-const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
 /// Largest file that is read here, in bytes.
 const MOST_BYTES: u64 = 64 * 1024;
 
@@ -68,11 +68,7 @@ fn machine_among(
     let machine = Machine::of(&wishes, &share, config)?;
     let node = node_memory(groups, spec)?;
     tracing::info!("machine of {machine}");
-    let fitting = machine.on(node)?;
-    if let Some(unreserved) = fitting.unreserved() {
-        tracing::warn!("{unreserved}");
-    }
-    Ok(fitting)
+    Ok(machine.on(node)?)
 }
 
 /// What the specification of a container says of its own control group.
@@ -100,43 +96,16 @@ fn node_memory(groups: &Path, spec: &Spec) -> Result<NodeMemory, SizeError> {
     Ok(NodeMemory {
         total_mib: mebibytes("MemTotal")?,
         available_mib: mebibytes("MemAvailable")?,
-        pod_limit_mib: group.and_then(|group| pod_group(group)).and_then(|pod| limit(groups, &pod)),
+        pod_limit_mib: group
+            .and_then(|group| pod_group(group).ok())
+            .filter(|pod| pod != Path::new(""))
+            .and_then(|pod| limit(groups, &pod)),
     })
 }
 
 fn kibibytes(meminfo: &str, key: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
-}
-
-/// The pod's group, relative to the hierarchy, of the `linux.cgroupsPath` of one of its containers: a path,
-/// or `SLICE:PREFIX:NAME` where systemd makes the groups. None where the container is in no pod's.
-fn pod_group(container: &Path) -> Option<PathBuf> {
-    let text = container.to_str()?;
-    let pod = match text.split(':').collect::<Vec<_>>()[..] {
-        [path] => Path::new(path).parent()?.to_owned(),
-        [slice, _, _] => slice_path(slice)?,
-        _ => return None,
-    };
-    let mut relative = PathBuf::new();
-    for component in pod.components() {
-        match component {
-            Component::Normal(name) => relative.push(name),
-            Component::RootDir | Component::CurDir => {}
-            Component::ParentDir | Component::Prefix(_) => return None,
-        }
-    }
-    Some(relative).filter(|path| path != Path::new(""))
-}
-
-/// Where a slice is: `a-b.slice` is within `a.slice` (systemd.slice(5)).
-fn slice_path(slice: &str) -> Option<PathBuf> {
-    let name = slice.strip_suffix(".slice").filter(|name| !name.contains('/'))?;
-    let mut path = PathBuf::new();
-    for (at, _) in name.match_indices('-').chain([(name.len(), "")]) {
-        path.push(format!("{}.slice", &name[..at]));
-    }
-    Some(path)
 }
 
 /// The memory limit of a group, in MiB, in whichever version of control groups this host has.
@@ -170,28 +139,6 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_s_group_is_the_one_around_its_containers() {
-        let group = |path: &str| pod_group(Path::new(path));
-        let pod = "kubepods/burstable/pod12ab";
-        assert_eq!(group(&format!("/{pod}/0123")), Some(pod.into()));
-        let slice = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice";
-        assert_eq!(group("kubepods-burstable-pod1_2.slice:cri-containerd:01"), Some(slice.into()));
-        for odd in [
-            "",
-            "/",
-            "alone",
-            "/alone",
-            "../x/y",
-            "/a/../../b/c",
-            "a:b",
-            "a/b.slice:c:d",
-            "a:b:c:d",
-        ] {
-            assert_eq!(group(odd), None, "{odd:?}");
-        }
-    }
-
-    #[test]
     fn limits_of_both_versions_are_read() {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
@@ -215,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_beyond_its_group_s_limit_gets_its_machine() {
+    fn a_machine_beyond_its_pod_s_limit_is_refused() {
         let root = tempfile::tempdir().unwrap();
         let group = root.path().join("memory/kubepods/pod1");
         fs::create_dir_all(&group).unwrap();
@@ -226,9 +173,14 @@ mod tests {
             let bytes = (limit_mib << 20).to_string();
             fs::write(group.join("memory.limit_in_bytes"), bytes).unwrap();
             let config = Config::default();
-            let machine = machine_among(root.path(), &spec, &HashMap::new(), &config).unwrap();
-            assert_eq!(machine.memory_mib(), 544);
-            assert_eq!(machine.unreserved().map(|it| it.missing), missing, "{limit_mib}");
+            match (machine_among(root.path(), &spec, &HashMap::new(), &config), missing) {
+                (Ok(machine), None) => assert_eq!(machine.memory_mib(), 544),
+                (Err(error), Some(missing)) => {
+                    let words = format!("raise the overhead by {missing} MiB");
+                    assert!(error.to_string().contains(&words), "{error}");
+                }
+                (other, _) => panic!("{limit_mib}: {other:?}"),
+            }
         }
     }
 

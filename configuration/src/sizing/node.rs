@@ -5,15 +5,11 @@
 //! but of what is free now only what every guest touches. Memory of a confidential VM is pinned once touched,
 //! cannot be reclaimed, and its bounce buffers and page states are touched at boot: all of it must be free.
 //!
-//! The pod's control group, where it has a limit, should have room for the machine and for what runs it on the
-//! host: that limit is what the scheduler reserved, the containers' limits and the overhead of the
-//! `RuntimeClass`. The machine does not run in that group, so too low a limit ends nothing, and refuses
-//! nothing: it is told ([`Unreserved`]), since the node then has less for its other pods than its scheduler
-//! believes.
+//! The pod's control group, where it has a limit, must have room for the machine and for what runs it on the
+//! host, which is all in that group: the kernel would end it in the middle of its work. That limit is what the
+//! scheduler reserved, the containers' limits and the overhead of the `RuntimeClass`.
 //!
 //! Nothing is reserved by this check; two pods that start together can both pass it.
-
-use std::fmt;
 
 use nacre_protocol::guest_memory::RESERVED_MIB;
 
@@ -64,39 +60,28 @@ pub enum NodeError {
         /// What is free, in MiB.
         available: u64,
     },
-}
-
-/// That a machine takes more than was reserved for its pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unreserved {
-    /// The machine's memory, in MiB.
-    pub machine: u32,
-    /// The limit of the pod's control group, in MiB.
-    pub limit: u64,
-    /// How much is missing, in MiB.
-    pub missing: u64,
-}
-
-/// What it comes from, and what to change.
-impl fmt::Display for Unreserved {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Unreserved { machine, limit, missing } = self;
-        write!(
-            f,
-            "the machine has {machine} MiB of memory and {HOST_MIB} MiB are for what runs it, but the pod's \
-             control group is limited to {limit} MiB, which is its containers' limits and the \
-             overhead.podFixed of its RuntimeClass: raise the overhead by {missing} MiB (`nacre runtimeclass` \
-             prints one that fits), or give the images a scratch disk (annotation \
-             io.nacre.vm.scratch_disk_mib)"
-        )
-    }
+    /// The machine takes more than was reserved for its pod.
+    #[error(
+        "the machine has {machine} MiB of memory and {HOST_MIB} MiB are for what runs it, but the pod's \
+         control group is limited to {limit} MiB, which is its containers' limits and the \
+         overhead.podFixed of its RuntimeClass: raise the overhead by {missing} MiB (`nacre runtimeclass` \
+         prints one that fits), or give the images a scratch disk (annotation \
+         io.nacre.vm.scratch_disk_mib)"
+    )]
+    Unreserved {
+        /// The machine's memory, in MiB.
+        machine: u32,
+        /// The limit of the pod's control group, in MiB.
+        limit: u64,
+        /// How much is missing, in MiB.
+        missing: u64,
+    },
 }
 
 /// A machine that fitted on its node a moment ago.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FittingMachine {
     machine: Machine,
-    unreserved: Option<Unreserved>,
 }
 
 impl FittingMachine {
@@ -116,12 +101,6 @@ impl FittingMachine {
     #[must_use]
     pub fn scratch_disk_mib(self) -> u32 {
         self.machine.scratch_disk_mib
-    }
-
-    /// What it takes beyond what was reserved for its pod; `None` where that suffices, or is not known.
-    #[must_use]
-    pub fn unreserved(self) -> Option<Unreserved> {
-        self.unreserved
     }
 }
 
@@ -144,9 +123,12 @@ impl Machine {
         if needed > available {
             return Err(NodeError::Available { needed, part, available });
         }
-        let limit = node.pod_limit_mib.filter(|&limit| whole > limit);
-        let unreserved = limit.map(|limit| Unreserved { machine, limit, missing: whole - limit });
-        Ok(FittingMachine { machine: self, unreserved })
+        match node.pod_limit_mib {
+            Some(limit) if whole > limit => {
+                Err(NodeError::Unreserved { machine, limit, missing: whole - limit })
+            }
+            _ => Ok(FittingMachine { machine: self }),
+        }
     }
 
     /// What a plain machine takes of the host as soon as its pod runs, in MiB.

@@ -112,8 +112,7 @@ mod tests {
                         available_mib: 1 << 20,
                         pod_limit_mib: Some(reserved),
                     };
-                    let unreserved = machine.on(node).unwrap().unreserved();
-                    assert_eq!(unreserved, None, "{limit} of {largest}: {machine:?}");
+                    assert!(machine.on(node).is_ok(), "{limit} of {largest}: {machine:?}");
                 }
                 config.vm.tee = Tee::None;
             }
