@@ -19,7 +19,7 @@ pub use confidential::{SignedLaunchError, SnpSection, TdxSection};
 use nacre_hypervisor::{Accelerator, QemuPaths, longest_command_line};
 use nacre_image_manifest::GuestImage;
 pub use nacre_image_manifest::OpenError;
-use nacre_protocol::channel::kernel_parameter;
+use nacre_protocol::channel::{MOST_VOLUMES, kernel_parameter};
 use serde::Deserialize;
 
 /// Where the configuration is unless the runtime option `ConfigPath` names another file.
@@ -270,6 +270,18 @@ pub struct StorageSection {
     pub scratch_disk_mib: u32,
     /// What an annotation may raise it to, in MiB.
     pub max_scratch_disk_mib: u32,
+    /// Places for volumes in a pod's machine.
+    pub volumes: u32,
+    /// What an annotation may raise it to.
+    pub max_volumes: u32,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TelemetrySection {
+    /// `http://ADDRESS:PORT` of an OpenTelemetry collector; empty: no spans are sent.
+    pub otlp_endpoint: String,
 }
 
 /// `[shim]`
@@ -364,6 +376,8 @@ impl Default for StorageSection {
             directory: "/var/lib/nacre/scratch".into(),
             scratch_disk_mib: 0,
             max_scratch_disk_mib: 16384,
+            volumes: 2,
+            max_volumes: MOST_VOLUMES,
         }
     }
 }
@@ -468,6 +482,14 @@ impl Config {
                     key,
                     format!("is {value}: give a number from {range}, or 0 for none"),
                 );
+            }
+        }
+        for (key, value, most) in [
+            ("storage.max_volumes", storage.max_volumes, MOST_VOLUMES),
+            ("storage.volumes", storage.volumes, storage.max_volumes),
+        ] {
+            if value > most {
+                return wrong(key, format!("is {value}: give a number from 0 to {most}"));
             }
         }
         if vm.kernel_parameters.chars().any(|c| c.is_control() || !c.is_ascii()) {
@@ -601,7 +623,7 @@ mod tests {
         // Every key is written out: without any one of its lines the file would still equal the
         // defaults, so count them.
         let keys = text.lines().filter(|l| !l.starts_with('#') && l.contains(" = ")).count();
-        assert_eq!(keys, 34);
+        assert_eq!(keys, 37);
         Config::default().check("defaults").unwrap();
     }
 
@@ -667,6 +689,8 @@ mod tests {
                 "storage.scratch_disk_mib is 64",
             ),
             ("[storage]\nscratch_mib = 64", "scratch_mib"),
+            ("[storage]\nmax_volumes = 9", "storage.max_volumes is 9: give a number from 0 to 8"),
+            ("[storage]\nvolumes = 2\nmax_volumes = 1", "storage.volumes is 2"),
             ("[shim]\nlog = \"loud\"", "loud"),
             ("vm = 3", "vm"),
             ("[vm", "line 1"),
