@@ -16,6 +16,7 @@ mod image;
 mod images;
 mod initdata;
 mod input;
+mod install;
 mod kbs;
 mod manual;
 mod measure;
@@ -83,6 +84,9 @@ enum Command {
     /// Key broker: gives secrets to pods that prove what they are.
     #[command(subcommand)]
     Kbs(kbs::Command),
+    Install(install::Arguments),
+    Uninstall(install::Removal),
+    ContainerdConfig(install::Lines),
     Completion(manual::Completion),
     Man(manual::Man),
 }
@@ -99,6 +103,9 @@ fn main() -> ExitCode {
         Command::Seal(command) => seal::run(command),
         Command::Image(command) => image::run(command),
         Command::Kbs(command) => kbs::run(command),
+        Command::Install(arguments) => install::run(&arguments),
+        Command::Uninstall(arguments) => install::remove(&arguments),
+        Command::ContainerdConfig(arguments) => install::print_lines(&arguments),
         Command::Completion(arguments) => manual::complete(&arguments, Arguments::command()),
         Command::Man(arguments) => manual::man(&arguments, Arguments::command()),
     };
@@ -117,12 +124,13 @@ mod tests {
     use super::*;
 
     /// Commands that only do something, or whose product is a document, a key or one line.
-    const WITHOUT_OUTPUT: [&str; 27] = [
+    const WITHOUT_OUTPUT: [&str; 28] = [
         "policy generate",
         "policy allow-all",
         "policy deny-all",
         "initdata create",
         "runtimeclass",
+        "containerd-config",
         "seal key",
         "seal vault",
         "seal envelope",

@@ -93,17 +93,15 @@ cni.conf_dir = "/run/world/cni"
         ),
     };
     let mut config: Table = shipped.parse().context("the shipped configuration")?;
+    if world.runtime == Runtime::Runc {
+        // As a node has it before `nacre install`.
+        config.retain(|key, _| key == "version");
+    }
     merge(&mut config, own.parse()?);
     let files = format!(
         "root = \"/run/world/containerd\"\nstate = \"/run/containerd\"\n[grpc]\naddress = {SOCKET:?}\n"
     );
     merge(&mut config, files.parse()?);
-    if world.runtime == Runtime::Runc {
-        // Nothing of Nacre's runs then, its snapshotter neither.
-        config.remove("proxy_plugins");
-        let general = r#"plugins."io.containerd.grpc.v1.cri".containerd.snapshotter = "overlayfs""#;
-        merge(&mut config, general.parse()?);
-    }
     Ok(toml::to_string(&config)?)
 }
 
