@@ -74,6 +74,8 @@ pub struct Machine {
     pub memory_mib: u32,
     /// Scratch disk, in MiB; 0 for none.
     pub scratch_disk_mib: u32,
+    /// Places for volumes.
+    pub volumes: u32,
     /// What the memory is for.
     pub plan: MemoryPlan,
 }
@@ -187,6 +189,7 @@ impl Machine {
             None => vcpus(pod.cpu, vm.vcpus, vm.max_vcpus)?,
         };
         let scratch_disk_mib = wishes.scratch_disk_mib.unwrap_or(config.storage.scratch_disk_mib);
+        let volumes = wishes.volumes.unwrap_or(config.storage.volumes);
         let images_mib = u64::from(wishes.images_mib.unwrap_or(config.pod.images_mib));
         if scratch_disk_mib > 0 && wishes.images_mib.is_some() {
             images_fit_on_disk(images_mib, scratch_disk_mib, &config.storage)?;
@@ -214,7 +217,7 @@ impl Machine {
         let most = vm.max_memory_mib;
         match u32::try_from(memory) {
             Ok(memory_mib) if memory_mib <= most => {
-                Ok(Machine { vcpus, memory_mib, scratch_disk_mib, plan })
+                Ok(Machine { vcpus, memory_mib, scratch_disk_mib, volumes, plan })
             }
             _ => Err(SizingError::Memory { needed: memory, most, plan }),
         }

@@ -17,6 +17,8 @@ pub mod annotation {
     pub const IMAGES_MIB: &str = "io.nacre.vm.images_mib";
     /// Size of the scratch disk, in MiB; 0 for none.
     pub const SCRATCH_DISK_MIB: &str = "io.nacre.vm.scratch_disk_mib";
+    /// Number of volumes that the pod can get while it runs.
+    pub const VOLUMES: &str = "io.nacre.vm.volumes";
 
     // containerd's, of PodSandboxConfig.linux.resources: pkg/cri/annotations in 1.6 and 1.7,
     // internal/cri/annotations in 2.1. All four or none of them are there.
@@ -28,7 +30,7 @@ pub mod annotation {
 
 use annotation::{
     CPU_PERIOD, CPU_QUOTA, CPU_SHARES, IMAGES_MIB, MEMORY, MEMORY_MIB, PREFIX, SCRATCH_DISK_MIB,
-    VCPUS,
+    VCPUS, VOLUMES,
 };
 
 /// Largest CPU quota and period, in microseconds: a quota of 100,000 CPUs in the kernel's longest period.
@@ -48,8 +50,8 @@ pub struct Wish {
 pub enum WishError {
     /// It is none of ours.
     #[error(
-        "annotation {0} is unknown: {VCPUS}, {MEMORY_MIB}, {IMAGES_MIB} and {SCRATCH_DISK_MIB} are the ones \
-         a pod may set"
+        "annotation {0} is unknown: {VCPUS}, {MEMORY_MIB}, {IMAGES_MIB}, {SCRATCH_DISK_MIB} and {VOLUMES} are \
+         the ones a pod may set"
     )]
     Unknown(String),
     /// It is out of bounds.
@@ -94,6 +96,8 @@ pub struct Wishes {
     pub images_mib: Option<u32>,
     /// Scratch disk, in MiB; 0 for none.
     pub scratch_disk_mib: Option<u32>,
+    /// Places for volumes.
+    pub volumes: Option<u32>,
 }
 
 impl Wishes {
@@ -131,6 +135,10 @@ impl Wishes {
                 }
                 SCRATCH_DISK_MIB => {
                     wishes.scratch_disk_mib = Some(scratch_disk(value, &config.storage)?);
+                }
+                VOLUMES => {
+                    let most = config.storage.max_volumes;
+                    wishes.volumes = Some(number(VOLUMES, value, 0, most, "storage.max_volumes")?);
                 }
                 other => {
                     let shown = other.chars().take(128).collect();

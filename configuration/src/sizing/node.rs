@@ -102,6 +102,12 @@ impl FittingMachine {
     pub fn scratch_disk_mib(self) -> u32 {
         self.machine.scratch_disk_mib
     }
+
+    /// Places for volumes.
+    #[must_use]
+    pub fn volumes(self) -> u32 {
+        self.machine.volumes
+    }
 }
 
 impl Machine {

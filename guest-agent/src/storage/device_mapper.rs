@@ -133,11 +133,6 @@ impl DeviceMapper {
 }
 
 impl Mapped {
-    /// Major and minor number.
-    pub(super) fn numbers(&self) -> (u32, u32) {
-        (self.major, self.minor)
-    }
-
     /// How tables of other devices name it.
     pub(super) fn number(&self) -> String {
         format!("{}:{}", self.major, self.minor)

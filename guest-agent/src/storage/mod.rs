@@ -27,7 +27,7 @@ use crate::error::RpcError;
 use crate::modules::{ModuleError, Modules};
 
 pub(crate) use volume::{
-    Kind as VolumeKind, VolumeDevice, VolumeError, Volumes, Wanted as WantedVolume,
+    Kind as VolumeKind, VolumeDevice, Volumes, Wanted as WantedVolume,
 };
 
 /// Where the file system is mounted.
