@@ -69,7 +69,7 @@ impl World {
     }
 
     /// `nacre` with these words: exit status, standard output, standard error.
-    pub fn nacre(&self, words: &[&str]) -> anyhow::Result<(i32, String, String)> {
+    pub fn ask_nacre(&self, words: &[&str]) -> anyhow::Result<(i32, String, String)> {
         let mut command = self.namespaces.command(self.products().nacre());
         let output = command.args(words).stdin(Stdio::null()).output()?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

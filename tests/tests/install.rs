@@ -31,7 +31,7 @@ impl Node {
         let place = ["--containerd", &self.containerd, "--containerd-config", CONTAINERD_CONFIG];
         let rest = ["--no-start", "--output", "json"];
         let words = [words, &place, &rest, more].concat();
-        let (code, out, said) = self.world.nacre(&words).unwrap();
+        let (code, out, said) = self.world.ask_nacre(&words).unwrap();
         (code, serde_json::from_str(&out).unwrap_or_default(), said)
     }
 
