@@ -11,6 +11,7 @@ mod attest;
 mod check;
 #[cfg(test)]
 mod documented;
+mod exec_vm;
 mod gc;
 mod image;
 mod images;
@@ -38,6 +39,8 @@ enum Verdict {
     Good,
     /// Exit status 1: differences, findings, denials.
     Bad,
+    /// The exit status of a program that it ran.
+    Program(u8),
 }
 
 const MORE_HELP: &str = "\
@@ -71,6 +74,7 @@ enum Command {
     Measure(measure::Arguments),
     Runtimeclass(runtimeclass::Arguments),
     Check(check::Arguments),
+    ExecVm(exec_vm::Arguments),
     Gc(gc::Arguments),
     /// Evidence: what a guest's hardware says about it.
     #[command(subcommand)]
@@ -97,6 +101,7 @@ fn main() -> ExitCode {
         Command::Initdata(command) => initdata::run(command),
         Command::Measure(arguments) => measure::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::ExecVm(arguments) => exec_vm::run(&arguments),
         Command::Gc(arguments) => gc::run(&arguments),
         Command::Runtimeclass(arguments) => runtimeclass::run(&arguments),
         Command::Attest(command) => attest::run(command),
@@ -112,6 +117,7 @@ fn main() -> ExitCode {
     match done {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Bad) => ExitCode::from(1),
+        Ok(Verdict::Program(code)) => ExitCode::from(code),
         Err(error) => {
             eprintln!("nacre: {error:#}");
             ExitCode::from(2)
@@ -124,7 +130,8 @@ mod tests {
     use super::*;
 
     /// Commands that only do something, or whose product is a document, a key or one line.
-    const WITHOUT_OUTPUT: [&str; 28] = [
+    const WITHOUT_OUTPUT: [&str; 29] = [
+        "exec-vm",
         "policy generate",
         "policy allow-all",
         "policy deny-all",

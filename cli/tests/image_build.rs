@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use nacre_image_manifest::cpio::{Archive, Node};
 use nacre_image_manifest::{
     Artifact, Entry, FORMAT, GuestImage, Initrd, Kernel, MANIFEST, MEASUREMENTS, Manifest, Origin,
-    Sha256Hex, development_mark,
+    Sha256Hex, development_archive,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
 use serde_json::Value;
@@ -56,7 +56,7 @@ impl World {
         archive.add("etc/ssl/certs/ca-certificates.crt", 0o644, Node::File(Vec::new())).unwrap();
         archive.add("init", 0o755, Node::File(b"agent".to_vec())).unwrap();
         let initrd = archive.to_bytes();
-        let development = [initrd.as_slice(), &development_mark()].concat();
+        let development = [initrd.as_slice(), &development_archive(None)].concat();
         let origin = || Origin {
             package: "package".into(),
             version: "1".into(),

@@ -16,6 +16,7 @@ mod bootstrap;
 mod config;
 mod container;
 mod control_group;
+mod debug_shell;
 mod error;
 mod events;
 mod files;

@@ -20,8 +20,8 @@ use crate::error::{Code, Coded, Doing, TaskError, tail};
 use crate::processor::Emulation;
 use crate::spec::NetworkWanted;
 use crate::{
-    annotations, guest_network, initdata, node_cache, recording, scratch_disk, sizing, spec,
-    start_report,
+    annotations, debug_shell, guest_network, initdata, node_cache, recording, scratch_disk, sizing,
+    spec, start_report,
 };
 use nacre_configuration::Config;
 use nacre_pod_network::{Namespace, Network, NetworkError};
@@ -144,6 +144,7 @@ impl Sandbox {
         disks
             .extend(scratch_disk::make(&config.storage, size.scratch_disk_mib()).doing(&starting)?);
         let cache = node_cache::port(config, &origin.namespace, id).await;
+        let shell = debug_shell::offer(config, run_dir.path()).doing(&starting)?;
         let machine = VmConfig {
             id: id.to_owned(),
             run_dir: run_dir.path().to_owned(),
@@ -155,7 +156,7 @@ impl Sandbox {
             confidential,
             disks,
             nics: nics(network).doing(&starting)?,
-            serial_ports: port.into_iter().chain(cache).collect(),
+            serial_ports: port.into_iter().chain(cache).chain(shell).collect(),
             netns: Some(network.namespace_path()),
         };
         // The guest needs its processor only once its kernel is up: measuring costs no time of its own.

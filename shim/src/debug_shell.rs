@@ -1,0 +1,263 @@
+//! The shell of a development image's guest, offered to `nacre exec-vm` at a socket in the run directory.
+//!
+//! Frames (`nacre_protocol::debug_shell`) pass from the socket to a port of the machine and back. There is
+//! one session at a time. The shim numbers them, and tells the guest when its client has gone; what comes
+//! from the guest is bounded, and what belongs to no session is dropped. Machines with the ordinary image
+//! have neither socket nor port, and their guests would not open it.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use nacre_configuration::Config;
+use nacre_hypervisor::SerialPort;
+use nacre_protocol::channel::{DEBUG_SHELL_PORT_NAME, DEBUG_SHELL_SOCKET};
+use nacre_protocol::debug_shell::{
+    FromGuest, FromHost, HEADER_SIZE, Header, PAYLOAD_LIMIT, Violation,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Mutex;
+
+use crate::error::{Code, Coded};
+
+/// Why there is no shell.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShellError {
+    #[error(
+        "failed to offer a shell in the guest at {DEBUG_SHELL_SOCKET} of the run directory: {0}"
+    )]
+    Socket(io::Error),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Violation(#[from] Violation),
+}
+
+impl Coded for ShellError {
+    fn code(&self) -> Code {
+        Code::INTERNAL
+    }
+}
+
+/// Offers the shell in `run_dir`, if the node's machines have the development image; returns the port that
+/// the machine must have. Served until the guest closes the port or the program ends.
+pub(crate) fn offer(config: &Config, run_dir: &Path) -> Result<Option<SerialPort>, ShellError> {
+    if !config.vm.danger_development_image {
+        return Ok(None);
+    }
+    let path = run_dir.join(DEBUG_SHELL_SOCKET);
+    let made = || {
+        // The directory is root's alone.
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        let (ours, socket) = UnixStream::pair()?;
+        let socket = socket.into_std()?;
+        socket.set_nonblocking(false)?;
+        Ok((listener, ours, socket))
+    };
+    let (listener, port, socket) = made().map_err(ShellError::Socket)?;
+    tokio::spawn(async move {
+        if let Err(error) = serve(listener, port).await {
+            tracing::warn!("there is no shell in the guest any more: {error}");
+        }
+    });
+    Ok(Some(SerialPort { name: DEBUG_SHELL_PORT_NAME.to_owned(), socket }))
+}
+
+/// Who has the session.
+struct Client {
+    session: u32,
+    stream: OwnedWriteHalf,
+}
+
+type Current = Arc<Mutex<Option<Client>>>;
+
+async fn serve(listener: UnixListener, port: UnixStream) -> Result<(), ShellError> {
+    let (from_guest, to_guest) = port.into_split();
+    let to_guest = Arc::new(Mutex::new(to_guest));
+    let current = Current::default();
+    // In a task of its own: it may hold the lock that is waited for here.
+    let mut sorting = tokio::spawn(sort(from_guest, Arc::clone(&current)));
+    let mut session = 0;
+    loop {
+        let stream = tokio::select! {
+            ended = &mut sorting => return ended.map_err(io::Error::from)?,
+            accepted = listener.accept() => accepted?.0,
+        };
+        session += 1;
+        let (requests, mut answers) = stream.into_split();
+        let mut taken = current.lock().await;
+        if taken.is_some() {
+            let busy =
+                FromGuest::Failed("another session is under way in this guest: end it first");
+            // Of no interest once the client is gone.
+            let _ = answers.write_all(&busy.to_bytes(session)?).await;
+            continue;
+        }
+        *taken = Some(Client { session, stream: answers });
+        drop(taken);
+        let (current, to_guest) = (Arc::clone(&current), Arc::clone(&to_guest));
+        tokio::spawn(async move {
+            if let Err(error) = attend(session, requests, &to_guest).await {
+                tracing::debug!("session {session} of the guest's shell: {error}");
+            }
+            // Its number is over: what the guest still sends for it is dropped.
+            current.lock().await.take_if(|client| client.session == session);
+        });
+    }
+}
+
+/// Passes on what the client of a session says, and that it has gone.
+async fn attend(
+    session: u32,
+    mut requests: OwnedReadHalf,
+    to_guest: &Mutex<OwnedWriteHalf>,
+) -> Result<(), ShellError> {
+    let passed = async {
+        let mut payload = vec![0; PAYLOAD_LIMIT];
+        while let Some(header) = frame(&mut requests, &mut payload).await? {
+            let frame = FromHost::parse(&header, &payload[..header.size()])?;
+            to_guest.lock().await.write_all(&frame.to_bytes(session)?).await?;
+        }
+        Ok(())
+    };
+    let passed = passed.await;
+    to_guest.lock().await.write_all(&FromHost::HangUp.to_bytes(session)?).await?;
+    passed
+}
+
+/// Passes on what the guest says to whom it is for, until the port ends.
+async fn sort(mut from_guest: OwnedReadHalf, current: Current) -> Result<(), ShellError> {
+    let mut payload = vec![0; PAYLOAD_LIMIT];
+    while let Some(header) = frame(&mut from_guest, &mut payload).await? {
+        let frame = FromGuest::parse(&header, &payload[..header.size()])?;
+        let mut current = current.lock().await;
+        let Some(client) = current.as_mut().filter(|c| c.session == header.session()) else {
+            continue;
+        };
+        let sent = client.stream.write_all(&frame.to_bytes(header.session())?).await;
+        if sent.is_err() || frame.is_last() {
+            // Closes this half; the client then closes the other.
+            current.take();
+        }
+    }
+    current.lock().await.take();
+    Ok(())
+}
+
+/// The next frame's header, with its payload in the buffer; nothing at the end.
+async fn frame(
+    stream: &mut (impl AsyncRead + Unpin),
+    payload: &mut [u8],
+) -> Result<Option<Header>, ShellError> {
+    let mut head = [0; HEADER_SIZE];
+    match stream.read_exact(&mut head).await {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        read => read.map(drop)?,
+    }
+    let header = Header::parse(&head)?;
+    stream.read_exact(&mut payload[..header.size()]).await?;
+    Ok(Some(header))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream as Blocking;
+    use std::time::Duration;
+
+    use nacre_protocol::debug_shell::Start;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn config() -> Config {
+        let mut config = Config::default();
+        config.vm.danger_development_image = true;
+        config
+    }
+
+    fn start() -> FromHost<'static> {
+        FromHost::Start(Start { command: vec!["true".into()], terminal: None })
+    }
+
+    /// Reads a frame without the runtime's thread.
+    async fn read(mut stream: Blocking) -> (Blocking, Vec<u8>) {
+        let read = tokio::task::spawn_blocking(move || {
+            let mut head = [0; HEADER_SIZE];
+            stream.read_exact(&mut head).unwrap();
+            let mut payload = vec![0; Header::parse(&head).unwrap().size()];
+            stream.read_exact(&mut payload).unwrap();
+            (stream, [&head[..], &payload].concat())
+        });
+        timeout(PATIENCE, read).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_a_development_image_has_a_shell_and_its_socket_is_the_owners() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(offer(&Config::default(), directory.path()).unwrap().is_none());
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let port = offer(&config(), directory.path()).unwrap().unwrap();
+        assert_eq!(port.name, "org.nacre.shell.0");
+        let mode = fs::metadata(directory.path().join(DEBUG_SHELL_SOCKET)).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+        assert!(offer(&config(), directory.path()).is_err(), "another shim's");
+    }
+
+    #[tokio::test]
+    async fn sessions_follow_each_other_and_a_client_that_goes_is_told_of() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut guest = offer(&config(), directory.path()).unwrap().unwrap().socket;
+        let path = directory.path().join(DEBUG_SHELL_SOCKET);
+        let connect = || Blocking::connect(&path).unwrap();
+        let mut first = connect();
+        // The number is the shim's to give.
+        first.write_all(&start().to_bytes(77).unwrap()).unwrap();
+        let frame;
+        (guest, frame) = read(guest).await;
+        assert_eq!(frame, start().to_bytes(1).unwrap());
+        let (_, refusal) = read(connect()).await;
+        assert!(String::from_utf8_lossy(&refusal).contains("another session"));
+        // Of another session, then of this one.
+        guest.write_all(&FromGuest::Output(b"old").to_bytes(9).unwrap()).unwrap();
+        guest.write_all(&FromGuest::Output(b"new").to_bytes(1).unwrap()).unwrap();
+        let (first, output) = read(first).await;
+        assert_eq!(output, FromGuest::Output(b"new").to_bytes(1).unwrap());
+        drop(first);
+        let frame;
+        (guest, frame) = read(guest).await;
+        assert_eq!(frame, FromHost::HangUp.to_bytes(1).unwrap());
+
+        // The place is free a moment after the guest was told.
+        let next = async {
+            loop {
+                let mut next = connect();
+                next.write_all(&start().to_bytes(0).unwrap()).unwrap();
+                guest.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+                let mut head = [0; HEADER_SIZE];
+                let came = tokio::task::spawn_blocking({
+                    let mut guest = guest.try_clone().unwrap();
+                    move || guest.read_exact(&mut head).map(|()| head)
+                });
+                if let Ok(head) = came.await.unwrap() {
+                    return (next, Header::parse(&head).unwrap().session());
+                }
+            }
+        };
+        let (next, session) = timeout(PATIENCE, next).await.unwrap();
+        assert!(session > 1);
+        guest.write_all(&FromGuest::Exited(3).to_bytes(session).unwrap()).unwrap();
+        let (mut next, exited) = read(next).await;
+        assert_eq!(exited, FromGuest::Exited(3).to_bytes(session).unwrap());
+        // And no more.
+        let end = tokio::task::spawn_blocking(move || next.read(&mut [0; 1]).unwrap());
+        assert_eq!(timeout(PATIENCE, end).await.unwrap().unwrap(), 0);
+    }
+}
