@@ -4,6 +4,7 @@
 //! Everything it makes is beneath `target/`; outside of it only missing Debian packages are installed.
 
 mod build;
+mod bundle;
 mod confidential;
 mod interop;
 mod lint;
@@ -59,6 +60,8 @@ enum Command {
     },
     /// Build all programs with --release
     Build,
+    /// Put together what `nacre install` takes, beneath target/nacre/bundle
+    Bundle,
     /// Install what is missing: Debian packages; beneath target/ QEMU if the system's is too old, and what
     /// confidential guests need
     Setup,
@@ -119,15 +122,11 @@ fn run(command: Command) -> Result<()> {
             setup::prepare(&tree, Purpose::Building)?;
             build::programs(&tree)
         }
-        Command::Image { no_measurements } => {
-            setup::prepare(&tree, Purpose::Building)?;
-            build::guest_programs(&tree)?;
-            build::image(&tree)?;
-            if no_measurements {
-                return Ok(());
-            }
-            confidential::fetch_firmware(&tree)?;
-            build::measurements(&tree)
+        Command::Image { no_measurements } => image(&tree, no_measurements),
+        Command::Bundle => {
+            image(&tree, false)?;
+            build::programs(&tree)?;
+            bundle::make(&tree)
         }
         Command::Demo { keep, rest } => {
             everything(&tree)?;
@@ -170,6 +169,18 @@ fn run(command: Command) -> Result<()> {
             lint::all(&tree)
         }
     }
+}
+
+/// The guest image, and what its guests measure.
+fn image(tree: &Tree, no_measurements: bool) -> Result<()> {
+    setup::prepare(tree, Purpose::Building)?;
+    build::guest_programs(tree)?;
+    build::image(tree)?;
+    if no_measurements {
+        return Ok(());
+    }
+    confidential::fetch_firmware(tree)?;
+    build::measurements(tree)
 }
 
 /// All that a VM needs.
