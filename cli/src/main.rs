@@ -17,14 +17,19 @@ mod image;
 mod images;
 mod initdata;
 mod input;
+mod inspect;
 mod install;
 mod kbs;
+mod logs;
 mod manual;
 mod measure;
+mod metrics;
 mod moment;
 mod output;
 mod policy;
+mod ps;
 mod runtimeclass;
+mod sandboxes;
 mod seal;
 mod table;
 
@@ -75,6 +80,12 @@ enum Command {
     Runtimeclass(runtimeclass::Arguments),
     Check(check::Arguments),
     ExecVm(exec_vm::Arguments),
+    Ps(ps::Arguments),
+    Inspect(inspect::Arguments),
+    Logs(logs::Arguments),
+    /// Metrics of this node: how pods start, and how many there are.
+    #[command(subcommand)]
+    Metrics(metrics::Command),
     Gc(gc::Arguments),
     /// Evidence: what a guest's hardware says about it.
     #[command(subcommand)]
@@ -102,6 +113,10 @@ fn main() -> ExitCode {
         Command::Measure(arguments) => measure::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::ExecVm(arguments) => exec_vm::run(&arguments),
+        Command::Ps(arguments) => ps::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Logs(arguments) => logs::run(&arguments),
+        Command::Metrics(command) => metrics::run(command),
         Command::Gc(arguments) => gc::run(&arguments),
         Command::Runtimeclass(arguments) => runtimeclass::run(&arguments),
         Command::Attest(command) => attest::run(command),
@@ -130,8 +145,10 @@ mod tests {
     use super::*;
 
     /// Commands that only do something, or whose product is a document, a key or one line.
-    const WITHOUT_OUTPUT: [&str; 29] = [
+    const WITHOUT_OUTPUT: [&str; 31] = [
         "exec-vm",
+        "logs",
+        "metrics serve",
         "policy generate",
         "policy allow-all",
         "policy deny-all",

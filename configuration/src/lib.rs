@@ -637,7 +637,12 @@ mod tests {
         let local = Some("127.0.0.1:4318".parse().unwrap());
         assert_eq!(collector("http://127.0.0.1:4318").unwrap(), local);
         assert!(collector("http://[::1]:4318/").unwrap().is_some());
-        for wrong in ["127.0.0.1:4318", "https://127.0.0.1:4318", "http://collector:4318", "http://127.0.0.1"] {
+        for wrong in [
+            "127.0.0.1:4318",
+            "https://127.0.0.1:4318",
+            "http://collector:4318",
+            "http://127.0.0.1",
+        ] {
             let error = collector(wrong).unwrap_err().to_string();
             assert!(error.contains("telemetry.otlp_endpoint is"), "{error}");
         }

@@ -7,6 +7,7 @@ use nacre_protocol::channel::{
     ANNOTATION_CONTAINER_TYPE, ANNOTATION_IMAGE_NAME, ANNOTATION_SANDBOX_ID,
     CONTAINER_TYPE_CONTAINER, CONTAINER_TYPE_SANDBOX,
 };
+use nacre_protocol::start_report::Failure;
 use nacre_run_directory::PodName;
 
 use crate::error::{Code, Coded};
@@ -37,6 +38,15 @@ pub(crate) enum AnnotationError {
 impl Coded for AnnotationError {
     fn code(&self) -> Code {
         Code::INVALID_ARGUMENT
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(match self {
+            AnnotationError::Kind(_) | AnnotationError::NoSandbox => Failure::Request,
+            AnnotationError::NoImage
+            | AnnotationError::LocalImage(_)
+            | AnnotationError::BadImage => Failure::Image,
+        })
     }
 }
 

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use nacre_configuration::{Config, ConfigError, DEFAULT_PATH};
 
+use nacre_protocol::start_report::Failure;
+
 use crate::error::{Code, Coded};
 
 /// Why a configuration cannot be used.
@@ -18,6 +20,10 @@ pub(crate) enum OptionsError {
 impl Coded for OptionsError {
     fn code(&self) -> Code {
         Code::INVALID_ARGUMENT
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(Failure::Configuration)
     }
 }
 

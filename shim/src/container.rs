@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use nacre_protocol::agent as api;
 use nacre_protocol::channel::{CONTAINERS_ROOT, DRIVER_IMAGE_PULL, PAUSE_IMAGE};
@@ -17,7 +16,9 @@ use crate::io::{Pumps, Streams};
 use crate::process::{Process, ProcessId, State};
 use crate::sandbox::Sandbox;
 use crate::spec::Converted;
-use crate::{pull_progress, spec, start_report, volumes};
+use crate::volumes::{Following, Prepared};
+use crate::start_report::Attempt;
+use crate::{pull_progress, spec, volumes};
 
 /// A container that exists in the guest.
 pub(crate) struct Container {
@@ -25,6 +26,8 @@ pub(crate) struct Container {
     pub(crate) init: Arc<Process>,
     pub(crate) sandbox: Arc<Sandbox>,
     execs: Mutex<HashMap<String, Exec>>,
+    /// Keeps its volumes up to date.
+    _following: Option<Following>,
 }
 
 /// A process that joins the container, and until its start what it is to be.
@@ -35,8 +38,14 @@ pub(crate) struct Exec {
 }
 
 impl Container {
-    pub(crate) fn new(bundle: String, init: Process, sandbox: Arc<Sandbox>) -> Container {
-        Container { bundle, init: Arc::new(init), sandbox, execs: Mutex::default() }
+    pub(crate) fn new(
+        bundle: String,
+        init: Process,
+        sandbox: Arc<Sandbox>,
+        following: Option<Following>,
+    ) -> Container {
+        let execs = Mutex::default();
+        Container { bundle, init: Arc::new(init), sandbox, execs, _following: following }
     }
 
     /// Whether the pod lives as long as this container.
@@ -108,21 +117,29 @@ impl Draft {
         self.converted.spec.Process.mut_or_insert_default().Terminal = terminal;
     }
 
-    /// Makes the container in the guest, which pulls its image.
-    pub(crate) async fn create(self, sandbox: &Sandbox) -> Result<(), TaskError> {
+    /// Makes the container in the guest, which pulls its image; from then on its volumes follow the host's.
+    pub(crate) async fn create(
+        self,
+        sandbox: &Arc<Sandbox>,
+        attempt: &Attempt,
+    ) -> Result<Option<Following>, TaskError> {
         let Draft { id, image, converted, shares_pod_processes } = self;
         let creating = format!("create container {id} from image {image}");
-        let Converted { mut spec, host_mounts, .. } = converted;
+        let Converted { mut spec, mut host_mounts, devices, .. } = converted;
+        let attaching = sandbox.attach(&mut spec, &mut host_mounts, devices).await;
+        let attached = attaching.doing(&creating)?;
+        let mut prepared = Prepared::default();
         if !host_mounts.is_empty() {
             let positions: Vec<_> = host_mounts.iter().map(|mount| mount.position).collect();
-            let copying = volumes::copy_all(&sandbox.agent, &id, host_mounts);
-            let places = start_report::timed(&sandbox.id, &id, Phase::Copy, copying).await;
-            let places = places.doing(format!("copy files for container {id} into the guest"))?;
+            let copying = volumes::prepare(&sandbox.agent, &id, host_mounts);
+            let copied = attempt.timed(Phase::Copy, copying).await;
+            prepared = copied.doing(format!("copy files for container {id} into the guest"))?;
+            let places = std::mem::take(&mut prepared.places);
             for (position, place) in positions.into_iter().zip(places) {
                 spec.Mounts[position].source = place;
             }
         }
-        let storage = api::Storage {
+        let image_storage = api::Storage {
             driver: DRIVER_IMAGE_PULL.to_owned(),
             driver_options: vec![image_metadata(&spec.Annotations)],
             source: image,
@@ -133,16 +150,17 @@ impl Draft {
         let request = api::CreateContainerRequest {
             container_id: id.clone(),
             exec_id: id.clone(),
-            storages: vec![storage],
+            storages: [vec![image_storage], prepared.storages, attached.storages].concat(),
+            devices: attached.devices,
             OCI: MessageField::some(spec),
             sandbox_pidns: shares_pod_processes,
             ..Default::default()
         };
-        let began = Instant::now();
         let creation = sandbox.agent.create_container(request);
-        let created = pull_progress::logged(sandbox, &id, creation).await;
-        start_report::line(&sandbox.id, &id, Phase::Create, began.elapsed());
-        created.map(|_| ()).map_err(|error| sandbox.explain(&creating, &error))
+        let creation = pull_progress::logged(sandbox, &id, creation);
+        let created = attempt.timed(Phase::Create, creation).await;
+        created.map_err(|error| sandbox.explain(&creating, &error))?;
+        Ok(Following::start(sandbox, &id, prepared.changing))
     }
 }
 

@@ -1,25 +1,41 @@
 //! The form of every error that reaches containerd, and from there a person.
 //!
-//! `nacre: <doing what> <object>: <cause>`, with the code that containerd decides by. It must fit a
-//! Kubernetes event, so it is cut, visibly, where it is too long.
+//! `nacre: <doing what> <object>: <cause>`, with the code that containerd decides by. Where a start failed,
+//! the failure's own stable code is in front and what to do next at the end. It must fit a Kubernetes event,
+//! which holds 1024 bytes with what containerd adds, so it is cut, visibly, where it is too long: the start
+//! report has it whole. What the guest's policy says is not cut.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
+
+use nacre_protocol::start_report::Failure;
 
 pub(crate) use ttrpc::Code;
 
 /// Longest cause in bytes; with what was being done the whole stays below 2 KiB.
 const MOST_CAUSE: usize = 1500;
+/// The same for a failed start that is no denial: then the whole stays below 1 KiB with containerd's words.
+const MOST_CAUSE_OF_A_START: usize = 600;
+/// Longest description of what was being done, in bytes.
+const MOST_DOING: usize = 180;
 
 /// An error with the code that containerd is to see.
 pub(crate) trait Coded: std::error::Error {
     fn code(&self) -> Code;
+
+    /// Which failure of a start it is, where it alone can tell.
+    fn failure(&self) -> Option<Failure> {
+        None
+    }
 }
 
 /// What containerd is answered.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("nacre: {doing}: {cause}")]
 pub(crate) struct TaskError {
     pub(crate) code: Code,
+    /// Which failure of a start it is, where that is known.
+    pub(crate) failure: Option<Failure>,
+    /// Whether it is in the start report.
+    pub(crate) is_reported: bool,
     doing: String,
     cause: String,
 }
@@ -28,8 +44,39 @@ impl TaskError {
     pub(crate) fn new(code: Code, doing: impl Display, cause: impl Display) -> TaskError {
         TaskError {
             code,
-            doing: doing.to_string(),
+            failure: None,
+            is_reported: false,
+            doing: printable(&doing.to_string(), MOST_CAUSE),
             cause: printable(&cause.to_string(), MOST_CAUSE),
+        }
+    }
+
+    /// The same error as that failure, unless it is known to be another.
+    pub(crate) fn or_failure(mut self, failure: Option<Failure>) -> TaskError {
+        self.failure = self.failure.or(failure);
+        self
+    }
+
+    /// What was being done, and the cause, neither cut for an event.
+    pub(crate) fn whole(&self) -> String {
+        format!("{}: {}", self.doing, self.cause)
+    }
+}
+
+impl Display for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TaskError { doing, cause, .. } = self;
+        match self.failure.filter(|_| self.is_reported) {
+            None => write!(f, "nacre: {doing}: {cause}"),
+            // It says itself which field is to be what, and is as long as an event can be.
+            Some(code @ Failure::Denied) => {
+                write!(f, "nacre: {code}: {}: {cause}", printable(doing, MOST_DOING))
+            }
+            Some(code) => {
+                let doing = printable(doing, MOST_DOING);
+                let cause = printable(cause, MOST_CAUSE_OF_A_START);
+                write!(f, "nacre: {code}: {doing}: {cause}; next: {}", code.next_step())
+            }
         }
     }
 }
@@ -47,7 +94,7 @@ pub(crate) trait Doing<T> {
 
 impl<T, E: Coded> Doing<T> for Result<T, E> {
     fn doing(self, what: impl Display) -> Result<T, TaskError> {
-        self.map_err(|error| TaskError::new(error.code(), what, &error))
+        self.map_err(|error| TaskError::new(error.code(), what, &error).or_failure(error.failure()))
     }
 }
 
@@ -60,6 +107,10 @@ impl Coded for nacre_pod_network::NetworkError {
             }
         }
     }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(Failure::Network)
+    }
 }
 
 impl Coded for nacre_run_directory::RecordError {
@@ -70,11 +121,26 @@ impl Coded for nacre_run_directory::RecordError {
             Self::Io { .. } => Code::UNAVAILABLE,
         }
     }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(match self {
+            Self::Id(_) => Failure::Request,
+            Self::InUse { .. } => Failure::Leftover,
+            Self::Io { .. } => Failure::Storage,
+        })
+    }
 }
 
 impl Coded for nacre_configuration::GuestError {
     fn code(&self) -> Code {
         Code::FAILED_PRECONDITION
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(match self {
+            Self::Open(_) => Failure::GuestImage,
+            Self::CommandLine { .. } => Failure::Configuration,
+        })
     }
 }
 
@@ -82,11 +148,19 @@ impl Coded for nacre_configuration::SignedLaunchError {
     fn code(&self) -> Code {
         Code::FAILED_PRECONDITION
     }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(Failure::Configuration)
+    }
 }
 
 impl Coded for nacre_hypervisor::QemuError {
     fn code(&self) -> Code {
         Code::FAILED_PRECONDITION
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(Failure::Monitor)
     }
 }
 
@@ -97,6 +171,15 @@ impl Coded for nacre_hypervisor::LaunchError {
             Self::Unsupported { .. } => Code::FAILED_PRECONDITION,
             Self::Host { .. } | Self::Ended { .. } | Self::Control(_) => Code::UNAVAILABLE,
         }
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(match self {
+            Self::Config { .. } | Self::Control(_) => Failure::Machine,
+            Self::Unsupported { .. } => Failure::HostLacks,
+            Self::Host { .. } => Failure::HostRefused,
+            Self::Ended { .. } => Failure::MonitorEnded,
+        })
     }
 }
 
@@ -136,6 +219,25 @@ mod tests {
         let denial = "d".repeat(1024);
         let error = TaskError::new(Code::PERMISSION_DENIED, "create container a", &denial);
         assert_eq!(error.to_string(), format!("nacre: create container a: {denial}"));
+    }
+
+    #[test]
+    fn a_failed_start_has_its_code_and_the_next_step_in_the_room_of_an_event() {
+        let doing = format!("create container {} from image {}", "c".repeat(64), "i".repeat(1024));
+        let error = TaskError::new(Code::INTERNAL, doing, "x".repeat(3000));
+        let mut error = error.or_failure(Some(Failure::TooLarge)).or_failure(Some(Failure::Pull));
+        assert!(!error.to_string().contains("NACRE"), "nobody has reported it");
+        error.is_reported = true;
+        let text = error.to_string();
+        assert!(text.starts_with("nacre: NACRE-2108: create container c"), "{text}");
+        assert!(text.ends_with(Failure::TooLarge.next_step()), "{text}");
+        assert!(text.len() < 950, "{}", text.len());
+        assert!(error.whole().len() > 2500, "the report has all of it");
+        let denial = "d".repeat(1024);
+        let mut error = TaskError::new(Code::PERMISSION_DENIED, "create container a", &denial);
+        (error.failure, error.is_reported) = (Some(Failure::Denied), true);
+        let expected = format!("nacre: NACRE-1701: create container a: {denial}");
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nacre_hypervisor::{Disk, DiskImage};
 use nacre_protocol::initdata::{self, Initdata};
+use nacre_protocol::start_report::Failure;
 
 use crate::error::{Code, Coded};
 use nacre_configuration::PodSection;
@@ -41,6 +42,10 @@ impl Coded for InitdataError {
             InitdataError::Default { .. } | InitdataError::Read { .. } => Code::FAILED_PRECONDITION,
             InitdataError::Write { .. } => Code::UNAVAILABLE,
         }
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(Failure::Initdata)
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod agent;
 mod annotations;
+mod block_volumes;
 mod bootstrap;
 mod config;
 mod container;
@@ -36,6 +37,7 @@ mod sizing;
 mod spec;
 mod start_report;
 mod stats;
+mod telemetry;
 mod volumes;
 
 /// The whole program; containerd says by arguments and environment what it is called for.

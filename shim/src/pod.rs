@@ -21,7 +21,8 @@ use crate::events::Events;
 use crate::io::{Pumps, Stdio};
 use crate::process::{Exit, KILLED, Process, ProcessId, State, TerminalSize};
 use crate::sandbox::{Origin, Sandbox};
-use crate::{spec, start_report};
+use crate::spec;
+use crate::start_report::StartReport;
 
 /// Exit status of a process that could not be started.
 const NEVER_RAN: u32 = 255;
@@ -103,9 +104,45 @@ impl Pod {
     ) -> Result<Arc<Container>, TaskError> {
         let id = &request.id;
         let source = spec::read(Path::new(&request.bundle)).doing(creating)?;
-        let kind = Kind::of(&spec::annotations(&source)).doing(creating)?;
+        let annotations = spec::annotations(&source);
+        let kind = Kind::of(&annotations).doing(creating)?;
+        let (report, whose) = match &kind {
+            Kind::Member { sandbox } => (self.joined(sandbox, creating)?.report.clone(), Some(&**id)),
+            Kind::Sandbox | Kind::Single => {
+                (StartReport::begin(id, &self.origin.namespace, &annotations), None)
+            }
+        };
+        report.add_container(id, &annotations);
+        let attempt = report.attempt(whose);
+        let created = self.create_reported(request, creating, &source, &kind, &report).await;
+        match created {
+            Ok(container) => {
+                if whose.is_none() {
+                    report.runs();
+                }
+                Ok(container)
+            }
+            Err(error) => {
+                let error = attempt.failed(error);
+                if whose.is_none() {
+                    report.ended("").await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_reported(
+        self: &Arc<Self>,
+        request: &CreateTaskRequest,
+        creating: &str,
+        source: &oci_spec::runtime::Spec,
+        kind: &Kind,
+        report: &StartReport,
+    ) -> Result<Arc<Container>, TaskError> {
+        let id = &request.id;
         let options = RuntimeOptions::decode(&request.options.type_url, &request.options.value);
-        let mut draft = Draft::new(id, &kind, &source)?;
+        let mut draft = Draft::new(id, kind, source)?;
         let stdio = Stdio {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -114,21 +151,27 @@ impl Pod {
         };
         draft.set_terminal(request.terminal);
         let streams = stdio.open().doing(creating)?;
-        let sandbox = match &kind {
+        let sandbox = match kind {
             Kind::Member { sandbox } => self.joined(sandbox, creating)?,
             Kind::Sandbox | Kind::Single => {
                 let config = config::load(&options.doing(creating)?).doing(creating)?;
                 set_log_level(config.shim.log.into());
-                self.boot(id, &source, &config).await?
+                report.configured(&config);
+                self.boot(id, source, &config, report).await?
             }
         };
-        if let Err(error) = draft.create(&sandbox).await {
-            self.undo(&sandbox, id).await;
-            return Err(error);
-        }
+        let attempt = report.attempt(Some(id));
+        let following = match draft.create(&sandbox, &attempt).await {
+            Ok(following) => following,
+            Err(error) => {
+                let error = attempt.failed(error);
+                self.undo(&sandbox, id).await;
+                return Err(error);
+            }
+        };
         let process_id = ProcessId { container: id.clone(), exec: String::new() };
         let init = Process::new(process_id, stdio, Pumps::new(streams));
-        Ok(Arc::new(Container::new(request.bundle.clone(), init, sandbox)))
+        Ok(Arc::new(Container::new(request.bundle.clone(), init, sandbox, following)))
     }
 
     fn reserve(&self, id: &str, creating: &str) -> Result<(), TaskError> {
@@ -171,18 +214,19 @@ impl Pod {
         id: &str,
         source: &oci_spec::runtime::Spec,
         config: &Config,
+        report: &StartReport,
     ) -> Result<Arc<Sandbox>, TaskError> {
         let _alone = self.lifecycle.lock().await;
         if let Some(sandbox) = self.current() {
             let cause = format!("this shim has the sandbox {} already", sandbox.id);
             return Err(TaskError::new(Code::ALREADY_EXISTS, format!("start sandbox {id}"), cause));
         }
-        let sandbox = Sandbox::start(id, &self.origin, source, config).await?;
+        let sandbox = Sandbox::start(id, &self.origin, source, config, report).await?;
         *self.sandbox() = Some(sandbox.clone());
         tokio::spawn(self.clone().bury_the_dead(sandbox.clone()));
         tokio::spawn(followers::sweep_up());
         tokio::spawn(self.clone().report_memory_exhaustion(sandbox.clone()));
-        tokio::spawn(followers::report_start(sandbox.clone(), "-".to_owned()));
+        tokio::spawn(followers::report_start(sandbox.clone(), None));
         Ok(sandbox)
     }
 
@@ -212,11 +256,11 @@ impl Pod {
             return Err(TaskError::new(Code::FAILED_PRECONDITION, starting, cause));
         }
         let sandbox = &container.sandbox;
-        if let Err(error) = self.start_in_guest(&container, &process).await {
+        if let Err(error) = self.start_in_guest(&container, &process, &starting).await {
             // Those who wait for it or for its output are let go: it will never run.
             process.stop(Exit::now(NEVER_RAN));
             process.pumps.close();
-            return Err(sandbox.explain(&starting, &error));
+            return Err(error);
         }
         let pid = sandbox.pid();
         process.pumps.start(&sandbox.agent, &process.id);
@@ -230,15 +274,18 @@ impl Pod {
         &self,
         container: &Container,
         process: &Process,
-    ) -> Result<(), AgentError> {
+        starting: &str,
+    ) -> Result<(), TaskError> {
         let ProcessId { container: id, exec } = &process.id;
         let sandbox = &container.sandbox;
+        let explain = |error: AgentError| sandbox.explain(starting, &error);
         if exec.is_empty() {
             let request =
                 api::StartContainerRequest { container_id: id.clone(), ..Default::default() };
-            let starting = sandbox.agent.start_container(request);
-            start_report::timed(&sandbox.id, id, Phase::Start, starting).await?;
-            tokio::spawn(followers::report_start(sandbox.clone(), id.clone()));
+            let attempt = sandbox.report.attempt(Some(id));
+            let started = attempt.timed(Phase::Start, sandbox.agent.start_container(request)).await;
+            started.map_err(|error| attempt.failed(explain(error)))?;
+            tokio::spawn(followers::report_start(sandbox.clone(), Some(id.clone())));
             return Ok(());
         }
         let spec = container.execs().get(exec).map(|exec| exec.spec.clone());
@@ -248,7 +295,7 @@ impl Pod {
             process: spec.map(|spec| spec.as_ref().clone()).into(),
             ..Default::default()
         };
-        sandbox.agent.exec_process(request).await.map(|_| ())
+        sandbox.agent.exec_process(request).await.map(|_| ()).map_err(explain)
     }
 
     async fn apply_early_size(&self, container: &Container, process: &Process) {

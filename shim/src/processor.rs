@@ -12,6 +12,7 @@ use nacre_emulated::{Launch, LaunchError, Processor, ProcessorError, Root, RootE
 use nacre_hypervisor::SerialPort;
 use nacre_protocol::channel::PROCESSOR_PORT_NAME;
 use nacre_protocol::initdata::Initdata;
+use nacre_protocol::start_report::Failure;
 
 use crate::error::{Code, Coded};
 
@@ -35,6 +36,10 @@ pub(crate) enum EmulationError {
 impl Coded for EmulationError {
     fn code(&self) -> Code {
         Code::FAILED_PRECONDITION
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(Failure::Measure)
     }
 }
 

@@ -3,25 +3,28 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use nacre_hypervisor::{Hypervisor, LaunchError, Nic, QemuBackend, Vm, VmConfig, VmExit};
+use nacre_hypervisor::{Disk, DiskImage, Hypervisor, LaunchError, Nic, QemuBackend, Vm, VmConfig, VmExit};
 use nacre_protocol::agent as api;
-use nacre_protocol::channel::{DRIVER_EPHEMERAL, SANDBOX_SHM};
+use nacre_protocol::channel::{DRIVER_EPHEMERAL, SANDBOX_SHM, volume_serial};
 use nacre_protocol::initdata::Initdata;
-use nacre_protocol::start_report::Phase;
+use nacre_protocol::oci;
+use nacre_protocol::start_report::{Failure, Phase};
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 use tokio::sync::{Mutex, watch};
 
 use crate::agent::{Agent, AgentError, Ending};
+use crate::block_volumes::{self, Attached, BlockVolumeError, Places};
 use crate::control_group::{self, ControlGroup};
 use crate::error::{Code, Coded, Doing, TaskError, tail};
 use crate::processor::Emulation;
-use crate::spec::NetworkWanted;
+use crate::spec::{HostDevice, HostMount, NetworkWanted};
+use crate::start_report::{Attempt, StartReport};
 use crate::{
     annotations, debug_shell, guest_network, initdata, node_cache, recording, scratch_disk, sizing,
-    spec, start_report,
+    spec,
 };
 use nacre_configuration::Config;
 use nacre_pod_network::{Namespace, Network, NetworkError};
@@ -34,7 +37,7 @@ const SHM_BYTES: u32 = 64 * 1024 * 1024;
 const POWER_OFF: Duration = Duration::from_secs(3);
 
 /// Most of the guest's console that an error message quotes, in bytes.
-const QUOTED_CONSOLE: usize = 600;
+const QUOTED_CONSOLE: usize = 400;
 
 /// Why the kernel killed a machine.
 const OUT_OF_MEMORY: &str = ": memory ran out in the pod's control group, which its limits and the overhead of its \
@@ -53,9 +56,12 @@ pub(crate) struct Origin {
 pub(crate) struct Sandbox {
     pub(crate) id: String,
     pub(crate) agent: Agent,
+    pub(crate) report: StartReport,
     ending: Ending,
     parts: Mutex<Option<Parts>>,
     vm: Arc<dyn Vm>,
+    /// The machine's places for volumes.
+    volumes: Mutex<Places>,
     /// Directory for the requests that the guest records.
     recordings: Option<PathBuf>,
 }
@@ -67,6 +73,8 @@ struct Parts {
     control_group: Option<Arc<ControlGroup>>,
     network: Option<Network>,
     vm: Option<Arc<dyn Vm>>,
+    /// Number of places for volumes in the machine.
+    volumes: u32,
 }
 
 impl Sandbox {
@@ -76,19 +84,25 @@ impl Sandbox {
         origin: &Origin,
         spec: &Spec,
         config: &Config,
+        report: &StartReport,
     ) -> Result<Arc<Sandbox>, TaskError> {
+        let attempt = report.attempt(None);
         let mut parts = Parts::default();
-        match Sandbox::build(id, origin, spec, config, &mut parts).await {
+        match Sandbox::build(id, origin, spec, config, &attempt, &mut parts).await {
             Ok((agent, ending, vm)) => Ok(Arc::new(Sandbox {
                 id: id.to_owned(),
                 agent,
+                report: report.clone(),
                 ending,
+                volumes: Places::new(parts.volumes),
                 parts: Mutex::new(Some(parts)),
                 vm,
                 recordings: Some(config.agent.danger_record.clone())
                     .filter(|path| !path.as_os_str().is_empty()),
             })),
             Err(error) => {
+                let error = attempt.failed(error);
+                report.ended("").await;
                 parts.take_down(id, Duration::ZERO).await;
                 Err(error)
             }
@@ -100,6 +114,7 @@ impl Sandbox {
         origin: &Origin,
         spec: &Spec,
         config: &Config,
+        attempt: &Attempt,
         parts: &mut Parts,
     ) -> Result<(Agent, Ending, Arc<dyn Vm>), TaskError> {
         let starting = format!("start sandbox {id}");
@@ -112,6 +127,7 @@ impl Sandbox {
 
         let run_dir = RunDir::create(Path::new(RUN_ROOT), id).await.doing(&starting)?;
         let run_dir = parts.run_dir.insert(run_dir);
+        attempt.kept_in(run_dir.path());
         let named = run_dir.update(|record| {
             record.pod = annotations::pod_name(&annotations);
             record.containerd_namespace.clone_from(&origin.namespace);
@@ -124,7 +140,7 @@ impl Sandbox {
             parts.control_group.insert(Arc::new(group)).enter().doing(&starting)?;
         }
         let attaching = attach(wanted);
-        let network = start_report::timed(id, "-", Phase::Network, attaching).await;
+        let network = attempt.timed(Phase::Network, attaching).await;
         let network = parts.network.insert(network.doing(&starting)?);
         let connected = run_dir.update(|record| {
             record.namespace = Some(network.namespace_path());
@@ -143,6 +159,11 @@ impl Sandbox {
         let mut disks: Vec<_> = disks.collect::<Result<_, _>>().doing(&starting)?;
         disks
             .extend(scratch_disk::make(&config.storage, size.scratch_disk_mib()).doing(&starting)?);
+        parts.volumes = size.volumes();
+        disks.extend((0..parts.volumes).map(|place| Disk {
+            serial: volume_serial(place),
+            image: DiskImage::Empty,
+        }));
         let cache = node_cache::port(config, &origin.namespace, id).await;
         let shell = debug_shell::offer(config, run_dir.path()).doing(&starting)?;
         let machine = VmConfig {
@@ -162,9 +183,7 @@ impl Sandbox {
         // The guest needs its processor only once its kernel is up: measuring costs no time of its own.
         let measuring = async {
             match emulation {
-                Some(emulation) => {
-                    start_report::timed(id, "-", Phase::Measure, emulation.start()).await
-                }
+                Some(emulation) => attempt.timed_beside(Phase::Measure, emulation.start()).await,
                 None => Ok(()),
             }
         };
@@ -172,7 +191,7 @@ impl Sandbox {
             let launched = backend.launch(machine).await;
             launched.map_err(|error| MachineError { error, is_confidential })
         };
-        let launching = start_report::timed(id, "-", Phase::Vmm, launching);
+        let launching = attempt.timed(Phase::Vmm, launching);
         let (launched, measured) = tokio::join!(launching, measuring);
         let vm = parts.vm.insert(launched.doing(&starting)?).clone();
         measured.doing(&starting)?;
@@ -182,7 +201,7 @@ impl Sandbox {
         let ending = watch_ending(vm.clone(), parts.control_group.clone());
         let within = Duration::from_secs(config.vm.boot_timeout_seconds.into());
         let connecting = Agent::connect(vm.agent_channel(), ending.clone(), within);
-        let agent = start_report::timed(id, "-", Phase::Boot, connecting).await;
+        let agent = attempt.timed(Phase::Boot, connecting).await;
         let explain = |doing: String| {
             let vm = vm.clone();
             move |error: AgentError| explain(vm.as_ref(), &doing, &error)
@@ -197,14 +216,12 @@ impl Sandbox {
         }
         let request = create_sandbox_request(id, spec);
         let creating = agent.create_sandbox(request);
-        start_report::timed(id, "-", Phase::Sandbox, creating)
-            .await
-            .map_err(explain(format!("set up sandbox {id} in the guest")))?;
-        let began = Instant::now();
-        guest_network::configure(&agent, &network.layout)
-            .await
+        let created = attempt.timed(Phase::Sandbox, creating).await;
+        created.map_err(explain(format!("set up sandbox {id} in the guest")))?;
+        let configuring = guest_network::configure(&agent, &network.layout);
+        let configured = attempt.timed(Phase::GuestNetwork, configuring).await;
+        configured
             .map_err(explain(format!("configure the network of sandbox {id} in the guest")))?;
-        start_report::line(id, "-", Phase::GuestNetwork, began.elapsed());
         Ok((agent, ending, vm))
     }
 
@@ -248,6 +265,16 @@ impl Sandbox {
         true
     }
 
+    /// Makes disks of a container's block volumes; see [`block_volumes::attach`].
+    pub(crate) async fn attach(
+        &self,
+        spec: &mut oci::Spec,
+        mounts: &mut Vec<HostMount>,
+        devices: Vec<HostDevice>,
+    ) -> Result<Attached, BlockVolumeError> {
+        block_volumes::attach(&self.volumes, self.vm.as_ref(), spec, mounts, devices).await
+    }
+
     /// Ends the pod and removes all of it from the host. Only the first call does anything.
     pub(crate) async fn stop(&self) {
         let Some(parts) = self.parts.lock().await.take() else { return };
@@ -262,6 +289,8 @@ impl Sandbox {
         {
             tracing::warn!("sandbox {} does not end by itself: {error}", self.id);
         }
+        let reason = self.end().unwrap_or_else(|| "it was stopped".into());
+        self.report.ended(&reason).await;
         parts.take_down(&self.id, POWER_OFF).await;
     }
 }
@@ -309,6 +338,10 @@ impl Coded for BackendError {
     fn code(&self) -> Code {
         Code::FAILED_PRECONDITION
     }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(Failure::Monitor)
+    }
 }
 
 /// A machine that was not launched.
@@ -337,6 +370,10 @@ impl std::error::Error for MachineError {}
 impl Coded for MachineError {
     fn code(&self) -> Code {
         self.error.code()
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        self.error.failure()
     }
 }
 
@@ -390,15 +427,38 @@ fn explain(vm: &dyn Vm, doing: &str, error: &AgentError) -> TaskError {
         _ => error.is_about_the_machine(),
     };
     let console = if quotes { vm.console_tail() } else { String::new() };
+    let failure = failure_of(error, &vm.console_tail());
     if console.trim().is_empty() {
-        return TaskError::new(error.code(), doing, format!("{error}{advice}"));
+        let cause = error.to_string();
+        let words = Failure::marked(&cause).map_or(cause.as_str(), |(_, words)| words);
+        let cause = format!("{words}{advice}");
+        return TaskError::new(error.code(), doing, cause).or_failure(failure);
     }
     let console = tail(console.trim_end(), QUOTED_CONSOLE);
-    TaskError::new(
-        error.code(),
-        doing,
-        format!("{error}{advice}; the guest's console ends: {console}"),
-    )
+    let cause = format!("{error}{advice}; the guest's console ends: {console}");
+    TaskError::new(error.code(), doing, cause).or_failure(failure)
+}
+
+/// Which failure of a start it is; what the guest says of itself is believed only of its own phases.
+fn failure_of(error: &AgentError, console: &str) -> Option<Failure> {
+    Some(match error {
+        AgentError::Refused { .. } if error.denial().is_some() => Failure::Denied,
+        AgentError::Refused { message, .. } => Failure::marked(message)?.0,
+        AgentError::Deadline { method: "Check", .. } if console.trim().is_empty() => {
+            Failure::Silent
+        }
+        AgentError::Deadline { method: "Check", .. } => Failure::KernelStuck,
+        AgentError::Deadline { .. } | AgentError::Broken { .. } => Failure::AgentSilent,
+        AgentError::Gone(reason) => match Failure::on_console(console) {
+            Some(failure) => failure,
+            None if reason.contains("powered off") => Failure::AgentRefused,
+            None if reason.contains("kernel panicked") || reason.contains("reset itself") => {
+                Failure::KernelPanic
+            }
+            None => Failure::MachineGone,
+        },
+        AgentError::Nonsense { .. } => Failure::AgentBroken,
+    })
 }
 
 fn create_sandbox_request(id: &str, spec: &Spec) -> api::CreateSandboxRequest {
@@ -427,6 +487,31 @@ fn create_sandbox_request(id: &str, spec: &Spec) -> api::CreateSandboxRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_start_is_classified_by_what_is_known_of_the_machine() {
+        let gone = |reason: &str| AgentError::Gone(reason.into());
+        let refused = |code, message: &str| AgentError::Refused { code, message: message.into() };
+        let silent = AgentError::Deadline { method: "Check", seconds: 1 };
+        for (error, console, expected) in [
+            (silent.clone(), " \n", Some(Failure::Silent)),
+            (silent, "Linux version", Some(Failure::KernelStuck)),
+            (gone("the guest powered off"), "", Some(Failure::AgentRefused)),
+            (
+                gone("the guest powered off"),
+                "nacre-agent: NACRE-1602: other initdata",
+                Some(Failure::OtherInitdata),
+            ),
+            (gone("the guest's kernel panicked: x"), "x", Some(Failure::KernelPanic)),
+            (gone("QEMU was killed by signal 9"), "", Some(Failure::MachineGone)),
+            (refused(Code::PERMISSION_DENIED, "policy denies"), "", Some(Failure::Denied)),
+            (refused(Code::INTERNAL, "NACRE-2103: no such"), "", Some(Failure::NoImage)),
+            (refused(Code::INTERNAL, "NACRE-1202: of the host"), "", None),
+            (refused(Code::INTERNAL, "something"), "", None),
+        ] {
+            assert_eq!(failure_of(&error, console), expected, "{error}");
+        }
+    }
 
     #[test]
     fn where_hardware_may_be_missing_the_host_check_is_named() {

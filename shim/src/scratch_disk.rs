@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use nacre_configuration::StorageSection;
 use nacre_hypervisor::{Disk, DiskImage};
 use nacre_protocol::channel::SCRATCH_DISK_SERIAL;
+use nacre_protocol::start_report::Failure;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -29,6 +30,10 @@ pub(crate) struct ScratchDiskError {
 impl Coded for ScratchDiskError {
     fn code(&self) -> Code {
         Code::UNAVAILABLE
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(Failure::Storage)
     }
 }
 

@@ -11,6 +11,8 @@ use nacre_configuration::sizing::{
 };
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, Spec};
 
+use nacre_protocol::start_report::Failure;
+
 use crate::annotations::{AnnotationError, Kind};
 use crate::control_group::{CONTROL_GROUPS, pod_group};
 use crate::error::{Code, Coded};
@@ -40,6 +42,10 @@ impl Coded for SizeError {
             SizeError::Node(_) => Code::RESOURCE_EXHAUSTED,
             SizeError::Unknown { .. } => Code::UNAVAILABLE,
         }
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(Failure::Size)
     }
 }
 

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use nacre_configuration::sizing::annotation::PREFIX;
+use nacre_protocol::start_report::Failure;
 use nacre_protocol::{initdata, oci};
 use oci_spec::runtime as spec;
 use protobuf::MessageField;
@@ -20,6 +21,7 @@ pub(crate) use process::{process, process_from_json};
 pub(crate) use resources::{resources, resources_from_json};
 
 use crate::error::{Code, Coded};
+use crate::volumes;
 
 /// Largest `config.json` in bytes; an argument list alone may have 2 MiB.
 const MOST_BYTES: u64 = 8 * 1024 * 1024;
@@ -48,6 +50,10 @@ impl Coded for SpecError {
                 Code::INVALID_ARGUMENT
             }
         }
+    }
+
+    fn failure(&self) -> Option<Failure> {
+        Some(Failure::Unsupported)
     }
 }
 
@@ -125,6 +131,19 @@ pub(crate) struct HostMount {
     pub(crate) position: usize,
     pub(crate) source: PathBuf,
     pub(crate) destination: PathBuf,
+    /// Whether the container cannot write there.
+    pub(crate) read_only: bool,
+}
+
+/// A block device of this host that a container wants to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostDevice {
+    /// Path in the container.
+    pub(crate) path: String,
+    pub(crate) major: i64,
+    pub(crate) minor: i64,
+    /// Whether the container cannot write to it.
+    pub(crate) read_only: bool,
 }
 
 /// A converted specification.
@@ -134,6 +153,8 @@ pub(crate) struct Converted {
     pub(crate) spec: oci::Spec,
     /// What has to be copied into the guest first.
     pub(crate) host_mounts: Vec<HostMount>,
+    /// What has to become a disk of the machine first.
+    pub(crate) devices: Vec<HostDevice>,
     /// What was left out, for the log.
     pub(crate) left_out: Vec<String>,
 }
@@ -168,7 +189,8 @@ pub(crate) fn convert(source: &spec::Spec, root: &str) -> Result<Converted, Spec
         Linux: MessageField::some(linux(source, &mut left_out)?),
         ..Default::default()
     };
-    Ok(Converted { spec, host_mounts, left_out })
+    let devices = source.linux().as_ref().map(block_devices).transpose()?.unwrap_or_default();
+    Ok(Converted { spec, host_mounts, devices, left_out })
 }
 
 fn refuse_foreign_parts(source: &spec::Spec) -> Result<(), SpecError> {
@@ -225,17 +247,24 @@ fn linux(source: &spec::Spec, left_out: &mut Vec<String>) -> Result<oci::Linux, 
         }
     }
     refuse_devices(linux.devices().as_deref().unwrap_or_default())?;
+    let given = block_devices(linux)?;
     if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
         left_out.push("linux.mountLabel (a label of the host's SELinux)".to_owned());
     }
+    let mut resources =
+        linux.resources().as_ref().map(|found| resources(found, left_out)).transpose()?;
+    if let Some(resources) = &mut resources {
+        // Numbers of this host. The guest makes rules for the disks that the container gets.
+        resources.Devices.retain(|rule| {
+            let meant = |device: &HostDevice| {
+                rule.Type == "b" && (rule.Major, rule.Minor) == (device.major, device.minor)
+            };
+            !given.iter().any(meant)
+        });
+    }
     Ok(oci::Linux {
         Sysctl: linux.sysctl().clone().unwrap_or_default(),
-        Resources: linux
-            .resources()
-            .as_ref()
-            .map(|found| resources(found, left_out))
-            .transpose()?
-            .into(),
+        Resources: resources.into(),
         Namespaces: guest_namespaces(linux.namespaces().as_deref().unwrap_or_default())?,
         Seccomp: linux.seccomp().as_ref().map(seccomp::seccomp).transpose()?.into(),
         RootfsPropagation: linux.rootfs_propagation().clone().unwrap_or_default(),
@@ -295,15 +324,42 @@ const DEFAULT_DEVICES: [&str; 8] = [
 
 fn refuse_devices(devices: &[spec::LinuxDevice]) -> Result<(), SpecError> {
     for (position, device) in devices.iter().enumerate() {
-        if !DEFAULT_DEVICES.iter().any(|path| device.path() == Path::new(path)) {
+        let known = DEFAULT_DEVICES.iter().any(|path| device.path() == Path::new(path));
+        if !known && device.typ() != spec::LinuxDeviceType::B {
             return Err(unsupported(
                 format!("linux.devices[{position}] ({})", device.path().display()),
-                "the host's devices do not exist in the guest; for privileged containers set \
-                 privileged_without_host_devices = true for this runtime in containerd",
+                "of the host's devices only block devices can be disks of the guest; for privileged containers \
+                 set privileged_without_host_devices = true for this runtime in containerd",
             ));
         }
     }
     Ok(())
+}
+
+/// The block devices of a container: those of claims with `volumeMode: Block`.
+fn block_devices(linux: &spec::Linux) -> Result<Vec<HostDevice>, SpecError> {
+    let devices = linux.devices().as_deref().unwrap_or_default().iter().enumerate();
+    let block = devices.filter(|(_, device)| device.typ() == spec::LinuxDeviceType::B);
+    let rules = linux.resources().as_ref().and_then(|found| found.devices().as_deref());
+    let each = block.map(|(position, device)| {
+        let (major, minor) = (device.major(), device.minor());
+        let rule = rules.unwrap_or_default().iter().find(|rule| is_rule_for(rule, major, minor));
+        let access = rule.and_then(|rule| rule.access().clone()).unwrap_or_default();
+        Ok(HostDevice {
+            path: text(device.path(), &format!("linux.devices[{position}].path"))?,
+            major,
+            minor,
+            read_only: !access.is_empty() && !access.contains('w'),
+        })
+    });
+    each.collect()
+}
+
+/// A rule of containerd's for one block device of this host.
+fn is_rule_for(rule: &spec::LinuxDeviceCgroup, major: i64, minor: i64) -> bool {
+    rule.typ() == Some(spec::LinuxDeviceType::B)
+        && rule.allow()
+        && (rule.major(), rule.minor()) == (Some(major), Some(minor))
 }
 
 /// File systems that the guest's kernel makes by itself.
@@ -339,8 +395,10 @@ fn mounts(source: &[spec::Mount]) -> Result<(Vec<oci::Mount>, Vec<HostMount>), S
             options,
             ..Default::default()
         };
+        let read_only = result.options.iter().any(|option| option == "ro" || option == "rro");
         if is_bind {
-            if destination == Path::new("/dev/shm") {
+            // The pod's own, unless its owner has put a volume there.
+            if destination == Path::new("/dev/shm") && !volumes::is_empty_dir(&path) {
                 nacre_protocol::channel::SANDBOX_SHM.clone_into(&mut result.source);
             } else if path.is_absolute() {
                 result.source = text(&path, &field(".source"))?;
@@ -348,6 +406,7 @@ fn mounts(source: &[spec::Mount]) -> Result<(Vec<oci::Mount>, Vec<HostMount>), S
                     position: converted.len(),
                     source: path,
                     destination: destination.clone(),
+                    read_only,
                 });
             } else {
                 return Err(SpecError::Value {

@@ -1,37 +1,356 @@
-//! The start report: one line of the log for each phase of a start, which benchmarks read.
+//! The start report of this shim's pod: each phase once in the log, in the run directory, in the node's
+//! counters and, where a collector is configured, as a span. And what failed gets its code here.
+//!
+//! None of it can fail a pod: what cannot be written is said in the log and left out.
 
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use nacre_protocol::start_report::{Measured, Phase};
+use nacre_configuration::{Config, Tee};
+use nacre_protocol::channel::{ANNOTATION_CONTAINER_NAME, ANNOTATION_IMAGE_NAME};
+use nacre_protocol::start_report::{Failure, Measured, Phase};
+use nacre_run_directory::history::{HISTORY_ROOT, History};
+use nacre_run_directory::report::{
+    ContainerName, Failed, MOST_CONTAINERS, Passed, Report, State, now_us,
+};
 
-/// Writes one line. `container` is `-` for the pod.
-pub(crate) fn line(sandbox: &str, container: &str, phase: Phase, took: Duration) {
-    let ms = took.as_secs_f64() * 1000.0;
-    tracing::info!(
-        "start report: sandbox={sandbox} container={container} phase={phase} ms={ms:.1}"
-    );
+use crate::error::TaskError;
+use crate::telemetry::{Exporter, new_trace};
+use crate::{annotations, error};
+
+/// Most of a container's or image's name that is kept, in bytes.
+const MOST_NAME: usize = 300;
+
+/// The report of the pod, shared by all that work for it.
+#[derive(Debug, Clone)]
+pub(crate) struct StartReport(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    report: Report,
+    run_dir: Option<PathBuf>,
+    exporter: Option<Exporter>,
+    /// Phases of the report that are counted and exported.
+    told: usize,
+    pod_is_told: bool,
+    is_kept: bool,
 }
 
-/// Measures one phase.
-pub(crate) async fn timed<T>(
-    sandbox: &str,
-    container: &str,
+/// One thing that is started: the pod, or a container in it.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    report: StartReport,
+    container: Option<String>,
+    now: Mutex<Now>,
+}
+
+/// What an attempt is at. Between two measured phases that is the reading of requests.
+#[derive(Debug, Clone, Copy)]
+struct Now {
     phase: Phase,
-    work: impl Future<Output = T>,
-) -> T {
-    let began = Instant::now();
-    let result = work.await;
-    line(sandbox, container, phase, began.elapsed());
-    result
+    began_us: u64,
 }
 
-/// Passes on the guest's lines for the pod (`-`) or one container. They are the guest's words:
-/// whatever is not one of its own phases is dropped.
-pub(crate) fn from_guest(sandbox: &str, container: &str, phases: &[Measured]) {
-    for measured in phases.iter().filter(|measured| measured.container == container) {
-        // Of other phases the host's own measurement counts.
-        if measured.phase.is_the_guests() {
-            line(sandbox, container, measured.phase, Duration::from_micros(measured.micros));
+impl Now {
+    fn reading() -> Now {
+        Now { phase: Phase::Request, began_us: now_us() }
+    }
+}
+
+impl StartReport {
+    /// Begins with a pod.
+    pub(crate) fn begin(
+        sandbox: &str,
+        containerd_namespace: &str,
+        annotations: &HashMap<String, String>,
+    ) -> StartReport {
+        let report = Report {
+            sandbox: sandbox.to_owned(),
+            containerd_namespace: containerd_namespace.to_owned(),
+            pod: annotations::pod_name(annotations),
+            trace: new_trace(),
+            began_us: now_us(),
+            ..Report::default()
+        };
+        let inner = Inner {
+            report,
+            run_dir: None,
+            exporter: None,
+            told: 0,
+            pod_is_told: false,
+            is_kept: false,
+        };
+        StartReport(Arc::new(Mutex::new(inner)))
+    }
+
+    /// The node's configuration is known.
+    pub(crate) fn configured(&self, config: &Config) {
+        let mut inner = self.inner();
+        inner.exporter = config.telemetry.collector().map(Exporter::to);
+        inner.report.tee = match config.vm.tee {
+            Tee::None => "none",
+            Tee::EmulatedSnp => "emulated-snp",
+            Tee::Snp => "snp",
+            Tee::Tdx => "tdx",
         }
+        .to_owned();
+    }
+
+    /// Begins with the pod itself, or with a container of it.
+    pub(crate) fn attempt(&self, container: Option<&str>) -> Attempt {
+        Attempt {
+            report: self.clone(),
+            container: container.map(str::to_owned),
+            now: Mutex::new(Now::reading()),
+        }
+    }
+
+    /// A container is to be made.
+    pub(crate) fn add_container(&self, id: &str, annotations: &HashMap<String, String>) {
+        let mut inner = self.inner();
+        let containers = &mut inner.report.containers;
+        if containers.len() == MOST_CONTAINERS {
+            containers.remove(0);
+        }
+        let name = |key| {
+            annotations.get(key).map(|name| error::printable(name, MOST_NAME)).unwrap_or_default()
+        };
+        containers.push(ContainerName {
+            id: id.to_owned(),
+            name: name(ANNOTATION_CONTAINER_NAME),
+            image: name(ANNOTATION_IMAGE_NAME),
+        });
+    }
+
+    /// Takes over the guest's measurements of the pod (none) or of one container. They are the guest's word:
+    /// what is not one of its own phases is dropped, and none took longer than the phase around it.
+    pub(crate) fn add_guests(&self, container: Option<&str>, measured: &[Measured]) {
+        let mut inner = self.inner();
+        let named = container.unwrap_or("-");
+        let around = if container.is_none() { Phase::Boot } else { Phase::Create };
+        let Some(around) = inner.report.last(around, container).cloned() else { return };
+        let micros = |phase| {
+            let of_it = |one: &&Measured| one.container == named && one.phase == phase;
+            let last = measured.iter().rev().find(of_it)?;
+            Some(last.micros.min(around.took_us))
+        };
+        let (kernel, agent) = (micros(Phase::Kernel), micros(Phase::Agent));
+        let inside = kernel.unwrap_or_default().saturating_add(agent.unwrap_or_default());
+        let firmware = around.took_us.saturating_sub(inside);
+        let kernel_at = around.began_us.saturating_add(firmware);
+        let agent_at = kernel_at.saturating_add(kernel.unwrap_or_default());
+        let found = match container {
+            None => vec![
+                (Phase::Firmware, kernel.map(|_| firmware), around.began_us),
+                (Phase::Kernel, kernel, kernel_at),
+                (Phase::Agent, agent, agent_at),
+                (Phase::Attestation, micros(Phase::Attestation), agent_at),
+                (Phase::Policy, micros(Phase::Policy), agent_at),
+            ],
+            Some(_) => vec![
+                (Phase::Pull, micros(Phase::Pull), around.began_us),
+                (Phase::Unseal, micros(Phase::Unseal), around.began_us),
+            ],
+        };
+        for (phase, took_us, began_us) in found {
+            if let Some(took_us) = took_us {
+                inner.add(phase, container, began_us, took_us, None);
+            }
+        }
+    }
+
+    /// The pod runs.
+    pub(crate) fn runs(&self) {
+        let mut inner = self.inner();
+        inner.report.state = State::Running;
+        inner.write();
+    }
+
+    /// The pod is gone, and its run directory will be. Only the first call does anything.
+    pub(crate) async fn ended(&self, reason: &str) {
+        {
+            let mut inner = self.inner();
+            if std::mem::replace(&mut inner.is_kept, true) {
+                return;
+            }
+            if inner.report.state != State::Failed {
+                inner.report.state = State::Ended;
+                inner.report.reason = reason.to_owned();
+            }
+        }
+        self.tell().await;
+        let (report, run_dir) = {
+            let mut inner = self.inner();
+            (inner.report.clone(), inner.run_dir.take())
+        };
+        let kept = tokio::task::spawn_blocking(move || {
+            History::at(Path::new(HISTORY_ROOT)).keep(&report, run_dir.as_deref())
+        });
+        if let Ok(Err(error)) = kept.await {
+            tracing::warn!("the start report is not kept in {HISTORY_ROOT}: {error}");
+        }
+    }
+
+    /// Writes the report, and counts and exports what is new.
+    pub(crate) async fn tell(&self) {
+        let (news, pod, exported) = {
+            let mut inner = self.inner();
+            inner.write();
+            let news = inner.report.phases.get(inner.told..).unwrap_or_default().to_vec();
+            inner.told = inner.report.phases.len();
+            let pod = match inner.report.state {
+                State::Starting => None,
+                State::Running | State::Failed | State::Ended if inner.pod_is_told => None,
+                State::Running | State::Ended => Some(true),
+                State::Failed => Some(false),
+            };
+            inner.pod_is_told |= pod.is_some();
+            let exporter = inner.exporter.as_ref();
+            let exported =
+                exporter.and_then(|exporter| exporter.export(&inner.report, &news, pod.is_some()));
+            (news, pod, exported)
+        };
+        let counted = tokio::task::spawn_blocking(move || {
+            History::at(Path::new(HISTORY_ROOT)).count(|totals| {
+                for passed in &news {
+                    totals.add(passed);
+                    if passed.container.is_some() {
+                        match passed.failure {
+                            Some(_) => totals.containers.failed += 1,
+                            None if passed.phase == Phase::Start => totals.containers.started += 1,
+                            None => {}
+                        }
+                    }
+                }
+                match pod {
+                    Some(true) => totals.pods.started += 1,
+                    Some(false) => totals.pods.failed += 1,
+                    None => {}
+                }
+            })
+        });
+        if let Ok(Err(error)) = counted.await {
+            tracing::warn!("the node's counters in {HISTORY_ROOT} stay as they are: {error}");
+        }
+        // Its time is bounded; nobody who started something waits here.
+        if let Some(exported) = exported {
+            let _ = exported.await;
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn add(
+        &mut self,
+        phase: Phase,
+        container: Option<&str>,
+        began_us: u64,
+        took_us: u64,
+        failure: Option<Failed>,
+    ) {
+        let code = failure.as_ref().map_or_else(|| phase.code(), |failed| failed.code.to_string());
+        #[allow(clippy::cast_precision_loss, reason = "a duration for people")]
+        let ms = took_us as f64 / 1000.0;
+        let (sandbox, container_shown) = (&self.report.sandbox, container.unwrap_or("-"));
+        let line = format!(
+            "start report: sandbox={sandbox} container={container_shown} phase={phase} ms={ms:.1} code={code}"
+        );
+        match &failure {
+            Some(failed) => {
+                tracing::error!("{line} failed: {}; next: {}", failed.message, failed.next_step);
+            }
+            None => tracing::info!("{line}"),
+        }
+        let container = container.map(str::to_owned);
+        self.report.add(Passed { phase, container, began_us, took_us, failure });
+    }
+
+    fn write(&self) {
+        if let Some(run_dir) = &self.run_dir
+            && let Err(error) = self.report.write(run_dir)
+        {
+            tracing::warn!("the start report in {} is not written: {error}", run_dir.display());
+        }
+    }
+}
+
+impl Attempt {
+    /// Measures one phase. If it fails, [`Attempt::failed`] is to be told.
+    pub(crate) async fn timed<T, E>(
+        &self,
+        phase: Phase,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let began_us = now_us();
+        let began = Instant::now();
+        *self.now() = Now { phase, began_us };
+        let result = work.await;
+        if result.is_ok() {
+            self.passed(phase, began_us, began.elapsed());
+            *self.now() = Now::reading();
+        }
+        result
+    }
+
+    /// The same for work beside another phase, whose failure is told as that of the other.
+    pub(crate) async fn timed_beside<T, E>(
+        &self,
+        phase: Phase,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let began_us = now_us();
+        let began = Instant::now();
+        let result = work.await;
+        if result.is_ok() {
+            self.passed(phase, began_us, began.elapsed());
+        }
+        result
+    }
+
+    fn passed(&self, phase: Phase, began_us: u64, took: Duration) {
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.report.inner().add(phase, self.container.as_deref(), began_us, took_us, None);
+    }
+
+    /// There is a run directory, in which the report is kept from now on.
+    pub(crate) fn kept_in(&self, run_dir: &Path) {
+        let mut inner = self.report.inner();
+        inner.run_dir = Some(run_dir.to_owned());
+        inner.write();
+    }
+
+    /// Gives an error its code, if it has none, and reports it; one that is reported already stays as it is.
+    pub(crate) fn failed(&self, mut error: TaskError) -> TaskError {
+        if error.is_reported {
+            return error;
+        }
+        let now = *self.now();
+        let code = error.failure.unwrap_or_else(|| Failure::of(now.phase));
+        error.failure = Some(code);
+        error.is_reported = true;
+        let failed =
+            Failed { code, message: error.whole(), next_step: code.next_step().to_owned() };
+        let took_us = now_us().saturating_sub(now.began_us);
+        let mut inner = self.report.inner();
+        if self.container.is_none() || inner.report.state == State::Starting {
+            inner.report.state = State::Failed;
+            inner.report.reason = format!("{code}: {}", failed.message);
+        }
+        let container = self.container.as_deref();
+        inner.add(code.phase(), container, now.began_us, took_us, Some(failed));
+        drop(inner);
+        let report = self.report.clone();
+        tokio::spawn(async move { report.tell().await });
+        error
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,7 +9,6 @@ use nacre_run_directory::RUN_ROOT;
 use super::{Pod, Slot};
 use crate::process::{Exit, KILLED, Process, State};
 use crate::sandbox::Sandbox;
-use crate::start_report;
 
 impl Pod {
     /// Follows a process to its end, and its output with it, and tells containerd.
@@ -72,12 +71,13 @@ impl Pod {
     }
 }
 
-/// Adds the guest's own measurements to the log.
-pub(super) async fn report_start(sandbox: Arc<Sandbox>, container: String) {
+/// Adds the guest's own measurements to the report of the pod's start (none) or a container's, and tells it.
+pub(super) async fn report_start(sandbox: Arc<Sandbox>, container: Option<String>) {
     match sandbox.agent.start_report().await {
-        Ok(phases) => start_report::from_guest(&sandbox.id, &container, &phases),
+        Ok(measured) => sandbox.report.add_guests(container.as_deref(), &measured),
         Err(error) => tracing::debug!("no start report from the guest: {error}"),
     }
+    sandbox.report.tell().await;
 }
 
 /// Removes what dead shims left that containerd did not ask to be cleaned up, for example because it was

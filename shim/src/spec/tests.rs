@@ -89,7 +89,8 @@ fn with(path: &str, value: Value) -> Value {
 
 #[test]
 fn an_ordinary_container_is_converted() {
-    let Converted { spec, host_mounts, left_out } = convert(&parse(ordinary()), ROOT).unwrap();
+    let Converted { spec, host_mounts, devices, left_out } = convert(&parse(ordinary()), ROOT).unwrap();
+    assert_eq!(devices, []);
     assert_eq!((spec.Root.Path.as_str(), spec.Root.Readonly), (ROOT, true));
 
     let process = &spec.Process;
@@ -160,11 +161,11 @@ fn what_would_need_the_host_is_refused_by_name() {
         spec
     };
     let hook = json!([{"path": "/bin/sh"}]);
-    let sda = json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]);
+    let kvm = json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]);
     for (spec, expected) in [
         (with("/hooks", json!({"prestart": hook})), "hooks.prestart"),
         (with("/hooks", json!({"poststop": hook})), "hooks.poststop"),
-        (with("/linux/devices", sda), "linux.devices[0] (/dev/sda)"),
+        (with("/linux/devices", kvm), "linux.devices[0] (/dev/kvm)"),
         (
             with("/linux/uidMappings", json!([{"containerID": 0, "hostID": 1, "size": 1}])),
             "linux.uidMappings",
@@ -263,4 +264,21 @@ fn what_is_not_json_of_the_right_form_is_refused() {
     assert!(resources_from_json(b"{\"memory\": {\"limit\": \"1\"}}").is_err());
     let update = resources_from_json(b"{\"cpu\": {\"shares\": 5}}").unwrap();
     assert_eq!(update.CPU.Shares, 5);
+}
+
+#[test]
+fn block_devices_become_disks_and_their_rules_stay_here() {
+    let xvda = json!({"path": "/dev/xvda", "type": "b", "major": 7, "minor": 3});
+    let mut source = with("/linux/devices", json!([xvda]));
+    let rules = source.pointer_mut("/linux/resources/devices").unwrap().as_array_mut().unwrap();
+    rules.push(json!({"allow": true, "type": "b", "major": 7, "minor": 3, "access": "r"}));
+    let converted = convert(&parse(source), ROOT).unwrap();
+    let device =
+        HostDevice { path: "/dev/xvda".to_owned(), major: 7, minor: 3, read_only: true };
+    assert_eq!(converted.devices, [device]);
+    let linux = converted.spec.Linux.unwrap();
+    assert!(linux.Devices.is_empty());
+    let rules = &linux.Resources.unwrap().Devices;
+    assert_eq!(rules.len(), 2, "{rules:?}");
+    assert!(rules.iter().all(|rule| rule.Type != "b"));
 }

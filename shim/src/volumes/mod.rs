@@ -1,8 +1,13 @@
 //! Host files that a container is to see, copied into the guest.
 //!
 //! There is no file system shared with the guest: what kubelet and containerd bind into a container
-//! (resolv.conf, hosts, secrets, configuration) is copied when the container is made. A copy is a
-//! copy: later changes on either side do not reach the other.
+//! (resolv.conf, hosts, secrets, configuration) is copied when the container is made. A copy is a copy: what
+//! the container writes never reaches the host, and of the host's changes only those reach the guest that
+//! the kubelet makes to configMap, secret, projected and downwardAPI volumes (`updates`). Directories that
+//! begin empty are made by the guest. What would lose data as a copy is refused.
+
+mod host;
+mod updates;
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
@@ -10,9 +15,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nacre_protocol::agent::CopyFileRequest;
-use nacre_protocol::channel::{COPY_CHUNK, COPY_ROOT};
+use nacre_protocol::agent::{CopyFileRequest, Storage};
+use nacre_protocol::channel::{
+    COPY_CHUNK, COPY_ROOT, DRIVER_EPHEMERAL, DRIVER_LOCAL, EPHEMERAL_VOLUMES, LOCAL_VOLUMES,
+};
 
+pub(crate) use self::host::is_empty_dir;
+use self::host::{EmptyDir, Medium, Volume};
+pub(crate) use self::updates::{Changing, Following};
 use crate::agent::{Agent, AgentError};
 use crate::error::{Code, Coded};
 use crate::spec::HostMount;
@@ -40,6 +50,16 @@ pub(crate) enum VolumeError {
     TooMuch { path: PathBuf, destination: PathBuf },
     #[error("{path}, bound to {destination}: the name is not UTF-8")]
     Name { path: PathBuf, destination: PathBuf },
+    #[error(
+        "{path}, bound to {destination}, is writable and lasts longer than the pod: what is written to a \
+         copy in the guest would be lost; mount it readOnly, or use an emptyDir or a block volume"
+    )]
+    WouldBeLost { path: PathBuf, destination: PathBuf },
+    #[error(
+        "the volume at {destination} is of huge pages, which the guest's memory has none of: use \
+         emptyDir.medium: Memory"
+    )]
+    HugePages { destination: PathBuf },
     #[error("copying {path} into the guest: {cause}")]
     Agent { path: PathBuf, cause: AgentError },
 }
@@ -48,23 +68,58 @@ impl Coded for VolumeError {
     fn code(&self) -> Code {
         match self {
             VolumeError::Read { .. } | VolumeError::Name { .. } => Code::INVALID_ARGUMENT,
-            VolumeError::Kind { .. } => Code::UNIMPLEMENTED,
+            VolumeError::Kind { .. }
+            | VolumeError::WouldBeLost { .. }
+            | VolumeError::HugePages { .. } => Code::UNIMPLEMENTED,
             VolumeError::TooMuch { .. } => Code::RESOURCE_EXHAUSTED,
             VolumeError::Agent { cause, .. } => cause.code(),
         }
     }
 }
 
-/// Copies what a container's mounts need and returns, in the same order, where it is in the guest.
-pub(crate) async fn copy_all(
+/// What a container's mounts need in the guest.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    /// Where each mount's source is in the guest, in the order of the mounts.
+    pub(crate) places: Vec<String>,
+    /// Volumes that the agent is to make, each once.
+    pub(crate) storages: Vec<Storage>,
+    /// Volumes whose copies are to follow the host's.
+    pub(crate) changing: Vec<Changing>,
+}
+
+/// Copies what a container's mounts need.
+pub(crate) async fn prepare(
     agent: &Agent,
     container: &str,
     mounts: Vec<HostMount>,
-) -> Result<Vec<String>, VolumeError> {
-    let mut budget = Budget { bytes: MOST_BYTES, entries: MOST_ENTRIES };
-    let mut places = Vec::with_capacity(mounts.len());
+) -> Result<Prepared, VolumeError> {
+    let mut budget = Budget::WHOLE;
+    let mut prepared = Prepared::default();
     for mount in mounts {
         let mount = Arc::new(mount);
+        let classifying = {
+            let mount = mount.clone();
+            tokio::task::spawn_blocking(move || host::classify(&mount))
+        };
+        let volume = join(classifying.await, &mount)?;
+        match volume {
+            Volume::EmptyDir(directory) => {
+                let (place, storage) = shared(&mount, &directory)?;
+                if prepared.storages.iter().all(|s| s.mount_point != storage.mount_point) {
+                    prepared.storages.push(storage);
+                }
+                prepared.places.push(place);
+                continue;
+            }
+            Volume::Lasting if !mount.read_only => {
+                return Err(VolumeError::WouldBeLost {
+                    path: mount.source.clone(),
+                    destination: mount.destination.clone(),
+                });
+            }
+            Volume::Lasting | Volume::PodFile | Volume::Changing => {}
+        }
         let place = guest_path(container, &mount.source)
             .map_err(|cause| unreadable(&mount, &mount.source, cause))?;
         let listing = {
@@ -73,12 +128,53 @@ pub(crate) async fn copy_all(
         };
         let (entries, left) = join(listing.await, &mount)?;
         budget = left;
+        if volume == Volume::Changing {
+            prepared.changing.extend(Changing::of(&mount, &place, &entries));
+        }
         for entry in entries {
             copy(agent, &mount, entry).await?;
         }
-        places.push(place);
+        prepared.places.push(place);
     }
-    Ok(places)
+    Ok(prepared)
+}
+
+/// Where a volume that begins empty is in the guest, and what makes it.
+fn shared(mount: &HostMount, directory: &EmptyDir) -> Result<(String, Storage), VolumeError> {
+    let found = directory
+        .directory
+        .metadata()
+        .map_err(|cause| unreadable(mount, &directory.directory, cause))?;
+    // The kubelet has set both for the pod's fsGroup.
+    let mut options = vec![format!("mode={:04o}", found.mode() & 0o3777)];
+    if found.gid() != 0 {
+        options.push(format!("gid={}", found.gid()));
+    }
+    let (driver, kind, root) = match directory.medium {
+        Medium::Default => (DRIVER_LOCAL, DRIVER_LOCAL, LOCAL_VOLUMES),
+        Medium::Memory { size } => {
+            options.extend(size.map(|size| format!("size={size}")));
+            (DRIVER_EPHEMERAL, "tmpfs", EPHEMERAL_VOLUMES)
+        }
+    };
+    let mount_point = format!("{root}/{}", directory.name);
+    let place = match directory.part.to_str() {
+        Some("") => mount_point.clone(),
+        Some(part) => format!("{mount_point}/{part}"),
+        None => {
+            let (path, destination) = (directory.part.clone(), mount.destination.clone());
+            return Err(VolumeError::Name { path, destination });
+        }
+    };
+    let storage = Storage {
+        driver: driver.to_owned(),
+        source: kind.to_owned(),
+        fstype: kind.to_owned(),
+        options,
+        mount_point,
+        ..Default::default()
+    };
+    Ok((place, storage))
 }
 
 /// `COPY_ROOT/<container>-<16 hex>-<basename>`: unique, and recognizable as the container's.
@@ -100,6 +196,10 @@ fn guest_path(container: &str, source: &Path) -> io::Result<String> {
 struct Budget {
     bytes: u64,
     entries: usize,
+}
+
+impl Budget {
+    const WHOLE: Budget = Budget { bytes: MOST_BYTES, entries: MOST_ENTRIES };
 }
 
 /// One thing to make in the guest.
@@ -129,6 +229,15 @@ fn list(
 ) -> Result<(Vec<Entry>, Budget), VolumeError> {
     let root =
         mount.source.canonicalize().map_err(|cause| unreadable(mount, &mount.source, cause))?;
+    list_beneath(mount, root, target, budget)
+}
+
+fn list_beneath(
+    mount: &HostMount,
+    root: PathBuf,
+    target: String,
+    budget: Budget,
+) -> Result<(Vec<Entry>, Budget), VolumeError> {
     let mut left = budget;
     let mut entries = Vec::new();
     let mut ahead = vec![(root, target, 0)];
@@ -281,7 +390,8 @@ mod tests {
     use super::*;
 
     fn mount(source: &Path) -> HostMount {
-        HostMount { position: 0, source: source.to_owned(), destination: "/in/container".into() }
+        let (source, destination) = (source.to_owned(), "/in/container".into());
+        HostMount { position: 0, source, destination, read_only: true }
     }
 
     fn listed(source: &Path, budget: Budget) -> Result<Vec<Entry>, VolumeError> {
@@ -331,6 +441,33 @@ mod tests {
             let error = listed(source, budget).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn an_empty_directory_is_asked_of_the_guest() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o2770)).unwrap();
+        let gid = std::fs::metadata(dir.path()).unwrap().gid();
+        let empty = |part: &str, medium| EmptyDir {
+            name: "work".into(),
+            directory: dir.path().into(),
+            part: part.into(),
+            medium,
+        };
+        let mount = mount(dir.path());
+        let (place, storage) = shared(&mount, &empty("", Medium::Default)).unwrap();
+        assert_eq!(place, "/run/kata-containers/sandbox/local/work");
+        assert_eq!((storage.driver.as_str(), &storage.mount_point), ("local", &place));
+        let mode = std::fs::metadata(dir.path()).unwrap().mode() & 0o3777;
+        let mut options = vec![format!("mode={mode:04o}")];
+        options.extend((gid != 0).then(|| format!("gid={gid}")));
+        assert_eq!(storage.options, options);
+        let medium = Medium::Memory { size: Some(4096) };
+        let (place, storage) = shared(&mount, &empty("a/b", medium)).unwrap();
+        assert_eq!(place, "/run/kata-containers/sandbox/ephemeral/work/a/b");
+        assert_eq!(storage.driver, "ephemeral");
+        assert!(storage.options.contains(&"size=4096".to_owned()));
     }
 
     #[test]
