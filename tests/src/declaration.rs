@@ -4,6 +4,8 @@
 use k8s_cri::v1 as cri;
 use serde_json::{Map, Value, json};
 
+use crate::volumes::{Shown, Volume};
+
 /// What the kubelet asks for unless a container has `procMount: Unmasked`.
 const MASKED: [&str; 10] = [
     "/proc/asound",
@@ -33,6 +35,7 @@ pub struct Declaration {
     memory_mib: Option<i64>,
     cpu_thousandths: Option<i64>,
     pub(crate) files: Vec<Files>,
+    pub(crate) volumes: Vec<Shown>,
 }
 
 /// Files from a `ConfigMap`, shown in a directory.
@@ -57,6 +60,7 @@ pub fn container(name: &str, image: &str) -> Declaration {
         memory_mib: None,
         cpu_thousandths: None,
         files: Vec::new(),
+        volumes: Vec::new(),
     }
 }
 
@@ -136,6 +140,36 @@ impl Declaration {
         self
     }
 
+    /// Shows a volume at `target`.
+    #[must_use]
+    pub fn volume(self, volume: &Volume, target: &str) -> Self {
+        self.shown(volume, target, None, false)
+    }
+
+    /// Shows a volume that the container cannot write to.
+    #[must_use]
+    pub fn volume_read_only(self, volume: &Volume, target: &str) -> Self {
+        self.shown(volume, target, None, true)
+    }
+
+    /// Shows a part of a volume (`subPath`).
+    #[must_use]
+    pub fn volume_part(self, volume: &Volume, part: &str, target: &str) -> Self {
+        self.shown(volume, target, Some(part.to_owned()), false)
+    }
+
+    fn shown(
+        mut self,
+        volume: &Volume,
+        target: &str,
+        part: Option<String>,
+        read_only: bool,
+    ) -> Self {
+        let (volume, target) = (volume.clone(), target.to_owned());
+        self.volumes.push(Shown { volume, target, part, read_only });
+        self
+    }
+
     /// As an entry of `spec.containers`.
     pub(crate) fn to_kubernetes(&self) -> Value {
         let mut entry = Map::new();
@@ -163,9 +197,17 @@ impl Declaration {
         if !limits.is_empty() {
             entry.insert("resources".into(), json!({ "limits": limits }));
         }
-        if !self.files.is_empty() {
+        if !self.files.is_empty() || !self.volumes.is_empty() {
             let mount = |files: &Files| json!({ "name": files.name, "mountPath": files.target });
-            entry.insert("volumeMounts".into(), self.files.iter().map(mount).collect());
+            let files = self.files.iter().map(mount);
+            let mounted = self.volumes.iter().filter(|shown| shown.device().is_none());
+            let volumes = mounted.map(Shown::to_kubernetes);
+            entry.insert("volumeMounts".into(), files.chain(volumes).collect());
+        }
+        let devices: Vec<Value> =
+            self.volumes.iter().filter_map(Shown::device).map(|(entry, _)| entry).collect();
+        if !devices.is_empty() {
+            entry.insert("volumeDevices".into(), devices.into());
         }
         Value::Object(entry)
     }
@@ -203,6 +245,7 @@ impl Declaration {
             working_dir: self.directory.clone().unwrap_or_default(),
             envs: self.env.iter().cloned().chain(service_variables()).map(pair).collect(),
             mounts,
+            devices: self.volumes.iter().filter_map(Shown::device).map(|(_, cri)| cri).collect(),
             log_path: format!("{}.log", self.name),
             linux: Some(linux),
             ..Default::default()

@@ -10,7 +10,7 @@ use crate::declaration::{Declaration, Files};
 use crate::world::World;
 
 /// Where they are, inside.
-const PODS: &str = "/run/world/kubelet/pods";
+pub(crate) const PODS: &str = "/run/world/kubelet/pods";
 /// The namespace of all pods.
 pub(crate) const NAMESPACE: &str = "stories";
 
@@ -39,8 +39,16 @@ pub(crate) fn manifest(
         "automountServiceAccountToken": false,
         "containers": containers.iter().map(Declaration::to_kubernetes).collect::<Vec<_>>(),
     });
-    if files().next().is_some() {
-        spec["volumes"] = files().map(volume).collect();
+    let mut volumes: Vec<Value> = files().map(volume).collect();
+    for shown in containers.iter().flat_map(|container| &container.volumes) {
+        let volume = shown.volume.to_kubernetes();
+        if !volumes.contains(&volume) {
+            volumes.push(volume);
+            documents.extend(shown.volume.claim(NAMESPACE));
+        }
+    }
+    if !volumes.is_empty() {
+        spec["volumes"] = volumes.into();
     }
     if shared_processes {
         spec["shareProcessNamespace"] = json!(true);
@@ -71,6 +79,11 @@ pub(crate) fn mounts(
     for files in &container.files {
         let volume = config_map(world, &pod, files)?;
         mounts.push(mount(volume, &files.target, true));
+    }
+    let mounted = container.volumes.iter().filter(|shown| shown.device().is_none());
+    for (number, shown) in mounted.enumerate() {
+        let number = container.files.len() + number;
+        mounts.push(shown.prepare(world, uid, &container.name, number)?);
     }
     mounts.push(mount(hosts, "/etc/hosts", false));
     mounts.push(mount(log, "/dev/termination-log", false));

@@ -44,6 +44,7 @@ mod policy;
 mod private_registry;
 mod products;
 mod registry;
+mod volumes;
 mod world;
 mod yaml;
 
@@ -59,6 +60,7 @@ pub use pod::{Pod, PodBuilder};
 pub use private_registry::{GUESTS_LOGIN, GUESTS_PASSWORD, PrivateRegistry};
 pub use products::{ContainerdVersion, Products};
 pub use registry::Registry;
+pub use volumes::{FileTexts, Volume};
 pub use world::{Runtime, World, WorldBuilder};
 
 /// SHA-256 of some bytes, in hex.

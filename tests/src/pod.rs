@@ -111,6 +111,13 @@ impl<'w> PodBuilder<'w> {
         self
     }
 
+    /// Its policy is added to this initdata (a path inside).
+    #[must_use]
+    pub fn initdata(mut self, path: &str) -> PodBuilder<'w> {
+        self.base = Some(path.to_owned());
+        self
+    }
+
     /// It brings this initdata (an annotation's text), whatever is declared.
     #[must_use]
     pub fn with_initdata(mut self, annotation: &str) -> PodBuilder<'w> {

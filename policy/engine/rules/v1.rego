@@ -29,6 +29,12 @@ copy_root := "/run/kata-containers/shared/containers/"
 
 shm := "/run/kata-containers/sandbox/shm"
 
+ephemeral_volumes := "/run/kata-containers/sandbox/ephemeral/"
+
+local_volumes := "/run/kata-containers/sandbox/local/"
+
+block_volumes := "/run/kata-containers/sandbox/volumes/"
+
 #
 # The pod
 #
@@ -331,8 +337,49 @@ copy_path_ok if {
 	copy_top
 }
 
-# What a container has been given stays as it is.
-copy_new_ok if not state.containers[copy_top[1]]
+# What a container has been given stays as it is, but for volumes of which the owner lets the files change.
+# Those change as the kubelet's do: a directory ..NAME with the new files, then the link ..data to it, and
+# links to files that came. The agent holds to the same, and removes what is old by itself.
+copy_new_ok if {
+	not state.containers[copy_top[1]]
+} else if {
+	copy_update_mount_ok
+	copy_update_kind_ok
+}
+
+copy_update_mount_ok if {
+	owner := state.containers[copy_top[1]]
+	owner.pod == false
+	some mount in policy.containers[owner.name].mounts
+	mount.updates == true
+	copy_is_of(mount)
+}
+
+copy_is_of(mount) if {
+	copy_name == mount.source
+} else if {
+	regex.match(sprintf("^(?:%s)$", [mount.source_pattern]), copy_name)
+}
+
+copy_update_kind_ok if {
+	input.file_type in {"Regular", "Directory"}
+	generation(copy_parts[1])
+} else if {
+	input.file_type == "Symlink"
+	count(copy_parts) == 2
+	copy_parts[1] == "..data"
+	generation(input.symlink_target)
+} else if {
+	input.file_type == "Symlink"
+	count(copy_parts) == 2
+	not startswith(copy_parts[1], "..")
+	input.symlink_target == sprintf("..data/%s", [copy_parts[1]])
+}
+
+generation(directory) if {
+	regex.match(`^\.\.[0-9A-Za-z_.-]{1,64}$`, directory)
+	directory != "..data"
+}
 
 copy_name_ok if {
 	copy_name in copy_names
@@ -453,7 +500,9 @@ CopyFileRequest_problems contains {
 }
 
 CopyFileRequest_problems contains {
-	"field": "path", "expected": "a file of a container that is still to be created", "got": input.path,
+	"field": "path",
+	"expected": "a file of a container that is still to be created, or new files of a volume that may change",
+	"got": input.path, "fix": "setting volume_updates",
 } if {
 	copy_path_ok
 	not copy_new_ok
@@ -514,6 +563,7 @@ CreateContainerRequest if {
 	order_ok
 	identity_ok
 	image_ok
+	volumes_ok
 	args_ok
 	cwd_ok
 	env_ok(expected, process.Env)
@@ -552,6 +602,7 @@ pod_container_ok if {
 	state.sandbox == input.container_id
 	count(state.containers) == 0
 	storage_is("pause")
+	count(input.storages) == 1
 	process.User
 }
 
@@ -632,7 +683,6 @@ storage_is(source) if {
 }
 
 image_storage := input.storages[0] if {
-	count(input.storages) == 1
 	input.storages[0].driver == "image_guest_pull"
 	input.storages[0].mount_point == root_path
 	input.storages[0].options == []
@@ -806,6 +856,89 @@ privileges_ok if process.NoNewPrivileges == object.get(expected, "no_new_privile
 terminal_ok if process.Terminal == object.get(expected, "terminal", false)
 
 #
+# Volumes that the pod's containers share, made by the guest: all storages but the image.
+#
+
+volumes_ok if {
+	volumes := array.slice(input.storages, 1, count(input.storages))
+	count({storage.mount_point | some storage in volumes}) == count(volumes)
+	every storage in volumes {
+		volume_ok(storage)
+	}
+}
+
+# An empty directory, of the kind that the owner chose. A bound that the host makes smaller ends in errors of
+# the workload, one that it makes larger in those of the VM's memory.
+volume_ok(storage) if {
+	some mount in expected.mounts
+	mount.kind == "empty_dir"
+	storage.mount_point == empty_dir_place(mount)
+	empty_dir_type_ok(storage, mount)
+	storage.driver_options == []
+	storage.fs_group == null
+	storage.shared == false
+}
+
+# A disk with the file system of a claim. What is on it, and under which key, the guest has from its owner
+# (volumes.toml in the initdata), not from this request.
+volume_ok(storage) if {
+	storage.driver == "blk"
+	regex.match(`^nacre-volume-[0-7]$`, storage.source)
+	storage.mount_point == concat("", [block_volumes, storage.source])
+	storage.fstype == "ext4"
+	storage.options in [[], ["ro"]]
+	storage.driver_options == []
+	storage.fs_group == null
+	storage.shared == false
+	some mount in spec.Mounts
+	mount.source == storage.mount_point
+	expected.mounts[mount.destination].kind == "claim"
+}
+
+empty_dir_type_ok(storage, mount) if {
+	mount.memory == true
+	[storage.driver, storage.fstype, storage.source] == ["ephemeral", "tmpfs", "tmpfs"]
+	every option in storage.options {
+		regex.match(`^(mode=[0-3]?[0-7]{3}|gid=[0-9]{1,10}|size=[0-9]{1,15})$`, option)
+	}
+} else if {
+	object.get(mount, "memory", false) == false
+	[storage.driver, storage.fstype, storage.source] == ["local", "local", "local"]
+	every option in storage.options {
+		regex.match(`^(mode=[0-3]?[0-7]{3}|gid=[0-9]{1,10})$`, option)
+	}
+}
+
+empty_dir_place(mount) := concat("", [ephemeral_volumes, mount.volume]) if mount.memory == true
+
+empty_dir_place(mount) := concat("", [local_volumes, mount.volume]) if {
+	object.get(mount, "memory", false) == false
+}
+
+empty_dir_source_ok(source, wanted) if {
+	wanted.sub_path
+	source == concat("/", [empty_dir_place(wanted), wanted.sub_path])
+} else if {
+	place := concat("", [empty_dir_place(wanted), "/"])
+	startswith(source, place)
+	regex.match(sprintf("^(?:%s)$", [wanted.sub_path_pattern]), trim_prefix(source, place))
+} else if {
+	not wanted.sub_path
+	not wanted.sub_path_pattern
+	source == empty_dir_place(wanted)
+}
+
+CreateContainerRequest_problems contains {
+	"field": "storages",
+	"expected": "the image, then the pod's empty directories and the disks of its claims, each once",
+	"got": [[storage.driver, storage.mount_point, storage.options] | some storage in input.storages],
+	"key": "mounts",
+} if {
+	expected
+	not volumes_ok
+}
+
+#
 # Mounts: by destination. The guest mounts parents before children, whatever order they come in.
 #
 
@@ -853,7 +986,15 @@ mount_ok(mount) if {
 	wanted := expected.mounts[mount.destination]
 	mount.type_ == "bind"
 	mount.options in runtime.bind_options[bind_mode(wanted)]
-	source_ok(mount.source, wanted)
+	bind_source_ok(mount.source, wanted)
+}
+
+bind_source_ok(source, wanted) if {
+	wanted.kind == "empty_dir"
+	empty_dir_source_ok(source, wanted)
+} else if {
+	not wanted.kind == "empty_dir"
+	source_ok(source, wanted)
 }
 
 bind_mode(wanted) := "ro" if object.get(wanted, "read_only", false) == true
@@ -874,6 +1015,11 @@ source_ok(source, wanted) if {
 	copied_name(source) == wanted.source
 } else if {
 	copied_as(source, wanted.source_pattern)
+} else if {
+	# The whole of a disk that is one of the request's volumes.
+	wanted.kind == "claim"
+	some storage in input.storages
+	[storage.driver, storage.mount_point] == ["blk", source]
 }
 
 copied_as(source, pattern) if regex.match(sprintf("^(?:%s)$", [pattern]), copied_name(source))
@@ -1022,7 +1168,7 @@ plain_ok if {
 	spec.Version in runtime.oci_versions
 	input.exec_id in {"", input.container_id}
 	input.string_user == null
-	input.devices == []
+	devices_ok
 	input.shared_mounts == []
 	[input.stdin_port, input.stdout_port, input.stderr_port] == [0, 0, 0]
 	[spec.Hooks, spec.Solaris, spec.Windows, linux.IntelRdt] == [null, null, null, null]
@@ -1032,6 +1178,22 @@ plain_ok if {
 	linux.RootfsPropagation in {"", "private", "rprivate", "slave", "rslave"}
 	spec.Root.Path == root_path
 }
+
+# Disks that a container gets as block devices: those of the owner's volumeDevices, all of them.
+devices_ok if {
+	paths := {device.container_path | some device in input.devices}
+	count(paths) == count(input.devices)
+	paths == wanted_devices
+	every device in input.devices {
+		[device.type_, device.vm_path] == ["blk", ""]
+		regex.match(`^nacre-volume-[0-7]$`, device.id)
+		device.options in [[], ["ro"]]
+	}
+}
+
+default wanted_devices := set()
+
+wanted_devices := {path | some path in expected.devices}
 
 default shown_type := ""
 
@@ -1352,12 +1514,17 @@ CreateContainerRequest_problems contains {
 }
 
 CreateContainerRequest_problems contains {
-	"field": "devices", "expected": [], "got": array.concat(
-		[device.container_path | some device in input.devices],
+	"field": "devices", "expected": sort([path | some path in wanted_devices]), "got": array.concat(
+		[[device.container_path, device.type_, device.id] | some device in input.devices],
 		[device.Path | some device in linux.Devices],
-	),
+	), "key": "devices",
 } if {
-	count(input.devices) + count(linux.Devices) > 0
+	not no_other_devices
+}
+
+no_other_devices if {
+	devices_ok
+	linux.Devices == []
 }
 
 CreateContainerRequest_problems contains {
@@ -1365,7 +1532,7 @@ CreateContainerRequest_problems contains {
 	"expected": "none", "got": "some",
 } if {
 	spec.Version in runtime.oci_versions
-	count(input.devices) + count(linux.Devices) == 0
+	no_other_devices
 	not plain_ok
 }
 

@@ -817,3 +817,152 @@ fn a_sandbox_is_plain() {
     }
     judge.judge_json(&sandbox.name, &sandbox.input).map(drop).unwrap();
 }
+
+/// A volume whose content is not fixed and which may change, in the container `app`.
+fn changing(data: &mut Value) {
+    data["copies"] = json!({});
+    data["containers"]["app"]["mounts"]["/config"]["updates"] = true.into();
+}
+
+#[test]
+fn files_of_a_running_container_change_as_the_kubelet_changes_them_or_not_at_all() {
+    let is_app_start = |r: &Request| {
+        r.name == "StartContainerRequest" && {
+            let app = requests(NEWEST).into_iter().find(is_app_creation).unwrap();
+            r.input["container_id"] == app.input["container_id"]
+        }
+    };
+    let started = |change: fn(&mut Value)| {
+        let mut judge = judge(&document(NEWEST, &["containerd-2"], change));
+        up_to(&mut judge, NEWEST, is_app_start);
+        judge
+    };
+    let copy = requests(NEWEST).into_iter().find(|r| r.input["sha256"] == CONTENT).unwrap();
+    let (root, rest) = copy.input["path"].as_str().unwrap().split_once("-config/").unwrap();
+    assert!(rest.starts_with(".."), "{rest}");
+    let request = |path: &str, kind: &str, target: &str| {
+        let mut input = copy.input.clone();
+        input["path"] = format!("{root}-config/{path}").into();
+        input["file_type"] = kind.into();
+        input["symlink_target"] = if kind == "Symlink" { target.into() } else { Value::Null };
+        input["sha256"] = if kind == "Regular" { "1".repeat(64).into() } else { Value::Null };
+        input
+    };
+    let cases = [
+        ("..2026_11_22_10_00_00.7", "Directory", "", true),
+        ("..2026_11_22_10_00_00.7/key", "Regular", "", true),
+        ("..2026_11_22_10_00_00.7/sub/key", "Regular", "", true),
+        ("..data", "Symlink", "..2026_11_22_10_00_00.7", true),
+        ("more", "Symlink", "..data/more", true),
+        ("key", "Regular", "", false),
+        ("..data", "Regular", "", false),
+        ("..data/key", "Regular", "", false),
+        ("sub/key", "Regular", "", false),
+        ("sub", "Directory", "", false),
+        ("..data", "Symlink", "..data", false),
+        ("..data", "Symlink", "plain", false),
+        ("..data", "Symlink", "/etc", false),
+        ("..data", "Symlink", "..x/../../..", false),
+        ("more", "Symlink", "..data/other", false),
+        ("..more", "Symlink", "..data/..more", false),
+        ("sub/more", "Symlink", "..data/more", false),
+        ("..2026_11_22_10_00_00.7/link", "Symlink", "..data/link", false),
+    ];
+    let mut open = started(changing);
+    for (path, kind, target, allowed) in cases {
+        let input = request(path, kind, target);
+        let verdict = open.judge_json("CopyFileRequest", &input).map(|_| ());
+        assert_eq!(verdict.is_ok(), allowed, "{path} {kind} {target}: {verdict:?}");
+    }
+    // Its content is fixed, or the owner does not let it change.
+    let mut fixed = started(|data| {
+        data["containers"]["app"]["mounts"]["/config"]["updates"] = true.into();
+    });
+    let other = request("..2026_11_22_10_00_00.7/key", "Regular", "");
+    let denial = fixed.judge_json("CopyFileRequest", &other).unwrap_err().to_string();
+    assert!(denial.contains("content"), "{denial}");
+    let mut closed = started(|_| {});
+    let denial = closed.judge_json("CopyFileRequest", &other).unwrap_err().to_string();
+    assert!(denial.contains("volume_updates"), "{denial}");
+}
+
+#[test]
+fn empty_directories_are_those_of_the_owner() {
+    let places = "/run/kata-containers/sandbox";
+    let document = document(NEWEST, &["containerd-2"], |data| {
+        let mounts = &mut data["containers"]["app"]["mounts"];
+        mounts["/work"] = json!({ "kind": "empty_dir", "volume": "work" });
+        mounts["/dev/shm"] = json!({ "kind": "empty_dir", "volume": "fast", "memory": true });
+        mounts["/part"] = json!({ "kind": "empty_dir", "volume": "work", "sub_path": "a/b" });
+        mounts["/pod"] =
+            json!({ "kind": "empty_dir", "volume": "work", "sub_path_pattern": "^[a-z0-9-]+$" });
+    });
+    let mut judge = judge(&document);
+    let mut creation = up_to(&mut judge, NEWEST, is_app_creation).input;
+    let storage = |driver: &str, kind: &str, at: &str, options: &[&str]| {
+        let mut storage = creation["storages"][0].clone();
+        storage["driver"] = driver.into();
+        storage["driver_options"] = json!([]);
+        storage["source"] = kind.into();
+        storage["fstype"] = kind.into();
+        storage["mount_point"] = format!("{places}/{at}").into();
+        storage["options"] = json!(options);
+        storage
+    };
+    let local = storage("local", "local", "local/work", &["mode=2777", "gid=1000"]);
+    let fast = storage("ephemeral", "tmpfs", "ephemeral/fast", &["mode=0777", "size=65536"]);
+    let bind = |source: &str, destination: &str| {
+        json!({
+            "type_": "bind", "source": format!("{places}/{source}"), "destination": destination,
+            "options": ["rbind", "rprivate", "rw"],
+        })
+    };
+    let binds = [
+        bind("local/work", "/work"),
+        bind("ephemeral/fast", "/dev/shm"),
+        bind("local/work/a/b", "/part"),
+        bind("local/work/pod-1", "/pod"),
+    ];
+    let mounts = creation["OCI"]["Mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| mount["destination"] != "/dev/shm");
+    mounts.extend(binds);
+    let first = creation["storages"].as_array().unwrap().len();
+    creation["storages"].as_array_mut().unwrap().extend([local.clone(), fast.clone()]);
+    let _ = judge
+        .judge_json("CreateContainerRequest", &creation)
+        .unwrap_or_else(|denial| panic!("{denial}"));
+
+    let at = |index: usize, rest: &str| format!("/storages/{}{rest}", first + index);
+    let count = creation["OCI"]["Mounts"].as_array().unwrap().len();
+    let mount = |index: usize| format!("/OCI/Mounts/{}/source", count - 4 + index);
+    for (pointer, value, word) in [
+        (at(0, "/driver"), json!("ephemeral"), "storages"),
+        (at(1, "/driver"), json!("local"), "storages"),
+        (at(0, "/fstype"), json!("ext4"), "storages"),
+        (at(0, "/mount_point"), json!("/etc"), "storages"),
+        (at(0, "/mount_point"), json!(format!("{places}/local/other")), "storages"),
+        (at(0, "/mount_point"), json!(format!("{places}/ephemeral/fast")), "storages"),
+        (at(0, "/options"), json!(["mode=4777"]), "storages"),
+        (at(1, "/options"), json!(["size=1,mpol=bind"]), "storages"),
+        (at(0, "/source"), json!("/dev/vda"), "storages"),
+        (at(0, "/shared"), json!(true), "storages"),
+        (mount(0), json!(format!("{places}/local/other")), "OCI.Mounts"),
+        (mount(0), json!(format!("{places}/local/work/a")), "OCI.Mounts"),
+        (mount(1), json!("/run/kata-containers/sandbox/shm"), "OCI.Mounts"),
+        (mount(2), json!(format!("{places}/local/work/b")), "OCI.Mounts"),
+        (mount(3), json!(format!("{places}/local/work/../x")), "OCI.Mounts"),
+        (mount(3), json!(format!("{places}/local/work")), "OCI.Mounts"),
+    ] {
+        let mut changed = creation.clone();
+        *changed.pointer_mut(&pointer).unwrap() = value;
+        let judged = judge.judge_json("CreateContainerRequest", &changed);
+        let denial = judged.expect_err(&pointer).to_string();
+        assert!(denial.contains(word), "{pointer}: {denial}");
+    }
+    // The host has no files to copy into them.
+    let copy = requests(NEWEST).into_iter().find(|r| r.input["sha256"] == CONTENT).unwrap();
+    let mut input = copy.input.clone();
+    let path = input["path"].as_str().unwrap().replace("-config/", "-work/");
+    input["path"] = path.into();
+    assert!(judge.judge_json("CopyFileRequest", &input).is_err());
+}
