@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
+use nacre_node_install::{Root, Step, collect_unused};
 use nacre_run_directory::{Leftover, PodName, RUN_ROOT, Thing, leftovers};
 use serde::Serialize;
 
@@ -15,7 +16,8 @@ use crate::output::Output;
 /// A sandbox is dead when its shim is: killed, crashed, or from before a reboot. What the shim made for it and
 /// recorded is removed: the machine's process, redirects of the pod's network, the shim's socket, control groups,
 /// the run directory. What containerd and CNI made (tasks, mounts, network namespaces, addresses) is theirs and
-/// stays. Living pods are not touched, and shims may start and end meanwhile.
+/// stays. Versions of Nacre that `nacre install` put beside the current one go when no process uses them any more.
+/// Living pods are not touched, and shims may start and end meanwhile.
 #[derive(Args)]
 #[command(after_help = "Examples:
   nacre gc --dry-run                   what is there to be removed?
@@ -41,6 +43,9 @@ pub(crate) struct Arguments {
 struct Document {
     dry_run: bool,
     sandboxes: Vec<Dead>,
+    /// Versions beneath /opt/nacre from which nothing runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    versions: Vec<Step>,
 }
 
 /// A dead sandbox.
@@ -56,13 +61,13 @@ struct Dead {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
-    let document = Document {
-        dry_run: arguments.dry_run,
-        sandboxes: collect(&arguments.run_root, arguments)?,
-    };
+    let sandboxes = collect(&arguments.run_root, arguments)?;
+    let (versions, _) = collect_unused(&Root::new(Path::new("/")), arguments.dry_run)?;
+    let document = Document { dry_run: arguments.dry_run, sandboxes, versions };
     arguments.output.show(&document, text)?;
     let is_bad = |dead: &Dead| arguments.dry_run || !dead.failed.is_empty();
-    Ok(if document.sandboxes.iter().any(is_bad) { Verdict::Bad } else { Verdict::Good })
+    let is_there = arguments.dry_run && !document.versions.is_empty();
+    Ok(if is_there || document.sandboxes.iter().any(is_bad) { Verdict::Bad } else { Verdict::Good })
 }
 
 fn collect(root: &Path, arguments: &Arguments) -> anyhow::Result<Vec<Dead>> {
@@ -84,11 +89,14 @@ fn collect(root: &Path, arguments: &Arguments) -> anyhow::Result<Vec<Dead>> {
 }
 
 fn text(document: &Document) -> String {
-    if document.sandboxes.is_empty() {
+    if document.sandboxes.is_empty() && document.versions.is_empty() {
         return "No dead sandbox has left anything.\n".to_owned();
     }
     let doing = if document.dry_run { "there is" } else { "removed" };
     let mut text = String::new();
+    for version in &document.versions {
+        text.push_str(&format!("version\n  {doing} {}, which nothing uses\n", version.to));
+    }
     for dead in &document.sandboxes {
         let id = dead.id.as_deref().unwrap_or("(unfinished)");
         let pod = dead.pod.as_ref().map(|pod| format!(" of pod {}/{}", pod.namespace, pod.name));
