@@ -160,11 +160,7 @@ impl CopyRoot {
     }
 
     /// What a container has been given may change as the kubelet changes its volumes, and not otherwise.
-    fn check_given(
-        &self,
-        target: &Target,
-        beneath: &Path,
-    ) -> Result<Option<Exchange>, RpcError> {
+    fn check_given(&self, target: &Target, beneath: &Path) -> Result<Option<Exchange>, RpcError> {
         let Some(volume) = first_component(beneath).filter(|first| self.given.contains(first))
         else {
             return Ok(None);

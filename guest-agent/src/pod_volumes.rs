@@ -314,9 +314,13 @@ mod tests {
         let made = fs::metadata(volume.join("a/b")).unwrap().permissions().mode();
         assert_eq!(made & 0o7777, 0o1777);
         assert!(volume.join("real/c").is_dir());
-        for path in
-            ["/pod/v/absolute/x", "/pod/v/up", "/pod/v/../outside", "/pod/v/dangling", "/pod/v/dangling/x"]
-        {
+        for path in [
+            "/pod/v/absolute/x",
+            "/pod/v/up",
+            "/pod/v/../outside",
+            "/pod/v/dangling",
+            "/pod/v/dangling/x",
+        ] {
             assert!(volumes.open(Path::new(path)).unwrap().is_err(), "{path}");
         }
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);

@@ -199,7 +199,8 @@ fn a_volume_changes_all_at_once_and_what_is_old_goes() {
         assert_eq!(fs::read_to_string(copies.at(&path("key"))).unwrap(), "new");
         assert_eq!(fs::read_to_string(copies.at(&path("more"))).unwrap(), "new");
     }
-    let mut left: Vec<_> = fs::read_dir(copies.at(VOLUME)).unwrap().collect::<Result<_, _>>().unwrap();
+    let mut left: Vec<_> =
+        fs::read_dir(copies.at(VOLUME)).unwrap().collect::<Result<_, _>>().unwrap();
     left.sort_by_key(fs::DirEntry::file_name);
     let left: Vec<_> = left.iter().map(fs::DirEntry::file_name).collect();
     assert_eq!(left, ["..4", "..data", "key", "more"]);

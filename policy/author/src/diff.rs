@@ -376,10 +376,16 @@ fn users(container: &ContainerData) -> Vec<String> {
 fn shown(mount: &MountData) -> String {
     let source = match (&mount.volume, &mount.sub_path) {
         (Some(volume), Some(path)) => format!("{volume}/{path}"),
+        (Some(volume), None) if mount.source.is_none() => {
+            let part = mount.sub_path_pattern.as_ref();
+            part.map_or_else(|| volume.clone(), |part| format!("{volume}/{part}"))
+        }
         _ => mount.source.clone().or_else(|| mount.source_pattern.clone()).unwrap_or_default(),
     };
     let access = if mount.read_only { "read-only" } else { "writable" };
-    format!("{:?} {source:?}, {access}", mount.kind)
+    let memory = if mount.memory { ", in memory" } else { "" };
+    let updates = if mount.updates { ", its files may change" } else { "" };
+    format!("{:?} {source:?}, {access}{memory}{updates}", mount.kind)
 }
 
 fn list(names: &[String]) -> String {

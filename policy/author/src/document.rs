@@ -465,12 +465,21 @@ pub struct MountData {
     /// Whether the container cannot write there.
     #[serde(default, skip_serializing_if = "is_false")]
     pub read_only: bool,
-    /// Name of the volume in `copies`, where `source` is not its name.
+    /// Name of the volume in `copies`, where `source` is not its name; of an empty directory, always.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
     /// Path within the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sub_path: Option<String>,
+    /// Anchored regular expression of it instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sub_path_pattern: Option<String>,
+    /// An empty directory that is kept in memory.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub memory: bool,
+    /// Its files may be exchanged while the container runs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub updates: bool,
 }
 
 /// Contents of a volume.

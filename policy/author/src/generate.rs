@@ -200,7 +200,10 @@ impl Generator<'_> {
         for device in &container.devices {
             self.note(
                 device.line,
-                format!("block device {}: this release's guests get none", device.path),
+                format!(
+                    "block device {}: say in volumes.toml of the initdata what is on it, or the guest refuses it",
+                    device.path
+                ),
             );
         }
         let resources = container.resources.linux;

@@ -13,6 +13,10 @@ pub(crate) type Mounts = BTreeMap<String, MountData>;
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The volume that the API server adds for the token: random characters as of its name generator.
 const TOKEN_SOURCE: &str = "^kube-api-access-[a-z0-9]{5}$";
+/// What it is called in the settings.
+const TOKEN_VOLUME: &str = "kube-api-access";
+/// Parts of a volume that are known only when the pod runs: plain names, none of them a step upwards.
+const ANY_PART: &str = r"^([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+)(/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+))*$";
 
 /// What is mounted into `container`.
 pub(crate) fn mounts(
@@ -33,6 +37,9 @@ pub(crate) fn mounts(
             read_only: true,
             volume: None,
             sub_path: None,
+            sub_path_pattern: None,
+            memory: false,
+            updates: generator.settings.volume_updates.permit(TOKEN_VOLUME),
         });
     }
     Ok(mounts)
@@ -50,6 +57,11 @@ fn mount_data(
         return Err(generator.error(what, mount.line, problem));
     };
     let shape = Shape::of(generator, volume)?;
+    if shape.kind == MountKind::HostPath && !mount.read_only {
+        let problem = "what is written to a copy of the node's files would be lost: set readOnly: true, or use \
+                       an emptyDir";
+        return Err(generator.error(what, mount.line, problem));
+    }
     let mut data = MountData {
         kind: shape.kind,
         source: None,
@@ -57,7 +69,26 @@ fn mount_data(
         read_only: mount.read_only || shape.read_only,
         volume: None,
         sub_path: None,
+        sub_path_pattern: None,
+        memory: false,
+        // The kubelet does not change what a subPath shows.
+        updates: shape.changes
+            && mount.sub_path.is_none()
+            && generator.settings.volume_updates.permit(&volume.name),
     };
+    if let VolumeKind::EmptyDir { memory, .. } = volume.kind {
+        // The guest makes it, so there is nothing that the host would bring by a name.
+        data.volume = Some(volume.name.clone());
+        data.memory = memory;
+        match &mount.sub_path {
+            None => {}
+            Some(EnvValue::Literal(path)) => data.sub_path = Some(path.clone()),
+            Some(EnvValue::Secret(_) | EnvValue::FromPod(_) | EnvValue::Pattern { .. }) => {
+                data.sub_path_pattern = Some(ANY_PART.to_owned());
+            }
+        }
+        return Ok(data);
+    }
     match (&mount.sub_path, shape.source) {
         // The kubelet binds the entry to a file or directory that is called by the mount's number.
         (Some(sub_path), _) => {
@@ -93,6 +124,8 @@ struct Shape {
     read_only: bool,
     /// Its contents stand in the document.
     verified: bool,
+    /// The kubelet brings new files when their source changes, and not all of them are fixed by the document.
+    changes: bool,
 }
 
 impl Shape {
@@ -102,12 +135,14 @@ impl Shape {
             source: Source::Name(volume.name.clone()),
             read_only,
             verified,
+            changes: false,
         };
         let claim = |generator: &Generator<'_>, read_only| Self {
             kind: MountKind::Claim,
             source: Source::Pattern(generator.settings.kubernetes.claim_source.clone()),
             read_only,
             verified: false,
+            changes: false,
         };
         let what = format!("volume {}", volume.name);
         Ok(match &volume.kind {
@@ -124,19 +159,27 @@ impl Shape {
                     return Err(generator.error(what, volume.line, problem));
                 }
                 let source = Source::Name(copied_name(name));
-                Self { kind: MountKind::HostPath, source, read_only: false, verified: false }
+                Self {
+                    kind: MountKind::HostPath,
+                    source,
+                    read_only: false,
+                    verified: false,
+                    changes: false,
+                }
             }
             VolumeKind::ConfigMap { name, files } => {
                 if files.is_none() {
                     unverified(generator, volume, "ConfigMap", name);
                 }
-                named(MountKind::Config, true, files.is_some())
+                let changes = files.is_none();
+                Self { changes, ..named(MountKind::Config, true, !changes) }
             }
             VolumeKind::Secret { name, files } => {
                 if files.is_none() {
                     unverified(generator, volume, "Secret", name);
                 }
-                named(MountKind::Secret, true, files.is_some())
+                let changes = files.is_none();
+                Self { changes, ..named(MountKind::Secret, true, !changes) }
             }
             VolumeKind::Projected { files, complete } => {
                 let is_token = |file: &ProjectedFile| matches!(file, ProjectedFile::Token);
@@ -149,9 +192,12 @@ impl Shape {
                     matches!(file, ProjectedFile::Config(_) | ProjectedFile::Secret(_))
                 };
                 let verified = files.values().any(owned) || *complete && files.is_empty();
-                named(kind, true, verified)
+                let fixed = *complete && files.values().all(owned);
+                Self { changes: !fixed, ..named(kind, true, verified) }
             }
-            VolumeKind::DownwardApi { .. } => named(MountKind::Downward, true, false),
+            VolumeKind::DownwardApi { .. } => {
+                Self { changes: true, ..named(MountKind::Downward, true, false) }
+            }
             VolumeKind::Claim { read_only, .. } => claim(generator, *read_only),
             VolumeKind::Ephemeral { .. } => claim(generator, false),
             VolumeKind::Csi { read_only, .. } => Self {
@@ -159,6 +205,7 @@ impl Shape {
                 source: Source::Name("mount".to_owned()),
                 read_only: *read_only,
                 verified: false,
+                changes: false,
             },
             VolumeKind::Image { .. } => {
                 let problem = "image volumes are unpacked by the host, which the guest does not trust: \

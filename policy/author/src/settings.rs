@@ -59,10 +59,31 @@ pub struct Settings {
     pub logs: bool,
     /// Paths of the node of which hostPath volumes may show anything at or below.
     pub host_paths: Vec<String>,
+    /// Volumes whose files may change while the pod runs.
+    pub volume_updates: VolumeUpdates,
     /// Registries.
     pub registry: Registry,
     /// What the cluster does.
     pub kubernetes: Kubernetes,
+}
+
+/// Volumes whose files may change while the pod runs, where they are not fixed by the document.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum VolumeUpdates {
+    /// All or none.
+    All(bool),
+    /// Those of these names.
+    Named(Vec<String>),
+}
+
+impl VolumeUpdates {
+    pub(crate) fn permit(&self, volume: &str) -> bool {
+        match self {
+            Self::All(all) => *all,
+            Self::Named(names) => names.iter().any(|name| name == volume),
+        }
+    }
 }
 
 /// How images are looked up.
@@ -98,6 +119,7 @@ impl Default for Settings {
             guest_api: GuestApiData { resources: GuestResources::All(true), ..Default::default() },
             logs: true,
             host_paths: Vec::new(),
+            volume_updates: VolumeUpdates::All(true),
             registry: Registry::default(),
             kubernetes: Kubernetes {
                 service_env: None,
@@ -192,6 +214,7 @@ impl Settings {
             }
             self.host_paths = paths;
         }
+        replace(&mut self.volume_updates, layer.volume_updates);
         layer.allow.over(&mut self.allow);
         if let Some(resources) = layer.guest_api.resources {
             let at = resources.span().start;
@@ -334,6 +357,7 @@ struct Layer {
     runtimes: Option<toml::Spanned<Vec<String>>>,
     logs: Option<bool>,
     host_paths: Option<toml::Spanned<Vec<String>>>,
+    volume_updates: Option<VolumeUpdates>,
     #[serde(default)]
     allow: AllowLayer,
     #[serde(default)]

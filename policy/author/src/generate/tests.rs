@@ -1,8 +1,9 @@
 use super::*;
 use crate::document::Document;
+use crate::settings::VolumeUpdates;
 use crate::workload::{
-    EnvVar, ExecCommand, LinuxResources, Located, PodFact, Resources, SecretText, Security, Volume,
-    VolumeDevice, VolumeMount,
+    EnvVar, ExecCommand, LinuxResources, Located, PodFact, ProjectedFile, Resources, SecretText,
+    Security, Volume, VolumeDevice, VolumeMount,
 };
 
 /// An image by any name.
@@ -243,10 +244,10 @@ fn volumes_become_mounts_and_contents() {
       "mounts": {
         "/m0": {"kind": "config", "read_only": true, "source": "c"},
         "/m1": {"kind": "config", "read_only": true, "source": "1", "sub_path": "k", "volume": "c"},
-        "/m2": {"kind": "secret", "read_only": true, "source": "s"},
-        "/m3": {"kind": "empty_dir", "source": "e"},
+        "/m2": {"kind": "secret", "read_only": true, "source": "s", "updates": true},
+        "/m3": {"kind": "empty_dir", "memory": true, "volume": "e"},
         "/m4": {"kind": "claim", "read_only": true, "source_pattern": "^(mount|pvc-[0-9a-f-]{36})$"},
-        "/var/run/secrets/kubernetes.io/serviceaccount": {"kind": "token", "read_only": true, "source_pattern": "^kube-api-access-[a-z0-9]{5}$"}
+        "/var/run/secrets/kubernetes.io/serviceaccount": {"kind": "token", "read_only": true, "source_pattern": "^kube-api-access-[a-z0-9]{5}$", "updates": true}
       },
 "#;
     assert!(text.contains(expected), "{text}");
@@ -261,7 +262,8 @@ fn volumes_become_mounts_and_contents() {
     assert!(notes[0].starts_with("dir/web.yaml:1: block device /dev/xvda"), "{notes:?}");
     assert!(notes[1].contains("the Secret sec is not in the files"), "{notes:?}");
 
-    workload.pod.containers[0].mounts = vec![mount(0, "h", None)];
+    workload.pod.containers[0].mounts =
+        vec![VolumeMount { read_only: true, ..mount(0, "h", None) }];
     let refused = made(&workload).unwrap_err();
     assert_eq!(
         refused,
@@ -274,6 +276,100 @@ fn volumes_become_mounts_and_contents() {
         let settings = Settings { host_paths: vec![allowed.into()], ..settings() };
         let done = generate(&workload, &mut fake(), &settings, Options::default());
         assert_eq!(done.is_ok(), fine, "{allowed}");
+    }
+    let settings = Settings { host_paths: vec!["/var/log".into()], ..settings() };
+    workload.pod.containers[0].mounts = vec![mount(0, "h", None)];
+    let refused = generate(&workload, &mut fake(), &settings, Options::default()).unwrap_err();
+    assert!(refused.to_string().contains("set readOnly: true"), "{refused}");
+}
+
+#[test]
+fn empty_directories_and_volumes_that_change() {
+    let mount = |index: usize, volume: &str, sub_path| VolumeMount {
+        path: format!("/m{index}"),
+        volume: volume.into(),
+        read_only: false,
+        recursive_read_only: false,
+        sub_path,
+        index,
+        propagation: crate::workload::Propagation::None,
+        line: 20,
+    };
+    let volume = |name: &str, kind| Volume { name: name.into(), kind, line: 30 };
+    let empty = VolumeKind::EmptyDir { memory: false, huge_pages: None, size_limit: None };
+    let known: BTreeMap<String, Content> = [("k".into(), Content::new(b"x".to_vec()))].into();
+    let projected = |token| {
+        let mut files = BTreeMap::from([("k".into(), ProjectedFile::Config(known["k"].clone()))]);
+        files.extend(Some(("token".to_owned(), ProjectedFile::Token)).filter(|_| token));
+        VolumeKind::Projected { files, complete: true }
+    };
+    let mut workload = workload("Pod", 1);
+    workload.pod.automount_token = Some(true);
+    workload.pod.volumes = vec![
+        volume("e", empty),
+        volume("c", VolumeKind::ConfigMap { name: "cm".into(), files: None }),
+        volume("f", VolumeKind::ConfigMap { name: "cm".into(), files: Some(known.clone()) }),
+        volume("p", projected(false)),
+        volume("t", projected(true)),
+        volume("d", VolumeKind::DownwardApi { files: BTreeMap::new() }),
+    ];
+    let by_name = EnvValue::FromPod(PodFact::Ip);
+    workload.pod.containers[0].mounts = vec![
+        mount(0, "e", Some(literal("a/b"))),
+        mount(1, "e", Some(by_name)),
+        mount(2, "c", None),
+        mount(3, "c", Some(literal("k"))),
+        mount(4, "f", None),
+        mount(5, "p", None),
+        mount(6, "t", None),
+        mount(7, "d", None),
+    ];
+    let mounts = |updates| {
+        let settings = Settings { volume_updates: updates, ..settings() };
+        let made = generate(&workload, &mut fake(), &settings, Options::default()).unwrap();
+        made.data.containers["web"].mounts.clone()
+    };
+    let all = mounts(VolumeUpdates::All(true));
+    let part = (all["/m0"].volume.as_deref(), all["/m0"].sub_path.as_deref());
+    assert_eq!(part, (Some("e"), Some("a/b")));
+    assert!(!all["/m0"].memory && all["/m0"].source.is_none());
+    let pattern = all["/m1"].sub_path_pattern.clone().unwrap();
+    let pattern = regex_of(&pattern);
+    for (path, fine) in [
+        ("10.0.0.1", true),
+        ("a/b", true),
+        ("..2026/x", true),
+        (".hidden/.x", true),
+        ("", false),
+        (".", false),
+        ("..", false),
+        ("a/../b", false),
+        ("a/..", false),
+        ("a/.", false),
+        ("/a", false),
+        ("a//b", false),
+        ("a/", false),
+    ] {
+        assert_eq!(pattern(path), fine, "{path:?}");
+    }
+    let changing = |mounts: &BTreeMap<String, crate::document::MountData>| {
+        let changing = mounts.iter().filter(|(_, mount)| mount.updates);
+        changing.map(|(path, _)| path.rsplit('/').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(changing(&all), ["m2", "m6", "m7", "serviceaccount"]);
+    let named = VolumeUpdates::Named(vec!["c".into(), "f".into(), "kube-api-access".into()]);
+    assert_eq!(changing(&mounts(named)), ["m2", "serviceaccount"]);
+    assert!(changing(&mounts(VolumeUpdates::All(false))).is_empty());
+}
+
+/// Whether the rules match such a pattern: by the engine that they run in.
+fn regex_of(pattern: &str) -> impl Fn(&str) -> bool {
+    let quoted = serde_json::to_string(pattern).unwrap();
+    move |path| {
+        let path = serde_json::to_string(path).unwrap();
+        let query = format!("regex.match({quoted}, {path})");
+        let result = regorus::Engine::new().eval_query(query, false).unwrap();
+        result.result[0].expressions[0].value == regorus::Value::Bool(true)
     }
 }
 
