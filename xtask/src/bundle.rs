@@ -12,8 +12,13 @@ use crate::tree::Tree;
 const PROGRAMS: [&str; 4] =
     ["nacre", "containerd-shim-nacre-v2", "nacre-snapshotter", "nacre-cache"];
 /// Files beside them, by their places in this tree.
-const DOCUMENTS: [&str; 4] =
-    ["LICENSE", "docs/install.md", "configuration/config.toml", "node-cache/cache.toml"];
+const DOCUMENTS: [&str; 5] = [
+    "LICENSE",
+    "docs/install.md",
+    "configuration/config.toml",
+    "node-cache/cache.toml",
+    "deploy/image/install-node.sh",
+];
 /// Directory in `target/nacre`.
 const NAME: &str = "bundle";
 
