@@ -476,3 +476,6 @@ impl Drop for Candidate {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+use std::cell::{Cell, RefCell};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+
+/// systemd in a test: containerd runs, and fails to come back as often as told.
+#[derive(Default)]
+struct Fake {
+    failures: Cell<u32>,
+    /// What the configuration was at each restart.
+    seen: RefCell<Vec<String>>,
+    config: PathBuf,
+}
+
+impl Services for Fake {
+    fn reload(&self) -> Result<(), NodeError> {
+        Ok(())
+    }
+
+    fn enable(&self, _: &str) -> Result<(), NodeError> {
+        Ok(())
+    }
+
+    fn disable(&self, _: &str) -> Result<(), NodeError> {
+        Ok(())
+    }
+
+    fn restart(&self, unit: &str) -> Result<(), NodeError> {
+        self.seen.borrow_mut().push(fs::read_to_string(&self.config).unwrap_or_default());
+        if self.failures.get() == 0 {
+            return Ok(());
+        }
+        self.failures.set(self.failures.get() - 1);
+        Err(NodeError::Program { command: unit.to_owned(), problem: "exit status 1".to_owned() })
+    }
+
+    fn is_active(&self, _: &str) -> bool {
+        true
+    }
+}
+
+const NODE: &str =
+    "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"pause\"\n";
+const ALIVE: &str = "/etc/containerd/config.toml";
+
+struct Node {
+    root: Root,
+    containerd: Containerd,
+    _directory: tempfile::TempDir,
+}
+
+/// A node whose containerd says of its configuration what is in the file, unless it has a word that it
+/// does not like.
+fn node(version: &str, files: &[(&str, &str)]) -> Node {
+    let directory = tempfile::tempdir().expect("a directory");
+    let root = Root::new(directory.path());
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = --version ]; then echo containerd x/containerd {version}; exit; fi\n\
+         if [ \"$1\" = config ]; then exit; fi\n\
+         if grep -q unreadable \"$2\"; then echo bad value >&2; exit 1; fi\ncat \"$2\"\n"
+    );
+    let program = root.at("/usr/bin/containerd");
+    for (path, text) in files.iter().copied().chain([("/usr/bin/containerd", script.as_str())]) {
+        let path = root.at(path);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+        fs::write(path, text).expect("written");
+    }
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+    let containerd = Containerd::find(&root, Some(&program), None).expect("found");
+    Node { root, containerd, _directory: directory }
+}
+
+impl Node {
+    fn fake(&self, failures: u32) -> Fake {
+        Fake { failures: Cell::new(failures), config: self.root.at(ALIVE), ..Fake::default() }
+    }
+
+    fn config(&self) -> String {
+        fs::read_to_string(self.root.at(ALIVE)).unwrap_or_default()
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.root.at("/etc/containerd")).expect("listed");
+        entries
+            .map(|entry| entry.expect("listed").file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+}
+
+#[test]
+fn a_containerd_that_does_not_come_back_gets_what_it_had() {
+    let node = node("1.7.24", &[(ALIVE, NODE)]);
+    let change =
+        node.containerd.plan(&node.root, None, false).expect("planned").expect("something");
+    assert_eq!(node.config(), NODE, "planning changes nothing");
+    assert_eq!(node.names(), ["config.toml"], "nor does it leave anything");
+    let fake = node.fake(1);
+    let error = change.apply(&node.root, &fake).expect_err("it failed").to_string();
+    assert!(error.contains("the old one is in place again"), "{error}");
+    assert!(!error.contains("did not start with that either"), "{error}");
+    assert_eq!(node.config(), NODE);
+    let seen = fake.seen.borrow();
+    assert!(seen.len() == 2 && seen[0].contains("runtimes.nacre]") && seen[1] == NODE);
+    let error = change.apply(&node.root, &node.fake(2)).expect_err("it failed").to_string();
+    assert!(error.contains("did not start with that either"), "{error}");
+    assert_eq!(node.config(), NODE);
+}
+
+#[test]
+fn what_was_set_is_taken_back_to_the_byte() {
+    let node = node("1.7.24", &[(ALIVE, NODE)]);
+    let change =
+        node.containerd.plan(&node.root, None, false).expect("planned").expect("something");
+    change.apply(&node.root, &node.fake(0)).expect("applied");
+    assert!(node.config().contains("runtimes.nacre-tdx.options"));
+    let known = change.receipt.expect("a receipt");
+    let again = node.containerd.plan(&node.root, Some(&known), false).expect("planned");
+    assert!(again.is_none(), "{again:?}");
+    let removal = node.containerd.plan_removal(&node.root, &known, false).expect("planned");
+    removal.apply(&node.root, &node.fake(0)).expect("applied");
+    assert_eq!(node.config(), NODE);
+}
+
+#[test]
+fn a_node_without_a_configuration_gets_one_and_loses_it_again() {
+    let node = node("1.7.24", &[]);
+    let change = node.containerd.plan(&node.root, None, true).expect("planned").expect("something");
+    change.apply(&node.root, &node.fake(0)).expect("applied");
+    assert!(node.config().starts_with("version = 2\n"), "{}", node.config());
+    let known = change.receipt.expect("a receipt");
+    let removal = node.containerd.plan_removal(&node.root, &known, false).expect("planned");
+    removal.apply(&node.root, &node.fake(0)).expect("applied");
+    assert!(!node.root.at(ALIVE).exists());
+}
+
+#[test]
+fn configurations_that_cannot_be_added_to_are_left_alone() {
+    for (text, why) in [
+        ("unreadable = 1\n", "bad value"),
+        ("version = 1\n[plugins.cri]\n", "has version 1"),
+        ("[plugins.cri]\na = 1\n", "has version 1"),
+        ("version = 3\n", "has version 3, which is not known"),
+        ("version = 2\ndisabled_plugins = [\"cri\"]\n", "switches CRI off"),
+        ("version = 2\nproxy_plugins = 1\n", "something unexpected at proxy_plugins"),
+        ("version = 2\n[", "failed to run"),
+    ] {
+        let node = node("1.7.24", &[(ALIVE, text)]);
+        let error = node.containerd.plan(&node.root, None, false).expect_err(text).to_string();
+        assert!(error.contains(why), "{text:?}: {error}");
+        assert_eq!((node.config().as_str(), node.names()), (text, vec!["config.toml".to_owned()]));
+    }
+}
+
+#[test]
+fn k3s_gets_it_by_its_template() {
+    const K3S: &str = "/var/lib/rancher/k3s/agent/etc/containerd";
+    const MADE: &str =
+        "version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'native'\n";
+    let (made, template) = (format!("{K3S}/config.toml"), format!("{K3S}/config-v3.toml.tmpl"));
+    for own in [None, Some("{{ template \"base\" . }}\n[debug]\nlevel = 'info'\n")] {
+        let mut files = vec![(made.as_str(), MADE)];
+        files.extend(own.map(|own| (template.as_str(), own)));
+        let node = node("v2.0.5-k3s1", &files);
+        let change =
+            node.containerd.plan(&node.root, None, false).expect("planned").expect("something");
+        change.apply(&node.root, &node.fake(0)).expect("applied");
+        let text = fs::read_to_string(node.root.at(&template)).expect("a template");
+        assert!(text.starts_with(own.unwrap_or("{{ template \"base\" . }}\n")), "{text}");
+        assert!(text.contains("snapshotter = \"native\""), "K3s' own pods keep theirs: {text}");
+        let known = change.receipt.expect("a receipt");
+        assert!(node.containerd.plan(&node.root, Some(&known), false).expect("planned").is_none());
+        // K3s starts, and its file has Nacre's lines from then on.
+        let block =
+            text.split_once(BEGIN).map(|(_, block)| format!("{BEGIN}{block}")).expect("a block");
+        fs::write(node.root.at(&made), format!("{MADE}\n{block}")).expect("written");
+        assert!(node.containerd.plan(&node.root, Some(&known), false).expect("planned").is_none());
+        let removal = node.containerd.plan_removal(&node.root, &known, false).expect("planned");
+        removal.apply(&node.root, &node.fake(0)).expect("applied");
+        assert_eq!(fs::read_to_string(node.root.at(&template)).ok().as_deref(), own);
+    }
+    let old = node("v1.7.23-k3s1", &[(&made, "version = 2\n")]);
+    let error = old.containerd.plan(&old.root, None, false).expect_err("1.7").to_string();
+    assert!(error.contains("take one with containerd 2"), "{error}");
+}
