@@ -107,20 +107,24 @@ async fn a_development_image_gives_a_shell() {
 
     let size = Size { rows: 33, columns: 77 };
     let terminal = Some(Terminal { size, term: "vt100".into() });
-    port.start(2, "tty; echo $TERM; stty size; read x; stty size", terminal).await;
-    port.say(2, FromHost::Resize(Size { rows: 12, columns: 34 })).await;
-    port.say(2, FromHost::Input(b"\n")).await;
+    port.start(2, "tty; echo $TERM; stty size", terminal.clone()).await;
     let (output, errors, code) = port.end(2).await;
     assert!(output.starts_with("/dev/pts/"), "{output}");
-    assert!(output.contains("vt100\r\n") && output.ends_with("12 34\r\n"), "{output}");
+    assert!(output.ends_with("vt100\r\n33 77\r\n"), "{output}");
     assert_eq!((errors.as_str(), code), ("", 0));
 
+    port.start(3, "read line; stty size", terminal).await;
+    port.say(3, FromHost::Resize(Size { rows: 12, columns: 34 })).await;
+    port.say(3, FromHost::Input(b"\n")).await;
+    // The terminal echoes the line's end.
+    assert_eq!(port.end(3).await, ("\r\n12 34\r\n".into(), String::new(), 0));
+
     // Who goes away takes the program along; one that a signal ends says so.
-    port.start(3, "sleep 1000", None).await;
-    port.say(3, FromHost::HangUp).await;
+    port.start(4, "sleep 1000", None).await;
+    port.say(4, FromHost::HangUp).await;
     let gone = "while pidof sleep >/dev/null; do usleep 10000; done; kill -9 $$";
-    port.start(4, gone, None).await;
-    assert_eq!(port.end(4).await, (String::new(), String::new(), 137));
+    port.start(5, gone, None).await;
+    assert_eq!(port.end(5).await, (String::new(), String::new(), 137));
 }
 
 #[tokio::test]

@@ -32,6 +32,7 @@ mod container;
 mod cri;
 mod ctr;
 mod declaration;
+mod development;
 mod faults;
 pub mod hostile;
 mod image;
