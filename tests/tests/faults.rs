@@ -142,7 +142,7 @@ async fn kill_in_each_phase(victim: Victim, named: &[&str]) {
     // The world is as good as new.
     let pod = pod(&world, "afterwards", &image).await.unwrap();
     let app = pod.start("app").await.unwrap();
-    assert_eq!(app.sh("echo fine").await.unwrap(), "fine\n");
+    assert_eq!(app.sh("echo fine").await.unwrap(), "fine");
 }
 
 #[tokio::test]
@@ -172,7 +172,7 @@ async fn containerd_killed_in_any_phase_finds_its_pods_again_and_leaves_nothing(
             assert!(pod.ready().await.unwrap(), "{when}: its pod lives on");
         }
         if let Some(app) = &app {
-            assert_eq!(app.sh("echo alive").await.unwrap(), "alive\n", "{when}");
+            assert_eq!(app.sh("echo alive").await.unwrap(), "alive", "{when}");
         }
         soon(&when, world.remove_all_pods()).await.unwrap();
         nothing_left(&world, &when).await;
@@ -305,7 +305,7 @@ async fn leftovers_are_found_told_and_removed_beside_a_pod_that_lives() {
     }
     assert_eq!(gc(&["--dry-run"]), serde_json::json!([]));
     world.revive_containerd().await.unwrap();
-    assert_eq!(app.sh("echo alive").await.unwrap(), "alive\n");
+    assert_eq!(app.sh("echo alive").await.unwrap(), "alive");
     soon("not ready", until_not_ready(&dead)).await;
     dead.stop().await.unwrap();
     dead.remove().await.unwrap();

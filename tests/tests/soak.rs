@@ -17,7 +17,7 @@ async fn one_pod(world: &World, image: &str, number: usize) {
     let pod = world.pod(&format!("soak-{number}")).exec_allowed().with(app).await.unwrap();
     let app = pod.start("app").await.unwrap();
     app.wait_for("here").await.unwrap();
-    assert_eq!(app.sh("echo fine").await.unwrap(), "fine\n");
+    assert_eq!(app.sh("echo fine").await.unwrap(), "fine");
     app.stop(0).await.unwrap();
     app.remove().await.unwrap();
     pod.stop().await.unwrap();
@@ -79,11 +79,11 @@ async fn ten_pods_at_once_and_a_shim_that_does_much_do_not_grow() {
         shims.iter().map(|shim| open(shim.pid)).collect()
     };
     let app = &pods[0].1;
-    assert_eq!(app.sh("echo warm").await.unwrap(), "warm\n");
+    assert_eq!(app.sh("echo warm").await.unwrap(), "warm");
     let (open, memory) = (descriptors(), shims.iter().map(|s| world.resident_kib(s).unwrap()));
     let memory: Vec<u64> = memory.collect();
     for _ in 0..100 {
-        assert_eq!(app.sh("echo again").await.unwrap(), "again\n");
+        assert_eq!(app.sh("echo again").await.unwrap(), "again");
     }
     assert_eq!(descriptors(), open, "a shim keeps something of each exec");
     for (shim, was) in shims.iter().zip(memory) {

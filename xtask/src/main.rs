@@ -47,6 +47,13 @@ enum Command {
         #[arg(long)]
         no_vm: bool,
     },
+    /// Run pods one after the other and see that descriptors, memory, mounts, network namespaces and control
+    /// groups do not grow
+    Soak {
+        /// How many pods
+        #[arg(long, default_value_t = 200)]
+        pods: u32,
+    },
     /// Measure
     Bench {
         #[command(subcommand)]
@@ -157,11 +164,19 @@ fn run(command: Command) -> Result<()> {
             build::guest_programs(&tree)?;
             build::image(&tree)?;
             let missing = setup::further_containerds(&tree)?;
+            setup::docker(&tree)?;
             confidential::fetch(&tree)?;
             let tree = tree.with_test_programs();
             let compiled = tests::compile(&tree)?;
             tests::crates(&tree, &compiled, filter.as_deref())?;
             tests::with_vms(&tree, &compiled, filter.as_deref(), &missing)
+        }
+        Command::Soak { pods } => {
+            setup::prepare(&tree, Purpose::Vms)?;
+            build::guest_programs(&tree)?;
+            build::image(&tree)?;
+            let tree = tree.with_test_programs();
+            tests::soak(&tree, &tests::compile(&tree)?, pods)
         }
         Command::InteropKbs { server, rest } => interop::kbs(&tree, server, rest),
         Command::Lint => {

@@ -129,3 +129,15 @@ pub(crate) fn with_vms(
     step.done();
     Ok(())
 }
+
+/// Runs that many pods, one after the other; nothing may grow.
+pub(crate) fn soak(tree: &Tree, compiled: &Compiled, pods: u32) -> Result<()> {
+    let step = Step::new("pods in a loop");
+    let soak = compiled.0.iter().find(|program| program.is_story && program.target == "soak");
+    let soak = soak.context("there is no test program named soak")?;
+    let mut command = tree.root_command("env")?;
+    command.arg(format!("NACRE_SOAK_PODS={pods}")).arg(&soak.path).args(["--nocapture"]);
+    ensure!(soak.run(&mut command, Some("pods_in_a_loop"))?, "the soak test failed; see above");
+    step.done();
+    Ok(())
+}
