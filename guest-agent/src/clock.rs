@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::time::{Duration, SystemTime};
 
+use nacre_protocol::start_report::HOST_VISIBLE;
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 /// A file of the image: seconds since 1970 (UTC) before which the image cannot run.
@@ -39,6 +40,7 @@ pub(crate) fn not_before_image() -> Result<(), ClockError> {
     let behind = epoch.duration_since(SystemTime::now()).unwrap_or_default();
     if !behind.is_zero() {
         tracing::warn!(
+            target: HOST_VISIBLE,
             seconds = behind.as_secs(),
             "the host's clock is before the date of this image: set to that date"
         );
@@ -69,6 +71,7 @@ pub(crate) fn told_by_broker(unix_seconds: i64) {
     let Some(off) = difference(SystemTime::now(), time) else { return };
     match set(time) {
         Ok(()) => tracing::warn!(
+            target: HOST_VISIBLE,
             seconds = off.as_secs(),
             "the clock was not the key broker's: corrected by that, as its token says"
         ),

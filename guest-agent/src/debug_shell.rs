@@ -17,6 +17,7 @@ use nacre_protocol::channel::DEBUG_SHELL_PORT_NAME;
 use nacre_protocol::debug_shell::{
     FromGuest, FromHost, HEADER_SIZE, Header, INPUT_WINDOW, PAYLOAD_LIMIT, Size, Start, Violation,
 };
+use nacre_protocol::start_report::HOST_VISIBLE;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal};
 use rustix::pty::OpenptFlags;
@@ -58,7 +59,7 @@ pub(crate) fn offer(reaper: Arc<Reaper>, _: &Sealed) {
         Ok(stream) => stream,
         Err(error) => return tracing::error!("the port of the shell cannot be used: {error}"),
     };
-    tracing::warn!("this is a development image: its host can have a shell in it");
+    tracing::warn!(target: HOST_VISIBLE, "this is a development image: its host can have a shell in it");
     tokio::spawn(async move {
         let (incoming, outgoing) = tokio::io::split(stream);
         if let Err(error) = serve(incoming, outgoing, spawn, reaper).await {

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use nacre_policy::Denial;
+use nacre_protocol::start_report::Failure;
 use ttrpc::{Code, get_status};
 
 /// A refused or failed request. It reaches the host and, through it, the pod's events: it says what
@@ -35,6 +36,9 @@ pub enum RpcError {
     /// A stream has ended.
     #[error("end of stream")]
     EndOfStream,
+    /// The guest failed at what it tried, and knows what of.
+    #[error("{}", .0.mark(.1))]
+    Failed(Failure, String),
     /// The guest failed at what it tried.
     #[error("{0}")]
     Internal(String),
@@ -59,6 +63,14 @@ impl RpcError {
         Self::Internal(format!("{doing}: {error}"))
     }
 
+    /// The same error as a failure that has a code, if it is one of the guest's own.
+    pub(crate) fn or_failed(self, failure: Failure) -> Self {
+        match self {
+            Self::Internal(why) => Self::Failed(failure, why),
+            other => other,
+        }
+    }
+
     /// A denial of the pod's policy.
     pub(crate) fn denied(denial: &Denial) -> Self {
         Self::Denied(denial.to_string())
@@ -73,7 +85,7 @@ impl RpcError {
             Self::Exhausted(_) => Code::RESOURCE_EXHAUSTED,
             Self::Denied(_) => Code::PERMISSION_DENIED,
             Self::EndOfStream => Code::OUT_OF_RANGE,
-            Self::Internal(_) => Code::INTERNAL,
+            Self::Failed(..) | Self::Internal(_) => Code::INTERNAL,
             Self::Unimplemented(_) => Code::UNIMPLEMENTED,
         }
     }

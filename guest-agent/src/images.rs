@@ -11,13 +11,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use nacre_image_pull::{
-    Credentials, Image, Limits, Login, Mirror, NodeCache, Progress, Proxy, PullConfig, Puller,
-    Registries, Resources, Settings, SettingsError, Source,
+    Credentials, Image, Limits, Login, Mirror, NodeCache, Progress, Proxy, PullConfig, PullError,
+    Puller, Registries, Resources, Settings, SettingsError, Source,
 };
 use nacre_image_security::ImagePolicy;
 use nacre_protocol::initdata::Initdata;
 use nacre_protocol::kbs::ResourceUri;
 use nacre_protocol::pull_progress::PullProgress;
+use nacre_protocol::start_report::Failure;
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
@@ -74,7 +75,8 @@ impl Images {
             Err(error) => {
                 let store = self.storage.ready().await?;
                 let pulling = format!("failed to pull image {reference:?} in the guest");
-                Err(RpcError::internal(pulling, store.explain(&error)))
+                let why = format!("{pulling}: {}", store.explain(&error));
+                Err(RpcError::Failed(failure_of(&error), why))
             }
         }
     }
@@ -169,6 +171,33 @@ impl Images {
 
     fn pulls(&self) -> MutexGuard<'_, BTreeMap<String, PullProgress>> {
         self.pulls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Under which code a failed pull is told.
+fn failure_of(error: &PullError) -> Failure {
+    match error {
+        PullError::NameNotResolved { .. }
+        | PullError::Unreachable { .. }
+        | PullError::Stalled { .. } => Failure::Registry,
+        PullError::NotFound { .. } => Failure::NoImage,
+        PullError::Unauthorized { .. } => Failure::Login,
+        PullError::Resource { .. } => Failure::Broker,
+        PullError::Policy(_) => Failure::ImagePolicy,
+        PullError::Encrypted { .. } => Failure::Decryption,
+        PullError::DigestMismatch { .. } | PullError::SizeMismatch { .. } => Failure::Tampered,
+        PullError::TooLarge { .. } | PullError::NoSpace { .. } => Failure::TooLarge,
+        PullError::Reference { .. }
+        | PullError::Config { .. }
+        | PullError::Registry { .. }
+        | PullError::Document { .. }
+        | PullError::Limit { .. }
+        | PullError::Layer { .. }
+        | PullError::Deadline { .. }
+        | PullError::Io { .. }
+        | PullError::Mount { .. }
+        | PullError::Process { .. }
+        | PullError::Abandoned => Failure::Pull,
     }
 }
 

@@ -60,6 +60,7 @@ mod devices;
 mod disk;
 mod entropy;
 mod error;
+mod host_visible;
 mod images;
 mod initdata;
 mod launcher;
@@ -93,8 +94,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nacre_protocol::agent_ttrpc::create_agent_service;
 use nacre_protocol::health_ttrpc::create_health;
-use nacre_protocol::start_report::Phase;
-use tracing_subscriber::EnvFilter;
+use nacre_protocol::start_report::{HOST_VISIBLE, Phase};
 
 use crate::boot::Boot;
 use crate::devices::{Kind, Machine};
@@ -105,9 +105,6 @@ use crate::reaper::Reaper;
 use crate::rpc::Agent;
 use crate::secrets::Secrets;
 use crate::storage::{GuestStorage, Volumes};
-
-/// What is logged unless the command line says otherwise.
-const DEFAULT_LOG: &str = "info";
 
 pub use error::RpcError;
 pub use rpc::{Allowed, containers};
@@ -134,7 +131,7 @@ pub fn main() -> ExitCode {
 fn run() -> anyhow::Result<()> {
     let started = Instant::now();
     let boot = boot::early()?;
-    log_to_console(boot.parameters.log.as_deref())?;
+    host_visible::log_to_console(&boot.parameters)?;
     // Before anything is loaded, made or believed.
     entropy::check()?;
     let machine = Machine::inspect()?;
@@ -187,7 +184,10 @@ async fn serve(boot: Boot, machine: Machine, started: Instant) -> anyhow::Result
     tokio::spawn(async move { warming.secrets.warm_up().await });
     sandbox.report.record("-", Phase::Kernel, boot.kernel);
     sandbox.report.record("-", Phase::Agent, started.elapsed());
+    sandbox.report.record("-", Phase::Attestation, bound.attestation);
+    sandbox.report.record("-", Phase::Policy, bound.policy);
     tracing::info!(
+        target: HOST_VISIBLE,
         kernel_ms = milliseconds(boot.kernel),
         agent_ms = milliseconds(started.elapsed()),
         "serving"
@@ -208,18 +208,6 @@ fn load_drivers(machine: &Machine, modules: &Modules) -> Result<(), ModuleError>
     modules.ensure("overlay")?;
     modules.ensure(secrets::ASKER_MODULE)?;
     modules.ensure_owners()
-}
-
-fn log_to_console(filter: Option<&str>) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter.unwrap_or(DEFAULT_LOG))
-        .context("the kernel parameter nacre.log is not a log filter")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_timer(tracing_subscriber::fmt::time::uptime())
-        .with_writer(std::io::stderr)
-        .init();
-    Ok(())
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -12,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use nacre_protocol::start_report::HOST_VISIBLE;
 use rustix::io::Errno;
 
 /// Where the guest image keeps its modules, and `modules.order` with their dependencies.
@@ -89,7 +90,7 @@ impl Modules {
         };
         for name in text.lines() {
             match self.ensure(name) {
-                Ok(()) => tracing::info!("loaded the owner's module {name}"),
+                Ok(()) => tracing::info!(target: HOST_VISIBLE, "loaded the owner's module {name}"),
                 Err(error) if error.is_for_other_machines() => tracing::warn!("{error}"),
                 Err(error) => return Err(error),
             }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use nacre_policy::{Gate, Policy};
 use nacre_protocol::initdata::Initdata;
+use nacre_protocol::start_report::{Failure, HOST_VISIBLE};
 
 use crate::boot::Parameters;
 
@@ -21,16 +22,21 @@ pub(crate) fn gate(
     let document = initdata.and_then(Initdata::policy);
     let gate = match document {
         Some(document) => {
-            let policy = Policy::parse(document).context("the pod's initdata is of no use")?;
-            tracing::info!(sha256 = policy.sha256(), "bound to the policy of the pod's initdata");
+            let policy = Policy::parse(document).context("the pod's initdata is of no use");
+            let policy = policy.context(Failure::BadPolicy)?;
+            tracing::info!(
+                target: HOST_VISIBLE,
+                sha256 = policy.sha256(),
+                "bound to the policy of the pod's initdata"
+            );
             Gate::bound_to(policy)
         }
         None if initdata.is_none() && parameters.danger_set_policy => {
-            tracing::warn!("no policy yet: the host may set one");
+            tracing::warn!(target: HOST_VISIBLE, "no policy yet: the host may set one");
             Gate::danger_awaiting_policy()
         }
         None => {
-            tracing::warn!("the pod has no policy: every request will be denied");
+            tracing::warn!(target: HOST_VISIBLE, "the pod has no policy: every request will be denied");
             Gate::without_policy()
         }
     };
@@ -40,7 +46,7 @@ pub(crate) fn gate(
             "the kernel parameter nacre.danger_record=1 needs a development image \
              (initrd-development.img)"
         );
-        tracing::warn!("requests are recorded: this is a development image");
+        tracing::warn!(target: HOST_VISIBLE, "requests are recorded: this is a development image");
         gate.danger_record();
     }
     Ok(gate)

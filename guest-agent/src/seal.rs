@@ -8,6 +8,7 @@
 use std::fs;
 use std::io;
 
+use nacre_protocol::start_report::HOST_VISIBLE;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_remount};
 
@@ -88,7 +89,7 @@ pub(crate) fn seal(modules: Modules) -> Result<Sealed, SealError> {
     // The file system itself and not only this mount of it: no other mount can write either.
     mount_remount("/", MountFlags::RDONLY, c"").map_err(|e| SealError::Root(e.into()))?;
     try_what_must_fail()?;
-    tracing::info!("closed: no modules, no further devices, kernel locked down, root read-only");
+    tracing::info!(target: HOST_VISIBLE, "closed: no modules, no further devices, kernel locked down, root read-only");
     Ok(Sealed(()))
 }
 

@@ -5,11 +5,13 @@
 //! before its digest equals what the TEE reports; where the host brings none, the TEE must report none.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nacre_attester::{Attester, Kind, System, detect};
 use nacre_policy::Gate;
 use nacre_protocol::initdata::Initdata;
+use nacre_protocol::start_report::{Failure, HOST_VISIBLE};
 
 use crate::boot::Parameters;
 use crate::devices::Machine;
@@ -25,6 +27,10 @@ pub(crate) struct Bound {
     pub(crate) initdata: Option<Arc<Initdata>>,
     /// Judges the host's requests by the initdata's policy.
     pub(crate) gate: Arc<Gate>,
+    /// How long it took to find the TEE and what it vouches for.
+    pub(crate) attestation: Duration,
+    /// How long it took to read the policy.
+    pub(crate) policy: Duration,
 }
 
 /// Why the initdata is not the one that this guest was launched with.
@@ -70,21 +76,27 @@ pub(crate) async fn bind(
     modules: &Modules,
     parameters: &Parameters,
 ) -> anyhow::Result<Bound> {
+    let began = Instant::now();
     let load = |name: &str| modules.ensure(name).map_err(|error| error.to_string());
     let tee = detect(parameters.tee.as_deref(), System::default(), load)
         .await
-        .context("failed to find the trusted execution environment")?;
+        .context("failed to find the trusted execution environment")
+        .context(Failure::NoTee)?;
     let initdata = initdata::find(machine, modules).context("failed to read the pod's initdata")?;
     if let Some(tee) = &tee {
         let kind = tee.kind();
-        let reported = tee.host_data().await.with_context(|| {
-            format!("failed to learn from {kind} which initdata it vouches for")
-        })?;
-        check(kind, &reported, initdata.as_ref())?;
-        tracing::info!(tee = kind.name(), host_data = hex(&reported), "this guest can be attested");
+        let reported = tee
+            .host_data()
+            .await
+            .with_context(|| format!("failed to learn from {kind} which initdata it vouches for"))
+            .context(Failure::Attestation)?;
+        check(kind, &reported, initdata.as_ref()).context(Failure::OtherInitdata)?;
+        tracing::info!(target: HOST_VISIBLE, tee = kind.name(), host_data = hex(&reported), "this guest can be attested");
     }
+    let attestation = began.elapsed();
     let gate = policy::gate(initdata.as_ref(), parameters)?;
-    Ok(Bound { tee, initdata: initdata.map(Arc::new), gate })
+    let policy = began.elapsed() - attestation;
+    Ok(Bound { tee, initdata: initdata.map(Arc::new), gate, attestation, policy })
 }
 
 fn check(kind: Kind, reported: &[u8], initdata: Option<&Initdata>) -> Result<(), BindingError> {

@@ -16,7 +16,7 @@ use nacre_protocol::channel::{
     ANNOTATION_CONTAINER_NAME, ANNOTATION_CONTAINER_TYPE, CONTAINER_TYPE_SANDBOX, CONTAINERS_ROOT,
     DRIVER_IMAGE_PULL, PAUSE_IMAGE,
 };
-use nacre_protocol::start_report::Phase;
+use nacre_protocol::start_report::{Failure, Phase};
 use oci_spec::runtime::Mount;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -279,7 +279,8 @@ async fn build(
 async fn unseal(sandbox: &Sandbox, plan: &Plan) -> Result<UnsealedEnv, RpcError> {
     let begun = Instant::now();
     let env = plan.spec.process.env().as_deref().unwrap_or_default();
-    let unsealed = UnsealedEnv::of(&sandbox.secrets, env).await?;
+    let unsealed = UnsealedEnv::of(&sandbox.secrets, env).await;
+    let unsealed = unsealed.map_err(|error| error.or_failed(Failure::Unseal))?;
     if !unsealed.is_empty() {
         sandbox.report.record(&plan.id, Phase::Unseal, begun.elapsed());
     }
@@ -312,7 +313,8 @@ async fn pull(sandbox: &Sandbox, plan: &Plan) -> Result<Option<Image>, RpcError>
     }
     let begun = Instant::now();
     tracing::info!(container = plan.id, image = plan.image, "pulling");
-    let image = sandbox.images.pull(&plan.id, &plan.image).await?;
+    let image = sandbox.images.pull(&plan.id, &plan.image).await;
+    let image = image.map_err(|error| error.or_failed(Failure::Pull))?;
     sandbox.report.record(&plan.id, Phase::Pull, begun.elapsed());
     let digest = &image.manifest_digest;
     tracing::info!(container = plan.id, image = plan.image, %digest, "pulled");

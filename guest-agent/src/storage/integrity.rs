@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
+use nacre_protocol::start_report::HOST_VISIBLE;
 use rustix::io::Errno;
 
 use super::device_mapper::Mapped;
@@ -31,6 +32,7 @@ pub(super) fn watch(devices: [&Mapped; 2]) -> io::Result<()> {
         let killed = cgroup::kill_all();
         match seen {
             Ok(record) => tracing::error!(
+                target: HOST_VISIBLE,
                 "the scratch disk holds something else than this guest has written, so its host or the \
                  disk cannot be trusted: the guest ends. The kernel says: {record}"
             ),

@@ -20,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use nacre_protocol::channel::SCRATCH_DISK_SERIAL;
+use nacre_protocol::start_report::HOST_VISIBLE;
 
 use crate::devices::Machine;
 use crate::disk::{self, DiskError};
@@ -152,7 +153,7 @@ fn prepare(scratch_disk: Option<&Path>, root: &Path) -> Result<ImageStore, Stora
             .map_err(StorageError::step(format!("make the directory {}", directory.display())))?;
     }
     let milliseconds = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(milliseconds, kind = ?store.kind, mebibytes = capacity_bytes >> 20, "storage");
+    tracing::info!(target: HOST_VISIBLE, milliseconds, kind = ?store.kind, mebibytes = capacity_bytes >> 20, "storage");
     Ok(store)
 }
 
