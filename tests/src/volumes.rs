@@ -249,8 +249,12 @@ impl Shown {
                 let from = format!("{volume}/{part}");
                 let name = &self.volume.name;
                 let to = format!("{PODS}/{uid}/volume-subpaths/{name}/{container}/{number}");
-                world.run(&["mkdir", "-p", &from, &to])?;
-                world.run(&["mount", "--bind", &from, &to])?;
+                // A part may be a file.
+                let script = format!(
+                    "test -e {from} || mkdir -p -m 0777 {from}; mkdir -p $(dirname {to}); \
+                     if test -d {from}; then mkdir -p {to}; else touch {to}; fi; mount --bind {from} {to}"
+                );
+                world.run(&["sh", "-c", &script])?;
                 to
             }
         };
