@@ -4,10 +4,10 @@
 //! before 2.0 does not know. Versions 2 and 3 differ in the service's name alone, so this server
 //! answers to both names and announces nothing: a bare address is what 1.6, 1.7 and 2.x all take.
 
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -22,6 +22,7 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
+use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
@@ -92,6 +93,8 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn act() -> Result<(), BootstrapError> {
+    // What is made here, sockets above all, is root's alone.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let words: Vec<_> = std::env::args_os().skip(1).collect();
     let flags = containerd_shim::parse(&words)?;
     if flags.version {
@@ -158,14 +161,20 @@ fn listen(path: &Path) -> Result<Option<UnixListener>, BootstrapError> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(failed(what()))?;
     }
-    match UnixListener::bind(path) {
+    let bind = || -> io::Result<UnixListener> {
+        let listener = UnixListener::bind(path)?;
+        // Nobody could connect in between: the umask has left only its owner's bits.
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    match bind() {
         Ok(listener) => Ok(Some(listener)),
         Err(taken) if taken.kind() == io::ErrorKind::AddrInUse => {
             if UnixStream::connect(path).is_ok() {
                 return Ok(None);
             }
             std::fs::remove_file(path).map_err(failed(what()))?;
-            UnixListener::bind(path).map(Some).map_err(failed(what()))
+            bind().map(Some).map_err(failed(what()))
         }
         Err(other) => Err(failed(what())(other)),
     }
@@ -225,6 +234,9 @@ fn serve_until_the_end(flags: &Flags) -> Result<(), BootstrapError> {
     let listener = io::stdin().as_fd().try_clone_to_owned().map_err(failed("take the socket"))?;
     rustix::stdio::dup2_stdin(&nothing).map_err(|e| failed("leave standard input")(e.into()))?;
     start_log(flags.debug);
+    // Neither this process nor what it starts can become more than it is; a filter of system calls needs it.
+    rustix::thread::set_no_new_privs(true)
+        .map_err(|e| failed("give up new privileges")(e.into()))?;
 
     // One thread serves all: this program waits, it does not compute.
     let runtime = tokio::runtime::Builder::new_current_thread()

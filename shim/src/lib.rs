@@ -15,6 +15,7 @@ mod annotations;
 mod block_volumes;
 mod bootstrap;
 mod config;
+mod confinement;
 mod container;
 mod control_group;
 mod debug_shell;

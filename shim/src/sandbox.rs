@@ -23,7 +23,7 @@ use crate::processor::Emulation;
 use crate::spec::{HostDevice, HostMount, NetworkWanted};
 use crate::start_report::{Attempt, StartReport};
 use crate::{
-    annotations, debug_shell, guest_network, initdata, node_cache, recording, scratch_disk, sizing,
+    annotations, confinement, debug_shell, guest_network, initdata, node_cache, recording, scratch_disk, sizing,
     spec,
 };
 use nacre_configuration::Config;
@@ -222,6 +222,7 @@ impl Sandbox {
         let configured = attempt.timed(Phase::GuestNetwork, configuring).await;
         configured
             .map_err(explain(format!("configure the network of sandbox {id} in the guest")))?;
+        confinement::confine().doing(&starting)?;
         Ok((agent, ending, vm))
     }
 

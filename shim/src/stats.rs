@@ -5,6 +5,13 @@ use nacre_protocol::agent::{BlkioStats, CgroupStats, NetworkStats, StatsContaine
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageField, MessageFull};
 
+use crate::error::printable;
+
+/// Most entries of a kind (devices, sizes of pages, interfaces) that are passed on; a pod has a few.
+const MOST_ENTRIES: usize = 64;
+/// Longest name of one, in bytes.
+const MOST_NAME: usize = 64;
+
 /// Converts an answer of the agent. containerd finds the type by its bare name.
 pub(crate) fn convert(answer: &StatsContainerResponse) -> protobuf::Result<Any> {
     let cgroup = answer.cgroup_stats.get_or_default();
@@ -19,7 +26,7 @@ pub(crate) fn convert(answer: &StatsContainerResponse) -> protobuf::Result<Any> 
         io: MessageField::some(io(cgroup.blkio_stats.get_or_default())),
         hugetlb: hugetlb(cgroup),
         memory_events: MessageField::some(memory_events(cgroup)),
-        network: answer.network_stats.iter().map(network).collect(),
+        network: answer.network_stats.iter().take(MOST_ENTRIES).map(network).collect(),
         ..Default::default()
     };
     Ok(Any {
@@ -82,14 +89,14 @@ fn memory_events(cgroup: &CgroupStats) -> metrics::MemoryEvents {
 }
 
 fn hugetlb(cgroup: &CgroupStats) -> Vec<metrics::HugeTlbStat> {
-    let mut sizes: Vec<_> = cgroup.hugetlb_stats.iter().collect();
+    let mut sizes: Vec<_> = cgroup.hugetlb_stats.iter().take(MOST_ENTRIES).collect();
     sizes.sort_by_key(|(size, _)| *size);
     sizes
         .into_iter()
         .map(|(size, stats)| metrics::HugeTlbStat {
             current: stats.usage,
             max: stats.max_usage,
-            pagesize: size.clone(),
+            pagesize: printable(size, MOST_NAME),
             failcnt: stats.failcnt,
             ..Default::default()
         })
@@ -101,7 +108,7 @@ fn io(blkio: &BlkioStats) -> metrics::IOStat {
     let mut usage: Vec<metrics::IOEntry> = Vec::new();
     let bytes = blkio.io_service_bytes_recursive.iter().map(|entry| (entry, true));
     let operations = blkio.io_serviced_recursive.iter().map(|entry| (entry, false));
-    for (entry, is_bytes) in bytes.chain(operations) {
+    for (entry, is_bytes) in bytes.take(MOST_ENTRIES).chain(operations.take(MOST_ENTRIES)) {
         let known =
             usage.iter().position(|found| (found.major, found.minor) == (entry.major, entry.minor));
         let position = known.unwrap_or_else(|| {
@@ -114,19 +121,24 @@ fn io(blkio: &BlkioStats) -> metrics::IOStat {
         });
         let found = &mut usage[position];
         match (entry.op.to_ascii_lowercase().as_str(), is_bytes) {
-            ("read", true) => found.rbytes += entry.value,
-            ("write", true) => found.wbytes += entry.value,
-            ("read", false) => found.rios += entry.value,
-            ("write", false) => found.wios += entry.value,
+            ("read", true) => add(&mut found.rbytes, entry.value),
+            ("write", true) => add(&mut found.wbytes, entry.value),
+            ("read", false) => add(&mut found.rios, entry.value),
+            ("write", false) => add(&mut found.wios, entry.value),
             _ => {}
         }
     }
     metrics::IOStat { usage, ..Default::default() }
 }
 
+/// The guest may give any numbers.
+fn add(sum: &mut u64, value: u64) {
+    *sum = sum.saturating_add(value);
+}
+
 fn network(stats: &NetworkStats) -> metrics::NetworkStat {
     metrics::NetworkStat {
-        name: stats.name.clone(),
+        name: printable(&stats.name, MOST_NAME),
         rx_bytes: stats.rx_bytes,
         rx_packets: stats.rx_packets,
         rx_errors: stats.rx_errors,
@@ -180,5 +192,33 @@ mod tests {
         let disk = &metrics.io.usage[0];
         assert_eq!((metrics.io.usage.len(), disk.rbytes, disk.wbytes, disk.rios), (1, 10, 20, 1));
         assert!(convert(&StatsContainerResponse::new()).is_ok());
+    }
+
+    #[test]
+    fn what_a_guest_exaggerates_is_cut() {
+        let entry = |number: u64| BlkioStatsEntry {
+            major: number % 100_000,
+            op: "Read".to_owned(),
+            value: u64::MAX,
+            ..Default::default()
+        };
+        let mut cgroup = CgroupStats::new();
+        let blkio = cgroup.blkio_stats.mut_or_insert_default();
+        blkio.io_service_bytes_recursive =
+            [entry(1), entry(1)].into_iter().chain((0..200_000).map(entry)).collect();
+        for number in 0..10_000 {
+            cgroup.hugetlb_stats.insert("9".repeat(number % 1000), Default::default());
+        }
+        let network = NetworkStats { name: "\u{1b}[2J".repeat(1000), ..Default::default() };
+        let answer = StatsContainerResponse {
+            cgroup_stats: MessageField::some(cgroup),
+            network_stats: vec![network; 10_000],
+            ..Default::default()
+        };
+        let any = convert(&answer).unwrap();
+        assert!(any.value.len() < 32 * 1024, "{}", any.value.len());
+        let metrics = metrics::Metrics::parse_from_bytes(&any.value).unwrap();
+        assert_eq!(metrics.io.usage[0].rbytes, u64::MAX);
+        assert!(!metrics.network[0].name.contains('\u{1b}'));
     }
 }

@@ -2,13 +2,18 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nacre_protocol::agent as api;
 use nacre_run_directory::RUN_ROOT;
+use tokio::time::sleep;
 
 use super::{Pod, Slot};
 use crate::process::{Exit, KILLED, Process, State};
 use crate::sandbox::Sandbox;
+
+/// Least time between two events of memory that ran out.
+const MEMORY_EVENT_PAUSE: Duration = Duration::from_millis(100);
 
 impl Pod {
     /// Follows a process to its end, and its output with it, and tells containerd.
@@ -61,6 +66,8 @@ impl Pod {
                     if self.container(&event.container_id).is_ok() {
                         self.events.out_of_memory(&event.container_id).await;
                     }
+                    // A guest that tells of such an event without end keeps neither containerd nor this host busy.
+                    sleep(MEMORY_EVENT_PAUSE).await;
                 }
                 Err(error) => {
                     tracing::debug!("no more memory events: {error}");
