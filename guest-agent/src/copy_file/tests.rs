@@ -260,3 +260,76 @@ fn the_copies_of_a_container_go_with_it() {
     assert_eq!(copies.root.given.len(), 2);
     copies.root.forget("c").unwrap();
 }
+
+/// The files beneath a directory, without those that are not complete.
+fn tree(directory: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let kind = fs::symlink_metadata(&path).unwrap();
+        assert!(!kind.is_symlink(), "{}", path.display());
+        if kind.is_dir() {
+            found.extend(tree(&path));
+        }
+        let content = (!kind.is_dir()).then(|| fs::read(&path).unwrap());
+        found.insert(path, content);
+    }
+    found
+}
+
+#[test]
+fn whatever_is_asked_a_container_sees_whole_states_only_and_nothing_outside() {
+    let mut copies = copies();
+    let outside = copies.directory.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("victim"), "untouched").unwrap();
+    copies.given_volume(VOLUME);
+    let names =
+        ["..1", "..2", "..3", "..data", "key", "sub", "..", ".", "gone", "..data.nacre-partial"];
+    let targets = [
+        "..1",
+        "..2",
+        "..3",
+        "..data",
+        "..data/key",
+        "..data/gone",
+        "key",
+        "/etc",
+        "../../outside",
+        "..x",
+    ];
+    // xorshift: the same requests each time.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let (volume, mut accepted, mut exchanged) = (copies.at(VOLUME), 0, 0);
+    let current = || fs::read_link(volume.join(DATA_LINK)).unwrap();
+    let (mut leads_to, mut seen) = (current(), tree(&volume.join(current())));
+    for round in 0..20_000_u32 {
+        let parts = (0..=next(3)).map(|_| names[next(names.len())]).collect::<Vec<_>>().join("/");
+        let name = if next(20) == 0 { parts } else { format!("{VOLUME}/{parts}") };
+        let request = match next(3) {
+            0 => copies.directory(&name),
+            1 => copies.link(&name, targets[next(targets.len())]),
+            _ => copies.file(&name, &round.to_le_bytes()),
+        };
+        if copies.root.copy(&request).is_ok() {
+            accepted += 1;
+        }
+        let now = current();
+        if now == leads_to {
+            assert_eq!(tree(&volume.join(&now)), seen, "{}", request.path);
+        } else {
+            exchanged += 1;
+            (leads_to, seen) = (now.clone(), tree(&volume.join(now)));
+        }
+    }
+    assert!(accepted > 100 && exchanged > 10, "{accepted} {exchanged}");
+    assert_eq!(fs::read(outside.join("victim")).unwrap(), b"untouched");
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+    assert!(copies.root.entries.values().sum::<usize>() <= MOST_ENTRIES);
+}

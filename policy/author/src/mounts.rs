@@ -16,7 +16,8 @@ const TOKEN_SOURCE: &str = "^kube-api-access-[a-z0-9]{5}$";
 /// What it is called in the settings.
 const TOKEN_VOLUME: &str = "kube-api-access";
 /// Parts of a volume that are known only when the pod runs: plain names, none of them a step upwards.
-const ANY_PART: &str = r"^([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+)(/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+))*$";
+const ANY_PART: &str =
+    r"^([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+)(/([^/.][^/]*|\.[^/.][^/]*|\.\.[^/]+))*$";
 
 /// What is mounted into `container`.
 pub(crate) fn mounts(

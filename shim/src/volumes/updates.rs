@@ -234,9 +234,11 @@ impl Events {
         for volume in volumes {
             inotify::add_watch(&queue, &volume.mount.source, what)?;
         }
-        // An owned descriptor stays open for as long as it is registered, which is what `register` would have to
-        // be promised; this crate has no unsafe code.
-        #[allow(deprecated)]
+        #[expect(
+            deprecated,
+            reason = "`register` is unsafe, which this crate has none of; an owned descriptor stays open \
+                      for as long as it is registered"
+        )]
         let queue = AsyncFd::new(queue)?;
         Ok(Self(queue))
     }

@@ -40,7 +40,7 @@ policy_data := {
         "/etc/mode": {"kind": "config", "read_only": true, "source": "1", "sub_path": "mode", "volume": "config"},
         "/etc/web": {"kind": "config", "read_only": true, "source": "config"},
         "/keys": {"kind": "secret", "read_only": true, "source": "keys"},
-        "/tmp": {"kind": "empty_dir", "source": "scratch"}
+        "/tmp": {"kind": "empty_dir", "memory": true, "volume": "scratch"}
       },
       "secret_env": ["DATABASE", "PASSWORD"],
       "service_env": "kubernetes",

@@ -16,7 +16,7 @@ policy_data := {
       "lines": {"allowPrivilegeEscalation": 28, "args": 11, "capabilities": 30, "env": 12, "exec": 26, "image": 10, "readOnlyRootFilesystem": 29, "resources": 21, "seccompProfile": 32},
       "memory_limit": 134217728,
       "mounts": {
-        "/var/run/secrets/kubernetes.io/serviceaccount": {"kind": "token", "read_only": true, "source_pattern": "^kube-api-access-[a-z0-9]{5}$"}
+        "/var/run/secrets/kubernetes.io/serviceaccount": {"kind": "token", "read_only": true, "source_pattern": "^kube-api-access-[a-z0-9]{5}$", "updates": true}
       },
       "no_new_privileges": true,
       "readonly_root": true,

@@ -11,10 +11,10 @@ policy_data := {
       "image": "registry.example/shop/store@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
       "lines": {"exec": 22, "image": 17, "mounts": 23, "stdin": 19, "tty": 18},
       "mounts": {
-        "/about": {"kind": "downward", "read_only": true, "source": "about"},
+        "/about": {"kind": "downward", "read_only": true, "source": "about", "updates": true},
         "/data": {"kind": "claim", "source_pattern": "^(mount|pvc-[0-9a-f-]{36})$"},
-        "/identity": {"kind": "token", "read_only": true, "source": "identity"},
-        "/var/run/secrets/kubernetes.io/serviceaccount": {"kind": "token", "read_only": true, "source_pattern": "^kube-api-access-[a-z0-9]{5}$"}
+        "/identity": {"kind": "token", "read_only": true, "source": "identity", "updates": true},
+        "/var/run/secrets/kubernetes.io/serviceaccount": {"kind": "token", "read_only": true, "source_pattern": "^kube-api-access-[a-z0-9]{5}$", "updates": true}
       },
       "service_env": "all",
       "signals": [3],
