@@ -106,15 +106,19 @@ async fn a_block_device_is_the_containers_and_what_the_owner_did_not_declare_is_
         &world,
         "[[volume]]\nname = \"raw\"\nmounts = [\"app:/dev/xvda\"]\ndanger_plaintext = true\n",
     );
-    let script = "dd if=/dev/xvda bs=1M count=64 of=/dev/null 2>&1 | grep -q 67108864 && \
-                  printf 'on the device' | dd of=/dev/xvda bs=1M seek=3 conv=notrunc && sync && \
-                  echo written; sleep 1000";
-    let app = container("app", &image).volume(&volume, "/dev/xvda").script(script);
+    let app = container("app", &image).volume(&volume, "/dev/xvda").idle();
     let stranger = container("stranger", &image).volume(&other, "/data").idle();
     let pod = world.pod("raw").with(app).with(stranger).exec_allowed().initdata(&initdata);
     let pod = pod.await.unwrap();
     let app = pod.start("app").await.unwrap();
-    app.wait_for("written").await.unwrap();
+    let size = "blockdev --getsize64 /dev/xvda || wc -c < /dev/xvda";
+    assert_eq!(app.sh(size).await.unwrap().trim(), "67108864");
+    let write = "printf 'on the device' | dd of=/dev/xvda bs=1M seek=3 conv=notrunc 2>&1";
+    app.sh(write).await.unwrap();
+    assert_eq!(
+        app.sh("dd if=/dev/xvda bs=1M skip=3 count=1 2>/dev/null | head -c 6").await.unwrap(),
+        "on the"
+    );
     let error = format!("{:#}", pod.start("stranger").await.unwrap_err());
     assert!(error.contains("stranger:/data") && error.contains("volumes.toml"), "{error}");
     pod.stop().await.unwrap();
@@ -134,6 +138,9 @@ async fn an_encrypted_volume_opens_with_its_key_and_shows_the_node_nothing() {
     let image = world.push(&Image::busybox("app")).unwrap();
     let file = disk(&world, "data", 64);
     let path = world.path(&file);
+    // The broker's own, before anything of volumes is in it.
+    const BASE: &str = "/run/world/without-volumes.toml";
+    fs::copy(world.path(broker.initdata()), world.path(BASE)).unwrap();
     let declare = |format: &str, key: &str| {
         const FILE: &str = "/run/world/volumes.toml";
         let text = format!(
@@ -141,7 +148,9 @@ async fn an_encrypted_volume_opens_with_its_key_and_shows_the_node_nothing() {
              format = \"{format}\"\n"
         );
         fs::write(world.path(FILE), text).unwrap();
-        broker.add_to_initdata(&["--file", &format!("volumes.toml={FILE}")]).unwrap();
+        let (file, all) = (format!("volumes.toml={FILE}"), broker.initdata());
+        let words = ["initdata", "create", "--from", BASE, "--file", &file, "-o", all];
+        world.nacre(&words).unwrap();
     };
     let volume = Volume::disk("data", &file);
     let run = |name: &'static str, script: String| {
