@@ -26,6 +26,8 @@ pub struct Pins {
     pub qemu: Vec<Package>,
     /// containerd releases for the tests, by their `major.minor`.
     pub containerd: BTreeMap<String, Package>,
+    /// Docker's daemon and client, for the tests.
+    pub docker: ProgramPin,
     /// Firmware of confidential guests.
     pub firmware: Vec<Package>,
     /// Headers of a current kernel.
@@ -118,6 +120,7 @@ impl Pins {
             .into_iter()
             .chain(&self.qemu)
             .chain(self.containerd.values())
+            .chain(&self.docker.packages)
             .chain(&self.firmware)
             .chain(&self.kernel_headers)
             .chain(&self.qemu_11.packages)

@@ -121,6 +121,11 @@ impl Products {
         }
     }
 
+    /// Docker's daemon and client, beneath the prefix.
+    pub fn docker(&self) -> [PathBuf; 2] {
+        ["sbin/dockerd", "bin/docker"].map(|name| self.prefix.join("docker/usr").join(name))
+    }
+
     /// Says what is missing for a world with Nacre in it.
     pub fn check(&self) -> anyhow::Result<()> {
         let host = [self.shim(), self.snapshotter(), self.node_cache()];

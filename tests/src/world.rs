@@ -577,7 +577,7 @@ impl World {
         Ok(())
     }
 
-    fn log_file(&self, name: &str) -> PathBuf {
+    pub(crate) fn log_file(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
     }
 }

@@ -92,6 +92,19 @@ pub(crate) fn further_containerds(tree: &Tree) -> Result<Vec<String>> {
     Ok(missing)
 }
 
+/// Fetches the Docker that the tests know. Without it their story of Docker is skipped, visibly, as with
+/// the containerd releases.
+pub(crate) fn docker(tree: &Tree) -> Result<()> {
+    let step = Step::new("Docker");
+    let destination = tree.prefix().join("docker");
+    let packages = &Pins::shipped()?.docker.packages;
+    if let Err(error) = store(tree).unpack(packages, &destination, &|line| step.say(line)) {
+        step.say(format!("tests with Docker will be SKIPPED: {error}"));
+    }
+    step.done();
+    Ok(())
+}
+
 /// The pinned packages of this tree.
 pub(crate) fn store(tree: &Tree) -> Store {
     Store::new(&tree.prefix(), Path::new("/etc/apt"))

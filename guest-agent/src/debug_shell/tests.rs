@@ -94,7 +94,7 @@ async fn input_is_bounded() {
     // Nothing reads its input: the pipe holds as much as the window and no more.
     let mut host = Host::new(|start, reaper| {
         let process = cat(start, reaper)?;
-        process.signal(libc::SIGSTOP as u32)?;
+        process.signal(libc::SIGSTOP.unsigned_abs()).map_err(io::Error::other)?;
         Ok(process)
     });
     host.start(1).await;
