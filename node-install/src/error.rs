@@ -116,7 +116,7 @@ impl NodeError {
         move |source| NodeError::File { doing, path, source }
     }
 
-    pub(crate) fn config(path: &Path, problem: impl ToString) -> NodeError {
-        NodeError::Config { path: path.to_owned(), problem: problem.to_string() }
+    pub(crate) fn config(path: &Path, problem: impl Into<String>) -> NodeError {
+        NodeError::Config { path: path.to_owned(), problem: problem.into() }
     }
 }

@@ -32,7 +32,7 @@ pub enum Schema {
 /// A runtime handler.
 #[derive(Debug, Clone, Copy)]
 pub struct Handler {
-    /// Its name, and that of the RuntimeClass.
+    /// Its name, and that of the `RuntimeClass`.
     pub name: &'static str,
     /// The shim's configuration for it.
     pub config: &'static str,

@@ -79,6 +79,8 @@ pub fn install(
     for unit in &UNITS {
         is_new |= work.file(&Path::new(UNIT_DIRECTORY).join(unit.name), unit.text)?;
     }
+    is_new |= work.receipt.units_pending;
+    work.receipt.units_pending = is_new;
     work.remember()?;
     if is_new && !dry {
         services.reload()?;
@@ -92,6 +94,8 @@ pub fn install(
             }
         }
     }
+    work.receipt.units_pending = false;
+    work.remember()?;
     if let Some(change) = change {
         work.steps.extend(change.files().map(|(what, path)| Step::new(what, path.display())));
         if !dry {

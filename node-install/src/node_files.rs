@@ -113,7 +113,7 @@ fn qemu_of_node(root: &Root, bundle: &Bundle, named: Option<&Path>) -> Result<Pa
     })
 }
 
-/// QEMU's own data and SeaBIOS, beside the program or where distributions have them.
+/// QEMU's own data and `SeaBIOS`, beside the program or where distributions have them.
 fn firmware_directories(root: &Root, qemu: &Path) -> Vec<String> {
     let beside = qemu.parent().and_then(Path::parent).unwrap_or(Path::new("/usr")).join("share");
     let mut found: Vec<String> = Vec::new();

@@ -21,6 +21,9 @@ pub(crate) struct Receipt {
     /// Symbolic links that were made, and where they point.
     pub(crate) links: BTreeMap<PathBuf, String>,
     pub(crate) containerd: Option<ContainerdReceipt>,
+    /// Units were written and not started yet: whoever was interrupted starts them the next time.
+    #[serde(default)]
+    pub(crate) units_pending: bool,
 }
 
 /// containerd's configuration.

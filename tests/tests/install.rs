@@ -130,9 +130,13 @@ async fn a_node_is_installed(version: ContainerdVersion) {
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
     node.world.stop_snapshotter().unwrap();
-    let (code, done, said) = node.install(&second, &[]);
-    assert_eq!((code, steps(&done)), (0, vec![format!("remove /opt/nacre/{one}")]), "{said}");
+    let (code, out, said) = node.world.ask_nacre(&["gc", "--output", "json"]).unwrap();
+    let out: Value = serde_json::from_str(&out).unwrap();
+    let removed = serde_json::json!([{ "what": "remove", "to": format!("/opt/nacre/{one}") }]);
+    assert_eq!((code, &out["versions"]), (0, &removed), "{said}");
     assert_eq!(node.versions(), [two]);
+    let (code, done, said) = node.install(&second, &[]);
+    assert_eq!((code, steps(&done)), (0, Vec::new()), "{said}");
 
     // Somebody adds a line of their own: it stays, and all of Nacre's goes.
     let own = format!("{}\n[debug]\nlevel = \"debug\"\n", node.config());
