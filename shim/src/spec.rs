@@ -328,8 +328,8 @@ fn refuse_devices(devices: &[spec::LinuxDevice]) -> Result<(), SpecError> {
         if !known && device.typ() != spec::LinuxDeviceType::B {
             return Err(unsupported(
                 format!("linux.devices[{position}] ({})", device.path().display()),
-                "of the host's devices only block devices can be disks of the guest; for privileged containers \
-                 set privileged_without_host_devices = true for this runtime in containerd",
+                "of the host's devices only block devices can be disks of the guest; name no others, and run the \
+                 pod without privileged: true",
             ));
         }
     }
@@ -365,6 +365,9 @@ fn is_rule_for(rule: &spec::LinuxDeviceCgroup, major: i64, minor: i64) -> bool {
 /// File systems that the guest's kernel makes by itself.
 const GUEST_FILE_SYSTEMS: [&str; 7] =
     ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"];
+
+/// Those of them that no container may write: what is in them is the whole guest's.
+const READ_ONLY_FILE_SYSTEMS: [&str; 3] = ["sysfs", "cgroup", "cgroup2"];
 
 fn mounts(source: &[spec::Mount]) -> Result<(Vec<oci::Mount>, Vec<HostMount>), SpecError> {
     let mut converted = Vec::new();
@@ -414,6 +417,12 @@ fn mounts(source: &[spec::Mount]) -> Result<(Vec<oci::Mount>, Vec<HostMount>), S
                     problem: format!("is {path:?}: a bind needs an absolute path"),
                 });
             }
+        } else if READ_ONLY_FILE_SYSTEMS.contains(&kind) && !read_only {
+            return Err(SpecError::Unsupported {
+                field: format!("{} ({kind}, writable)", field("")),
+                reason: "privileged containers do not get more of the guest's kernel than others; run the pod \
+                         without privileged: true",
+            });
         } else if GUEST_FILE_SYSTEMS.contains(&kind) {
             result.source = text(&path, &field(".source"))?;
         } else {

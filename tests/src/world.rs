@@ -184,9 +184,14 @@ impl World {
 
     /// Lets containerd pull an image, as the kubelet does before it creates a container.
     pub async fn pull(&self, reference: &str) -> anyhow::Result<()> {
+        self.pull_for(reference, self.runtime_handler()).await
+    }
+
+    /// Lets containerd pull an image for pods of a runtime handler.
+    pub(crate) async fn pull_for(&self, reference: &str, handler: &str) -> anyhow::Result<()> {
         let spec = cri::ImageSpec { image: reference.to_owned(), ..Default::default() };
         // By this annotation containerd 1.7 and 2.1 find the snapshotter.
-        let annotations = [(RUNTIME_HANDLER.to_owned(), self.runtime_handler().to_owned())].into();
+        let annotations = [(RUNTIME_HANDLER.to_owned(), handler.to_owned())].into();
         let sandbox_config = Some(cri::PodSandboxConfig { annotations, ..Default::default() });
         let auth = World::nodes_login(reference);
         let mut images = self.cri.images();

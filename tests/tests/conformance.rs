@@ -3,17 +3,17 @@
 use nacre_tests::ContainerdVersion;
 use nacre_tests::conformance::conform;
 
-#[tokio::test]
-async fn containerd_1_6_conforms() -> anyhow::Result<()> {
-    conform(ContainerdVersion::V1_6).await
+#[test]
+fn containerd_1_6_conforms() -> anyhow::Result<()> {
+    conform(ContainerdVersion::V1_6)
 }
 
-#[tokio::test]
-async fn containerd_1_7_conforms() -> anyhow::Result<()> {
-    conform(ContainerdVersion::V1_7).await
+#[test]
+fn containerd_1_7_conforms() -> anyhow::Result<()> {
+    conform(ContainerdVersion::V1_7)
 }
 
-#[tokio::test]
-async fn containerd_2_1_conforms() -> anyhow::Result<()> {
-    conform(ContainerdVersion::V2_1).await
+#[test]
+fn containerd_2_1_conforms() -> anyhow::Result<()> {
+    conform(ContainerdVersion::V2_1)
 }

@@ -181,6 +181,10 @@ fn what_would_need_the_host_is_refused_by_name() {
         (with("/linux/seccomp/defaultErrnoRet", json!(38)), "linux.seccomp.defaultErrnoRet"),
         (with("/linux/resources/rdma", json!({"mlx": {}})), "linux.resources.rdma"),
         (
+            with("/mounts/-", json!({"destination": "/sys", "type": "sysfs", "source": "sysfs"})),
+            "mounts[5] (sysfs, writable)",
+        ),
+        (
             with("/mounts/-", json!({"destination": "/x", "type": "nfs", "source": "h:/x"})),
             "mounts[5] with type \"nfs\"",
         ),

@@ -21,7 +21,10 @@ fn is_not_found<T: std::fmt::Debug>(result: anyhow::Result<T>) -> anyhow::Result
 }
 
 /// Starts the pod that most scenes share.
-pub(super) async fn begin(stage: &Stage<'_>) -> anyhow::Result<Sandbox> {
+pub(super) async fn begin(
+    stage: &Stage<'_>,
+    group: &resources::ControlGroup,
+) -> anyhow::Result<Sandbox> {
     let (kubelet, report) = (&stage.kubelet, stage.report);
     report
         .check("runtime-status", async {
@@ -42,7 +45,12 @@ pub(super) async fn begin(stage: &Stage<'_>) -> anyhow::Result<Sandbox> {
         .check("unknown-ids", async {
             let nobody = "0123456789abcdef";
             is_not_found(kubelet.sandbox_status(nobody).await)?;
-            is_not_found(kubelet.status(nobody).await)?;
+            is_not_found(kubelet.status(nobody).await)
+        })
+        .await;
+    report
+        .check("unknown-ids-ended", async {
+            let nobody = "0123456789abcdef";
             // The kubelet repeats what it is not sure of: stopping and removing nothing is fine.
             kubelet.stop_sandbox(nobody).await?;
             kubelet.remove_sandbox(nobody).await?;
@@ -55,7 +63,7 @@ pub(super) async fn begin(stage: &Stage<'_>) -> anyhow::Result<Sandbox> {
     let sysctls = [("net.ipv4.ip_unprivileged_port_start", "81"), ("kernel.shm_rmid_forced", "1")];
     if let Some(linux) = &mut config.linux {
         linux.sysctls = sysctls.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        linux.cgroup_parent = resources::control_group()?;
+        linux.cgroup_parent.clone_from(&group.path);
     }
     let pod = kubelet.run(config).await?;
     sandbox(stage, &pod).await;
@@ -436,7 +444,6 @@ pub(super) async fn crowd(stage: &Stage<'_>) -> anyhow::Result<()> {
         || cri::NamespaceOption { pid: cri::NamespaceMode::Pod.into(), ..Default::default() };
     let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
     context.namespace_options = Some(shared());
-    context.privileged = true;
     let pod = kubelet.run(config).await?;
     let member = |number: usize, script: &str| {
         let mut config = stage.script(&format!("member-{number}"), script);
@@ -464,16 +471,6 @@ pub(super) async fn crowd(stage: &Stage<'_>) -> anyhow::Result<()> {
             let seen = kubelet.sh(&id, "ps").await?;
             ensure!(seen.contains("sleep 1010") && seen.contains("pause"), "{seen}");
             Ok(())
-        })
-        .await;
-    report
-        .check("privileged-refused", async {
-            let mut config = member(12, "true");
-            super::security(&mut config).privileged = true;
-            super::refusals::refused(
-                kubelet.create(&pod, config).await,
-                &["linux.devices", "/dev/"],
-            )
         })
         .await;
     kubelet.remove_sandbox(&pod.id).await

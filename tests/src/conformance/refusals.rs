@@ -68,7 +68,7 @@ pub(super) async fn containers(stage: &Stage<'_>, pod: &Sandbox) {
                 host_path: "/dev/kmsg".into(),
                 permissions: "rw".into(),
             });
-            refused(kubelet.create(pod, config).await, &["nacre: ", "linux.devices", "/dev/kmsg"])
+            refused(kubelet.launch(pod, config).await, &["nacre: ", "linux.devices", "/dev/kmsg"])
         })
         .await;
     report
@@ -76,6 +76,28 @@ pub(super) async fn containers(stage: &Stage<'_>, pod: &Sandbox) {
             let (said, code) = kubelet.finish(pod, stage.script("after", "echo fine")).await?;
             ensure!((said.as_str(), code) == ("fine\n", 0), "{said:?}, {code}");
             Ok(())
+        })
+        .await;
+}
+
+/// A privileged pod: its sandbox is refused, or the privileged container in it.
+pub(super) async fn privileged(stage: &Stage<'_>) {
+    let (kubelet, report) = (&stage.kubelet, stage.report);
+    report
+        .check("privileged-refused", async {
+            const REASON: [&str; 2] = ["nacre: ", "without privileged: true"];
+            let mut config = kubelet.sandbox("privileged");
+            let linux = config.linux.get_or_insert_default();
+            linux.security_context.get_or_insert_default().privileged = true;
+            let pod = match kubelet.run(config).await {
+                Ok(pod) => pod,
+                Err(error) => return refused::<()>(Err(error), &REASON),
+            };
+            let mut config = stage.script("privileged", "true");
+            super::security(&mut config).privileged = true;
+            let launched = kubelet.launch(&pod, config).await;
+            kubelet.remove_sandbox(&pod.id).await?;
+            refused(launched, &REASON)
         })
         .await;
 }

@@ -7,19 +7,40 @@ use k8s_cri::v1 as cri;
 
 use super::Stage;
 use super::kubelet::{Kubelet, Sandbox, eventually};
+use crate::registry;
 
 const MIB: u64 = 1 << 20;
 /// What the memory-hungry container holds.
 const HELD_MIB: u64 = 24;
 
-/// A group for the pod, as the kubelet makes one; its path below the mount points of the controllers.
-pub(super) fn control_group() -> anyhow::Result<String> {
-    let path = format!("/nacre-conformance-{}", std::process::id());
-    for directory in group_directories(&path) {
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("failed to make the control group {}", directory.display()))?;
+/// A group for the pod, as the kubelet makes one. It goes with this.
+#[derive(Debug)]
+pub(super) struct ControlGroup {
+    /// Below the mount points of the controllers.
+    pub(super) path: String,
+}
+
+impl ControlGroup {
+    pub(super) fn make() -> anyhow::Result<ControlGroup> {
+        let group = ControlGroup { path: format!("/nacre-conformance-{}", std::process::id()) };
+        for directory in group_directories(&group.path) {
+            std::fs::create_dir_all(&directory).with_context(|| {
+                format!("failed to make the control group {}", directory.display())
+            })?;
+        }
+        Ok(group)
     }
-    Ok(path)
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        for directory in group_directories(&self.path) {
+            // One that is not empty has what a failure left in it.
+            if let Err(error) = std::fs::remove_dir(&directory) {
+                eprintln!("{} stays: {error}", directory.display());
+            }
+        }
+    }
 }
 
 fn group_directories(path: &str) -> Vec<PathBuf> {
@@ -163,6 +184,11 @@ async fn compared(stage: &Stage<'_>, ours: &str) {
     report
         .check("stats-as-runc", async {
             let kubelet = Kubelet { handler: "runc", ..stage.kubelet };
+            // Until now their layers are on no disk of this node.
+            let pause = format!("{}/pause:1", registry::ADDRESS);
+            for image in [&pause, &stage.image] {
+                stage.world.pull_for(image, kubelet.handler).await?;
+            }
             let pod = kubelet.run(kubelet.sandbox("compared")).await?;
             let result = compare(stage, &kubelet, &pod, ours).await;
             kubelet.remove_sandbox(&pod.id).await?;
@@ -180,7 +206,7 @@ async fn compare(
     let id = runc.launch(pod, stage.script("figures", "sleep 1000")).await?;
     let busy = format!(
         "head -c {} /dev/zero | tr '\\0' x >/dev/shm/held; \
-         i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done",
+         i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done",
         HELD_MIB << 20
     );
     let mut grown = Vec::new();
@@ -202,7 +228,9 @@ async fn compare(
     }
     for memory in &grown {
         let held = HELD_MIB * MIB;
-        ensure!((held..held + 8 * MIB).contains(memory), "{grown:?} for {held} bytes");
+        // What the two counted before, caches above all, may have gone meanwhile.
+        let expected = held - 4 * MIB..held + 8 * MIB;
+        ensure!(expected.contains(memory), "{grown:?} for {held} bytes");
     }
     Ok(())
 }

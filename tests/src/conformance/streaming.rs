@@ -1,4 +1,4 @@
-//! The other end of containerd's streaming server: WebSockets (RFC 6455) with the kubelet's channels, as
+//! The other end of containerd's streaming server: `WebSockets` (RFC 6455) with the kubelet's channels, as
 //! `kubectl exec`, `attach` and `port-forward` speak through an API server.
 //!
 //! Each message begins with a byte that names its channel; the subprotocol is `v4.channel.k8s.io`.

@@ -1,5 +1,7 @@
 //! Commands, terminals, ports and logs.
 
+use std::time::Duration;
+
 use anyhow::{bail, ensure};
 use k8s_cri::v1 as cri;
 
@@ -83,18 +85,16 @@ async fn streaming(stage: &Stage<'_>, pod: &Sandbox, target: &str) {
             let url = kubelet.exec_url(target, &["sh"], true, true).await?;
             let mut channels = Channels::open(world, &url).await?;
             channels.send(RESIZE, br#"{"Width":91,"Height":33}"#).await?;
-            let shown = async {
-                loop {
-                    // The new size may take a moment longer than the first line that is typed.
-                    channels.send(STDIN, b"stty size; echo no\"\"te\n").await?;
-                    channels.wait_for(STDOUT, "note").await?;
-                    if channels.text(STDOUT).contains("33 91") {
-                        return anyhow::Ok(channels);
-                    }
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            // The new size may take a moment longer than the first line that is typed.
+            for line in 0.. {
+                let typed = format!("stty size; echo line\"\"{line}.\n");
+                channels.send(STDIN, typed.as_bytes()).await?;
+                channels.wait_for(STDOUT, &format!("line{line}.")).await?;
+                if channels.text(STDOUT).contains("33 91") {
+                    break;
                 }
-            };
-            let mut channels = shown.await?;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
             channels.send(STDIN, b"exit 3\n").await?;
             ensure!(channels.exit_code().await? == 3);
             Ok(())
