@@ -26,7 +26,7 @@ const INPUT_PIECE: usize = 8 * 1024;
 
 /// Open a shell in a pod's virtual machine, beside its containers.
 ///
-/// Only in guests of the development image (vm.danger_development_image in the node's configuration): the
+/// Only in guests of the development image (`vm.danger_development_image` in the node's configuration): the
 /// agent of any other image does not open the port, and there is no shell in it. The two measure
 /// differently, so a guest that has a shell gets no secrets meant for one that has not. With a terminal on
 /// both ends the program gets one, too; else input, output and errors are three streams.
