@@ -107,7 +107,9 @@ impl Pod {
         let annotations = spec::annotations(&source);
         let kind = Kind::of(&annotations).doing(creating)?;
         let (report, whose) = match &kind {
-            Kind::Member { sandbox } => (self.joined(sandbox, creating)?.report.clone(), Some(&**id)),
+            Kind::Member { sandbox } => {
+                (self.joined(sandbox, creating)?.report.clone(), Some(&**id))
+            }
             Kind::Sandbox | Kind::Single => {
                 (StartReport::begin(id, &self.origin.namespace, &annotations), None)
             }
@@ -224,6 +226,7 @@ impl Pod {
         let sandbox = Sandbox::start(id, &self.origin, source, config, report).await?;
         *self.sandbox() = Some(sandbox.clone());
         tokio::spawn(self.clone().bury_the_dead(sandbox.clone()));
+        tokio::spawn(self.clone().give_up_if_unstarted(sandbox.clone()));
         tokio::spawn(followers::sweep_up());
         tokio::spawn(self.clone().report_memory_exhaustion(sandbox.clone()));
         tokio::spawn(followers::report_start(sandbox.clone(), None));

@@ -1,6 +1,7 @@
 //! Doing harm to a world, and what a kubelet does afterwards.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -10,6 +11,11 @@ use rustix::process::Signal;
 use crate::cri::call;
 use crate::namespaces::Process;
 use crate::world::World;
+
+/// Length of the ids that containerd's CRI plugin gives.
+const SANDBOX_ID: usize = 64;
+/// How deep pods' control groups are: slices of the kubelet's, at most.
+const MOST_DEPTH: usize = 6;
 
 /// A process that is stopped until this value is dropped.
 #[derive(Debug)]
@@ -156,7 +162,7 @@ impl World {
             mounts: self.namespaces.mounts()?.len(),
             links: self.namespaces.links()?.len(),
             network_namespaces,
-            control_groups: sandbox_groups(Path::new("/sys/fs/cgroup"), 0),
+            control_groups: sandbox_groups().len(),
             processes: processes.len(),
         })
     }
@@ -170,15 +176,34 @@ impl World {
     }
 }
 
-/// Control groups named after sandboxes, in all hierarchies. Other worlds may run beside this one: the
-/// count is compared only where nothing else runs pods.
-fn sandbox_groups(directory: &Path, depth: usize) -> usize {
-    let Ok(entries) = directory.read_dir() else { return 0 };
-    let directories = entries.flatten().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()));
-    directories
-        .map(|entry| {
-            let own = usize::from(entry.file_name().to_string_lossy().starts_with("nacre-"));
-            own + if depth < 6 { sandbox_groups(&entry.path(), depth + 1) } else { 0 }
-        })
-        .sum()
+/// Control groups of sandboxes, in all hierarchies. All worlds share them.
+fn sandbox_groups() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut waiting = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
+    while let Some((directory, depth)) = waiting.pop() {
+        // One that goes away meanwhile is none.
+        let Ok(entries) = directory.read_dir() else { continue };
+        for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())) {
+            if entry
+                .file_name()
+                .to_string_lossy()
+                .strip_prefix("nacre-")
+                .is_some_and(|id| id.len() == SANDBOX_ID)
+            {
+                found.push(entry.path());
+            }
+            if depth < MOST_DEPTH {
+                waiting.push((entry.path(), depth + 1));
+            }
+        }
+    }
+    found
+}
+
+/// Control groups of sandboxes that hold no process: nobody uses them.
+pub(crate) fn abandoned_groups() -> BTreeSet<PathBuf> {
+    let is_empty = |group: &PathBuf| {
+        std::fs::read(group.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty())
+    };
+    sandbox_groups().into_iter().filter(is_empty).collect()
 }

@@ -17,6 +17,7 @@ use crate::cluster_dns::{self, ClusterDns};
 use crate::configuration;
 use crate::cri::{Cri, call};
 use crate::ctr::Ctr;
+use crate::faults;
 use crate::hostile::Intruder;
 use crate::image::Image;
 use crate::namespaces::{Namespaces, Process};
@@ -67,6 +68,8 @@ pub struct World {
     outlive: bool,
     mounts_at_start: BTreeSet<String>,
     links_at_start: BTreeSet<String>,
+    /// Left by worlds that were ended with pods in them.
+    groups_at_start: BTreeSet<PathBuf>,
 }
 
 impl WorldBuilder {
@@ -110,6 +113,7 @@ impl WorldBuilder {
             outlive: self.outlive,
             mounts_at_start: BTreeSet::new(),
             links_at_start: BTreeSet::new(),
+            groups_at_start: faults::abandoned_groups(),
         };
         configuration::write(&world)?;
         world.start_registry().await?;
@@ -390,7 +394,8 @@ impl World {
         self.run(&["sh", "-c", &script]).map(drop)
     }
 
-    /// What pods left behind: processes, mounts, interfaces, namespaces, sockets, addresses. Things
+    /// What pods left behind: processes, mounts, interfaces, namespaces, sockets, addresses, empty control
+    /// groups. Things
     /// that go on their own are waited for, up to ten seconds.
     pub async fn leftovers(&self) -> anyhow::Result<Vec<String>> {
         let started = Instant::now();
@@ -431,6 +436,9 @@ impl World {
             for task in names(&self.path(&format!("{tasks}/{namespace}")))? {
                 found.push(format!("task {namespace}/{task}"));
             }
+        }
+        for group in faults::abandoned_groups().difference(&self.groups_at_start) {
+            found.push(format!("control group {}", group.display()));
         }
         Ok(found)
     }

@@ -15,6 +15,9 @@ use crate::sandbox::Sandbox;
 /// Least time between two events of memory that ran out.
 const MEMORY_EVENT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a pod that was made is kept for somebody to start it.
+const UNSTARTED: Duration = Duration::from_secs(30);
+
 impl Pod {
     /// Follows a process to its end, and its output with it, and tells containerd.
     pub(super) async fn supervise(self: Arc<Self>, sandbox: Arc<Sandbox>, process: Arc<Process>) {
@@ -55,6 +58,24 @@ impl Pod {
             if init.state() == State::Created && init.stop(Exit::now(KILLED)) {
                 self.announce_exit(&sandbox, init).await;
             }
+        }
+    }
+
+    /// Ends a pod that nobody starts. containerd starts it right after it was made; one that died in between
+    /// has forgotten it when it is back, and nobody would ever ask for it again.
+    pub(super) async fn give_up_if_unstarted(self: Arc<Self>, sandbox: Arc<Sandbox>) {
+        tokio::select! {
+            _ = sandbox.ended() => return,
+            () = sleep(UNSTARTED) => {}
+        }
+        let Ok(container) = self.container(&sandbox.id) else { return };
+        if container.init.state() == State::Created {
+            tracing::error!(
+                "nobody has started the sandbox {} for {} s: containerd has forgotten it; it ends",
+                sandbox.id,
+                UNSTARTED.as_secs()
+            );
+            self.shutdown(true).await;
         }
     }
 
