@@ -94,6 +94,7 @@ fn routes(layout: &Layout) -> Vec<Route> {
             family: (if route.v6 { IPFamily::v6 } else { IPFamily::v4 }).into(),
             flags: route.flags,
             mtu: route.mtu,
+            metric: route.metric,
             ..Default::default()
         })
         .collect()
@@ -144,6 +145,7 @@ mod tests {
                     scope: 0,
                     flags: 4,
                     mtu: 0,
+                    metric: 0,
                     v6: false,
                 },
                 nacre_pod_network::Route {
@@ -154,6 +156,7 @@ mod tests {
                     scope: 253,
                     flags: 0,
                     mtu: 1400,
+                    metric: 50,
                     v6: true,
                 },
             ],

@@ -107,7 +107,7 @@ fn check(log: &Path, output: Output) -> anyhow::Result<Verdict> {
     let result = match verify(log) {
         Ok(Verified { files, entries, first, last, hash, torn }) => {
             json!({ "whole": true, "files": files, "entries": entries, "first": first, "last": last,
-                    "head": hash.to_string(), "bytes_behind_the_last_line": torn })
+                    "head": hash, "bytes_behind_the_last_line": torn })
         }
         Err(error @ AuditError::File { .. }) => return Err(error.into()),
         Err(error) => json!({ "whole": false, "problem": error.to_string() }),

@@ -15,7 +15,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, Add
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope,
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
 };
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
@@ -253,7 +253,14 @@ fn route_message(route: &RouteWanted, index: u32) -> Result<RouteMessage, RpcErr
     if route.on_link {
         builder = builder.onlink();
     }
-    Ok(builder.build())
+    if let Some(metric) = route.metric {
+        builder = builder.priority(metric);
+    }
+    let mut message = builder.build();
+    if let Some(mtu) = route.mtu {
+        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+    }
+    Ok(message)
 }
 
 fn name_of(link: &LinkMessage) -> &str {
@@ -319,6 +326,14 @@ fn protocol_route(message: &RouteMessage, links: &[LinkMessage]) -> Route {
             }
             RouteAttribute::Gateway(address) => route.gateway = text_of(address),
             RouteAttribute::PrefSource(address) => route.source = text_of(address),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            RouteAttribute::Metrics(metrics) => {
+                let mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+                route.mtu = mtu.unwrap_or_default();
+            }
             RouteAttribute::Oif(index) => {
                 let link = links.iter().find(|link| link.header.index == *index);
                 route.device = link.map(name_of).unwrap_or_default().to_owned();

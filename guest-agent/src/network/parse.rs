@@ -45,6 +45,10 @@ pub(super) struct RouteWanted {
     pub(super) device: String,
     pub(super) scope: u8,
     pub(super) on_link: bool,
+    /// Largest packet on the way, in bytes.
+    pub(super) mtu: Option<u32>,
+    /// Of several routes to one destination the lowest counts.
+    pub(super) metric: Option<u32>,
 }
 
 /// A neighbour as it shall be.
@@ -128,6 +132,16 @@ fn route(wanted: &Route) -> Result<RouteWanted, RpcError> {
             RpcError::invalid("routes.Routes.scope", format!("{} is over 255", wanted.scope))
         })?,
         on_link: wanted.flags & ON_LINK != 0,
+        mtu: match u64::from(wanted.mtu) {
+            0 => None,
+            mtu if MTU_RANGE.contains(&mtu) => Some(wanted.mtu),
+            mtu => {
+                let why =
+                    format!("{mtu} is not within {} to {}", MTU_RANGE.start(), MTU_RANGE.end());
+                return Err(RpcError::invalid("routes.Routes.mtu", why));
+            }
+        },
+        metric: Some(wanted.metric).filter(|metric| *metric != 0),
     })
 }
 

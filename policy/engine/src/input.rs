@@ -140,7 +140,7 @@ messages! {
     KernelModule { name, parameters }
     IPAddress { family, address, mask }
     Interface { device, name, IPAddresses, mtu, hwAddr, devicePath, type_, raw_flags }
-    Route { dest, gateway, device, source, scope, family, flags, mtu }
+    Route { dest, gateway, device, source, scope, family, flags, mtu, metric }
     Routes { Routes }
     ARPNeighbor { toIPAddress, device, lladdr, state, flags }
     ARPNeighbors { ARPNeighbors }

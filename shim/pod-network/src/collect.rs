@@ -185,6 +185,7 @@ fn route(
         scope: u8::from(header.scope),
         flags: header.flags.bits() & ONLINK,
         mtu: 0,
+        metric: 0,
         v6: header.address_family == AddressFamily::Inet6,
     };
     let mut through = None;
@@ -201,6 +202,7 @@ fn route(
                 route.gateway = Some(IpAddr::V6(*address));
             }
             RouteAttribute::PrefSource(address) => route.source = ip(address),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
             RouteAttribute::MultiPath(_) | RouteAttribute::NhId(_) => several_hops = true,
             RouteAttribute::Metrics(metrics) => {
                 route.mtu = metrics

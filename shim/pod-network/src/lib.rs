@@ -102,6 +102,8 @@ pub struct Route {
     pub flags: u32,
     /// MTU metric in bytes; 0 for none.
     pub mtu: u32,
+    /// Which of several routes to the same destination counts: the lowest. 0 for the kernel's default.
+    pub metric: u32,
     /// IPv6 route.
     pub v6: bool,
 }
