@@ -19,6 +19,7 @@ mod confinement;
 mod container;
 mod control_group;
 mod debug_shell;
+mod docker;
 mod error;
 mod events;
 mod files;

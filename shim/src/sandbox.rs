@@ -18,6 +18,7 @@ use tokio::sync::{Mutex, watch};
 use crate::agent::{Agent, AgentError, Ending};
 use crate::block_volumes::{self, Attached, BlockVolumeError, Places};
 use crate::control_group::{self, ControlGroup};
+use crate::docker::NetworkHook;
 use crate::error::{Code, Coded, Doing, TaskError, tail};
 use crate::processor::Emulation;
 use crate::spec::{HostDevice, HostMount, NetworkWanted};
@@ -139,7 +140,7 @@ impl Sandbox {
             planned.doing(&starting)?;
             parts.control_group.insert(Arc::new(group)).enter().doing(&starting)?;
         }
-        let attaching = attach(wanted);
+        let attaching = attach(wanted, NetworkHook::of(spec), id);
         let network = attempt.timed(Phase::Network, attaching).await;
         let network = parts.network.insert(network.doing(&starting)?);
         let connected = run_dir.update(|record| {
@@ -378,11 +379,18 @@ impl Coded for MachineError {
     }
 }
 
-async fn attach(wanted: NetworkWanted) -> Result<Network, NetworkError> {
+async fn attach(
+    wanted: NetworkWanted,
+    docker: Option<NetworkHook>,
+    id: &str,
+) -> Result<Network, NetworkError> {
     let namespace = match wanted {
         NetworkWanted::Path(path) => Namespace::open(&path)?,
         NetworkWanted::Isolated => Namespace::isolated()?,
     };
+    if let Some(hook) = docker {
+        hook.run(&namespace, id).await?;
+    }
     Network::attach(namespace).await
 }
 

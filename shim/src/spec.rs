@@ -20,6 +20,7 @@ use protobuf::MessageField;
 pub(crate) use process::{process, process_from_json};
 pub(crate) use resources::{resources, resources_from_json};
 
+use crate::docker::NetworkHook;
 use crate::error::{Code, Coded};
 use crate::volumes;
 
@@ -203,7 +204,8 @@ fn refuse_foreign_parts(source: &spec::Spec) -> Result<(), SpecError> {
             ("poststart", hooks.poststart()),
             ("poststop", hooks.poststop()),
         ] {
-            if hooks.as_ref().is_some_and(|hooks| !hooks.is_empty()) {
+            let is_dockers = name == "prestart" && NetworkHook::of(source).is_some();
+            if !is_dockers && hooks.as_ref().is_some_and(|hooks| !hooks.is_empty()) {
                 return Err(unsupported(
                     format!("hooks.{name}"),
                     "programs of the host cannot run in the guest; start the container without hooks",
