@@ -28,6 +28,9 @@ use crate::process::ProcessId;
 /// standstill: with the guest (a child that still holds the stream), and with the reader.
 const GUEST_STANDSTILL: Duration = Duration::from_secs(5);
 const READER_STANDSTILL: Duration = Duration::from_secs(10);
+/// How much more is delivered of a process that has ended, in chunks and writes: what its pipes held is at most
+/// some hundred, and a guest that goes on for ever does not keep its pod from ending.
+const MOST_MOVES_AFTER_END: u64 = 4096;
 const STANDSTILL_CHECK: Duration = Duration::from_millis(50);
 
 /// Why a stream could not be opened.
@@ -250,6 +253,7 @@ impl Pumps {
     /// After the process has ended: waits until its output is delivered, or stands still.
     pub(crate) async fn drained(&self) {
         let mut last_moves = 0;
+        let mut moves_at_end = None;
         let mut still_since = Instant::now();
         loop {
             let (moves, at_reader) = {
@@ -264,6 +268,11 @@ impl Pumps {
                 let at_reader = running.iter().any(|p| p.at_reader.load(Ordering::Relaxed));
                 (moves, at_reader)
             };
+            // Those of a stream that has ended meanwhile are not counted any more.
+            let at_end = *moves_at_end.get_or_insert(moves);
+            if moves.saturating_sub(at_end) > MOST_MOVES_AFTER_END {
+                return;
+            }
             if moves != last_moves {
                 last_moves = moves;
                 still_since = Instant::now();

@@ -185,42 +185,43 @@ async fn what_cannot_fit_is_refused_before_it_boots() {
 }
 
 #[tokio::test]
-async fn a_pod_that_takes_more_than_its_group_was_given_is_told_of() {
+async fn a_pod_runs_in_its_group_and_one_that_takes_more_than_that_was_given_is_refused() {
     let limit = 256;
     let overhead = RuntimeClass::all(&Config::default(), 4096).unwrap()[0].memory_mib;
     let world = World::new().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
-    // It runs in either: the machine is not in the group.
-    let runs_in = async |group: &PodGroup| {
-        let app = container("app", &image).memory_mib(limit).script("echo fine");
-        let pod = world.pod("grouped").with(app).control_group(&format!("/{}", group.name));
-        let pod = pod.await.unwrap();
-        assert_eq!(pod.start("app").await.unwrap().wait_exit().await.unwrap().code, 0);
-        pod.stop().await.unwrap();
-        pod.remove().await.unwrap();
-        let log = world.containerd_log().unwrap();
-        let told = log.lines().filter(|line| line.contains("overhead.podFixed"));
-        told.map(str::to_owned).collect::<Vec<_>>()
+    let in_group = |group: &PodGroup| {
+        let app = container("app", &image).memory_mib(limit).idle();
+        world.pod("grouped").with(app).control_group(&format!("/{}", group.name))
     };
     // As from a kubelet without the RuntimeClass' overhead.
     let Some(group) = PodGroup::new(limit.unsigned_abs()) else {
         eprintln!("SKIPPED: no control group with a memory limit can be made here");
         return;
     };
-    let told = runs_in(&group).await;
-    eprintln!("told: {told:?}");
-    assert_eq!(told.len(), 1, "{told:?}");
+    let error = in_group(&group).await.unwrap_err().to_string();
+    eprintln!("refused: {error}");
     let expected = machine(&[], &[(0, limit.unsigned_abs())]);
     let missing = expected.memory_mib + HOST_MIB - 256;
-    for words in
-        ["limited to 256 MiB", &format!("raise the overhead by {missing} MiB"), "level=warn"]
-    {
-        assert!(told[0].contains(words), "no {words:?} in {told:?}");
+    for words in ["limited to 256 MiB", &format!("raise the overhead by {missing} MiB")] {
+        assert!(error.contains(words), "no {words:?} in {error:?}");
     }
     drop(group);
-    // And with it: nothing more is told.
+    // And with it: all that the pod costs the node is in the group.
     let group = PodGroup::new(limit.unsigned_abs() + u64::from(overhead)).unwrap();
-    assert_eq!(runs_in(&group).await, told);
+    let pod = in_group(&group).await.unwrap();
+    pod.start("app").await.unwrap();
+    let own = group.directory.join(format!("nacre-{}", pod.id()));
+    let inside = fs::read_to_string(own.join("cgroup.procs")).unwrap();
+    let mut inside: Vec<i32> = inside.lines().map(|pid| pid.parse().unwrap()).collect();
+    let processes = [world.virtual_machines().unwrap(), world.shims().unwrap()].concat();
+    let mut expected: Vec<_> = processes.iter().map(|process| process.pid).collect();
+    inside.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(inside, expected);
+    pod.stop().await.unwrap();
+    pod.remove().await.unwrap();
+    assert!(!own.exists());
 }
 
 /// Takes that much memory, says so, and keeps it.
