@@ -51,7 +51,7 @@ PASS exec-sync (0.4 s)
 SKIP port-forward: ...
 ```
 
-`cargo xtask test conformance` runs it on all releases; `NACRE_CONFORMANCE=exec` looks only at behaviours with that in their
+`cargo xtask test conforms` runs it on all releases; `NACRE_CONFORMANCE=exec` looks only at behaviours with that in their
 names. Its pods have a policy that allows everything: what a policy denies is not the runtime's doing, and has stories of its
 own (`tests/tests/policies.rs`).
 ";
