@@ -26,6 +26,7 @@
 
 mod broker;
 mod cluster_dns;
+mod collector;
 mod configuration;
 pub mod conformance;
 mod container;
@@ -51,6 +52,7 @@ mod world;
 mod yaml;
 
 pub use broker::Broker;
+pub use collector::Collector;
 pub use container::{Container, Exit};
 pub use ctr::{Ctr, Output, Terminal};
 pub use declaration::{Declaration, container};
