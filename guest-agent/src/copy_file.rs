@@ -178,7 +178,9 @@ impl CopyRoot {
             .map_err(|_| refused("only volumes with a link ..data change"))?;
         let parts: Vec<_> = beneath.iter().skip(1).map(|part| part.to_string_lossy()).collect();
         match (target, parts.as_slice()) {
-            (Target::Directory { .. } | Target::Chunk { .. }, [new, ..]) if is_generation(new) => {
+            (Target::Directory { .. }, [new, ..]) | (Target::Chunk { .. }, [new, _, ..])
+                if is_generation(new) =>
+            {
                 if new.as_bytes() == current.as_bytes() {
                     return Err(refused("..data leads there: copy new files beside it"));
                 }

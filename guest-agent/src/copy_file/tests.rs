@@ -219,6 +219,7 @@ fn what_a_container_has_changes_in_no_other_way() {
         copies.file("c-0123456789abcdef-hosts", b"y"),
         copies.file(&path("..1/key"), b"y"),
         copies.file(&path("..1/new"), b"y"),
+        copies.file(&path("..2"), b"y"),
         copies.directory(&path("..1")),
         copies.directory(VOLUME),
         copies.file(&path("key"), b"y"),

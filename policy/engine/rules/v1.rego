@@ -362,7 +362,11 @@ copy_is_of(mount) if {
 }
 
 copy_update_kind_ok if {
-	input.file_type in {"Regular", "Directory"}
+	input.file_type == "Directory"
+	generation(copy_parts[1])
+} else if {
+	input.file_type == "Regular"
+	count(copy_parts) > 2
 	generation(copy_parts[1])
 } else if {
 	input.file_type == "Symlink"

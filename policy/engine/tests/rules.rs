@@ -854,6 +854,7 @@ fn files_of_a_running_container_change_as_the_kubelet_changes_them_or_not_at_all
         ("..2026_11_22_10_00_00.7/sub/key", "Regular", "", true),
         ("..data", "Symlink", "..2026_11_22_10_00_00.7", true),
         ("more", "Symlink", "..data/more", true),
+        ("..2026_11_22_10_00_00.8", "Regular", "", false),
         ("key", "Regular", "", false),
         ("..data", "Regular", "", false),
         ("..data/key", "Regular", "", false),
