@@ -43,10 +43,14 @@ impl World {
             "exec-root": format!("{DIRECTORY}/exec"),
             "pidfile": format!("{DIRECTORY}/pid"),
             "storage-driver": "vfs",
-            // The world has no packet filter; containers get no network of Docker's.
-            "bridge": "none",
+            // The world's own bridge, and addresses that CNI is far from. The world has no packet filter.
+            "bridge": "cni0",
+            "fixed-cidr": "10.88.200.0/24",
             "iptables": false,
             "ip6tables": false,
+            "ip-forward": false,
+            "ip-masq": false,
+            "userland-proxy": false,
             "insecure-registries": ["10.88.0.1:5000"],
         });
         let file = format!("{DIRECTORY}/daemon.json");

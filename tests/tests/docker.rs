@@ -14,23 +14,22 @@ async fn docker_runs_a_container_in_a_machine_of_its_own() {
     assert_eq!(pulled.code, 0, "{pulled:?}");
     let annotation = format!("io.kubernetes.cri.image-name={image}");
     let run = |options: &[&str], command: &[&str]| {
-        let usual = ["run", "--rm", "--runtime", "nacre", "--network", "none"];
+        let usual = ["run", "--rm", "--runtime", "nacre"];
         docker.run(&[&usual, options, &[image.as_str()], command].concat()).unwrap()
     };
 
     let script = "uname -r; id -u; hostname; cat /etc/hostname; echo bad >&2; exit 7";
     let named = ["--annotation", &annotation, "--hostname", "here"];
     let ran = run(&named, &["sh", "-c", script]);
-    println!("{ran:?}");
     assert_eq!(ran.code, 7, "{ran:?} {}", docker.log().unwrap());
     let text = ran.text();
     let lines: Vec<_> = text.lines().collect();
     assert!(lines[0].contains("cloud-amd64"), "not the guest's kernel: {text}");
     assert_eq!(lines[1..], ["0", "here", "here"]);
-    assert_eq!(ran.stderr, b"bad\n");
+    // Docker itself warns of a node without forwarding.
+    assert!(ran.stderr.ends_with(b"bad\n"), "{ran:?}");
 
     let refused = run(&[], &["true"]);
-    println!("{refused:?}");
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.code, 125, "{said}");
     assert!(said.contains("--annotation io.kubernetes.cri.image-name="), "{said}");
@@ -43,8 +42,6 @@ async fn docker_runs_a_container_in_a_machine_of_its_own() {
             "long",
             "--runtime",
             "nacre",
-            "--network",
-            "none",
             "--annotation",
             &annotation,
             &image,
