@@ -44,7 +44,7 @@ const KEY_BYTES: usize = 64 + 32;
 pub(super) const TAG_BYTES: u32 = 32 + 16;
 /// What is encrypted and checked as one, in bytes; the file system's blocks are as large.
 pub(super) const SECTOR: u64 = SECTOR_BYTES as u64;
-const SECTOR_BYTES: usize = 4096;
+pub(super) const SECTOR_BYTES: usize = 4096;
 /// The unit of tables.
 pub(super) const TABLE_SECTOR: u64 = 512;
 

@@ -27,9 +27,7 @@ use crate::disk::{self, DiskError};
 use crate::error::RpcError;
 use crate::modules::{ModuleError, Modules};
 
-pub(crate) use volume::{
-    Kind as VolumeKind, VolumeDevice, Volumes, Wanted as WantedVolume,
-};
+pub(crate) use volume::{Kind as VolumeKind, VolumeDevice, Volumes, Wanted as WantedVolume};
 
 /// Where the file system is mounted.
 const ROOT: &str = "/run/nacre/image";

@@ -13,7 +13,8 @@ use super::header::{Beginning, Content, Header, Keys, LENGTH, SALT, State};
 use super::{VolumeError, make_file_system};
 use crate::storage::device_mapper::{DeviceMapper, Mapped, Table};
 use crate::storage::encrypted::{
-    SECTOR, TABLE_SECTOR, TAG_BYTES, encryption_parameters, fill_with_random, provided_sectors,
+    SECTOR, SECTOR_BYTES, TABLE_SECTOR, TAG_BYTES, encryption_parameters, fill_with_random,
+    provided_sectors,
 };
 use crate::storage::{StorageError, encrypted};
 
@@ -96,7 +97,7 @@ fn make(
     let failed = || StorageError::step(format!("write to {}", disk.display()));
     let file = OpenOptions::new().write(true).open(disk).map_err(failed())?;
     // dm-integrity makes a superblock where it finds zeros.
-    let zeros = [0; SECTOR as usize];
+    let zeros = [0; SECTOR_BYTES];
     file.write_all_at(&header(State::Making), 0)
         .and_then(|()| file.write_all_at(&zeros, RESERVED_SECTORS * TABLE_SECTOR))
         .and_then(|()| file.sync_all())

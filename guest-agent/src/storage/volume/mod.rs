@@ -106,7 +106,7 @@ pub(crate) enum VolumeError {
         /// The owner's name.
         volume: String,
         /// Why.
-        source: SecretsError,
+        source: Box<SecretsError>,
     },
     /// A key that is none.
     #[error(
@@ -285,7 +285,8 @@ impl Volumes {
             Protection::Encrypted(uri) => {
                 let volume = declared.name.clone();
                 let fetched = secrets.resource(uri).await;
-                let secret = fetched.map_err(|source| VolumeError::Key { volume, source })?;
+                let secret = fetched
+                    .map_err(|source| VolumeError::Key { volume, source: Box::new(source) })?;
                 let length = secret.len();
                 if !(header::LEAST_SECRET..=header::MOST_SECRET).contains(&length) {
                     let volume = declared.name.clone();
