@@ -149,7 +149,7 @@ fn mount_table() -> io::Result<String> {
     Ok(text)
 }
 
-/// A line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+/// A line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`).
 #[derive(Debug)]
 struct MountLine<'a> {
     device: &'a str,
@@ -193,7 +193,7 @@ fn unescaped(text: &str) -> PathBuf {
 
 /// The uppermost mount at exactly this path.
 fn mounted_at<'a>(table: &'a str, path: &Path) -> Option<MountLine<'a>> {
-    table.lines().filter_map(MountLine::parse).filter(|line| line.point == path).last()
+    table.lines().filter_map(MountLine::parse).filter(|line| line.point == path).next_back()
 }
 
 /// The path within `volume` that is mounted at `point`.
