@@ -18,9 +18,7 @@ use crate::error::{Code, Coded};
 
 /// Why the shim could not be confined.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the shim cannot give up system calls: {0}; the kernel needs CONFIG_SECCOMP_FILTER"
-)]
+#[error("the shim cannot give up system calls: {0}; the kernel needs CONFIG_SECCOMP_FILTER")]
 pub(crate) struct ConfinementError(#[from] seccompiler::Error);
 
 impl Coded for ConfinementError {
@@ -192,12 +190,8 @@ fn filter() -> Result<BpfProgram, seccompiler::Error> {
         ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
     // Threads, but no processes. clone3, whose flags a filter cannot read, fails like the rest.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
-    let is_thread = SeccompCondition::new(
-        0,
-        SeccompCmpArgLen::Qword,
-        SeccompCmpOp::MaskedEq(thread),
-        thread,
-    )?;
+    let is_thread =
+        SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), thread)?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_thread])?]);
     let absent = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let filter = SeccompFilter::new(rules, absent, SeccompAction::Allow, TargetArch::x86_64)?;
@@ -230,7 +224,8 @@ mod tests {
         confine().unwrap();
         assert!(Command::new("true").spawn().is_err(), "a program was started");
         let refused = |errno: rustix::io::Errno| errno == rustix::io::Errno::NOSYS;
-        let mounted = rustix::mount::mount("t", dir.path(), "tmpfs", Default::default(), None);
+        let flags = rustix::mount::MountFlags::empty();
+        let mounted = rustix::mount::mount("t", dir.path(), "tmpfs", flags, None);
         assert!(mounted.is_err_and(refused));
         let unshared = rustix::process::chroot(dir.path());
         assert!(unshared.is_err_and(refused));
