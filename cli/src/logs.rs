@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -95,7 +95,7 @@ struct Place {
 
 impl Place {
     /// What was written since; from the beginning of a file that has taken the place of the other.
-    fn more(&mut self, path: &PathBuf) -> anyhow::Result<Vec<u8>> {
+    fn more(&mut self, path: &Path) -> anyhow::Result<Vec<u8>> {
         let is_same = path.metadata()?.ino() == self.file;
         let (text, place) = read_from(path, if is_same { self.offset } else { 0 })?;
         *self = place;

@@ -143,8 +143,8 @@ impl Failure {
     #[must_use]
     pub fn on_console(console: &str) -> Option<Failure> {
         let words = console.split_whitespace().rev();
-        let codes = words.filter_map(|word| word.strip_suffix(':')?.parse::<Failure>().ok());
-        codes.into_iter().find(|failure| failure.phase().is_the_guests())
+        let mut codes = words.filter_map(|word| word.strip_suffix(':')?.parse::<Failure>().ok());
+        codes.find(|failure| failure.phase().is_the_guests())
     }
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What a phase is within.
+/// Who measures a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Measurer {
     Host,
