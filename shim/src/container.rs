@@ -16,8 +16,8 @@ use crate::io::{Pumps, Streams};
 use crate::process::{Process, ProcessId, State};
 use crate::sandbox::Sandbox;
 use crate::spec::Converted;
-use crate::volumes::{Following, Prepared};
 use crate::start_report::Attempt;
+use crate::volumes::{Following, Prepared};
 use crate::{pull_progress, spec, volumes};
 
 /// A container that exists in the guest.

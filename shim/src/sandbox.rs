@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nacre_hypervisor::{Disk, DiskImage, Hypervisor, LaunchError, Nic, QemuBackend, Vm, VmConfig, VmExit};
+use nacre_hypervisor::{
+    Disk, DiskImage, Hypervisor, LaunchError, Nic, QemuBackend, Vm, VmConfig, VmExit,
+};
 use nacre_protocol::agent as api;
 use nacre_protocol::channel::{DRIVER_EPHEMERAL, SANDBOX_SHM, volume_serial};
 use nacre_protocol::initdata::Initdata;
@@ -24,8 +26,8 @@ use crate::processor::Emulation;
 use crate::spec::{HostDevice, HostMount, NetworkWanted};
 use crate::start_report::{Attempt, StartReport};
 use crate::{
-    annotations, confinement, debug_shell, guest_network, initdata, node_cache, recording, scratch_disk, sizing,
-    spec,
+    annotations, confinement, debug_shell, guest_network, initdata, node_cache, recording,
+    scratch_disk, sizing, spec,
 };
 use nacre_configuration::Config;
 use nacre_pod_network::{Namespace, Network, NetworkError};
@@ -161,10 +163,10 @@ impl Sandbox {
         disks
             .extend(scratch_disk::make(&config.storage, size.scratch_disk_mib()).doing(&starting)?);
         parts.volumes = size.volumes();
-        disks.extend((0..parts.volumes).map(|place| Disk {
-            serial: volume_serial(place),
-            image: DiskImage::Empty,
-        }));
+        disks.extend(
+            (0..parts.volumes)
+                .map(|place| Disk { serial: volume_serial(place), image: DiskImage::Empty }),
+        );
         let cache = node_cache::port(config, &origin.namespace, id).await;
         let shell = debug_shell::offer(config, run_dir.path()).doing(&starting)?;
         let machine = VmConfig {

@@ -130,6 +130,11 @@ async fn a_node_is_installed(version: ContainerdVersion) {
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
     node.world.stop_snapshotter().unwrap();
+    // The shim ends on its own, after it has answered.
+    let started = std::time::Instant::now();
+    while !node.world.shims().unwrap().is_empty() && started.elapsed().as_secs() < 10 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     let (code, out, said) = node.world.ask_nacre(&["gc", "--output", "json"]).unwrap();
     let out: Value = serde_json::from_str(&out).unwrap();
     let removed = serde_json::json!([{ "what": "remove", "to": format!("/opt/nacre/{one}") }]);

@@ -89,7 +89,8 @@ fn with(path: &str, value: Value) -> Value {
 
 #[test]
 fn an_ordinary_container_is_converted() {
-    let Converted { spec, host_mounts, devices, left_out } = convert(&parse(ordinary()), ROOT).unwrap();
+    let Converted { spec, host_mounts, devices, left_out } =
+        convert(&parse(ordinary()), ROOT).unwrap();
     assert_eq!(devices, []);
     assert_eq!((spec.Root.Path.as_str(), spec.Root.Readonly), (ROOT, true));
 
@@ -277,8 +278,7 @@ fn block_devices_become_disks_and_their_rules_stay_here() {
     let rules = source.pointer_mut("/linux/resources/devices").unwrap().as_array_mut().unwrap();
     rules.push(json!({"allow": true, "type": "b", "major": 7, "minor": 3, "access": "r"}));
     let converted = convert(&parse(source), ROOT).unwrap();
-    let device =
-        HostDevice { path: "/dev/xvda".to_owned(), major: 7, minor: 3, read_only: true };
+    let device = HostDevice { path: "/dev/xvda".to_owned(), major: 7, minor: 3, read_only: true };
     assert_eq!(converted.devices, [device]);
     let linux = converted.spec.Linux.unwrap();
     assert!(linux.Devices.is_empty());
