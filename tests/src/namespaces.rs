@@ -20,7 +20,8 @@ mount -t tmpfs -o mode=755 nacre-world /var/lib/cni
 mount --bind /run/netns /run/netns
 mount --make-shared /run/netns
 ip link set lo up
-ip link add cni0 type bridge
+# An address of its own: else it takes the lowest of its ports', and each pod that goes may change it.
+ip link add cni0 address 02:00:0a:58:00:01 type bridge
 ip addr add 10.88.0.1/16 dev cni0
 ip -6 addr add fd00:88::1/64 dev cni0 nodad
 ip link set cni0 up
