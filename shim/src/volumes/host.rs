@@ -193,7 +193,7 @@ fn unescaped(text: &str) -> PathBuf {
 
 /// The uppermost mount at exactly this path.
 fn mounted_at<'a>(table: &'a str, path: &Path) -> Option<MountLine<'a>> {
-    table.lines().filter_map(MountLine::parse).filter(|line| line.point == path).next_back()
+    table.lines().filter_map(MountLine::parse).rfind(|line| line.point == path)
 }
 
 /// The path within `volume` that is mounted at `point`.
