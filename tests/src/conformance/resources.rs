@@ -13,6 +13,9 @@ const MIB: u64 = 1 << 20;
 /// What the memory-hungry container holds.
 const HELD_MIB: u64 = 24;
 
+/// Where control groups are mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+
 /// A group for the pod, as the kubelet makes one. It goes with this.
 #[derive(Debug)]
 pub(super) struct ControlGroup {
@@ -34,7 +37,11 @@ impl ControlGroup {
 
 impl Drop for ControlGroup {
     fn drop(&mut self) {
-        for directory in group_directories(&self.path) {
+        // The shim makes it for controllers that are not in the list, as it must where a kubelet does not.
+        let mounted = std::fs::read_dir(ROOT).into_iter().flatten().flatten();
+        let places = mounted.map(|entry| entry.path().join(&self.path[1..]));
+        let unified = PathBuf::from(ROOT).join(&self.path[1..]);
+        for directory in places.chain([unified]).filter(|directory| directory.is_dir()) {
             // One that is not empty has what a failure left in it.
             if let Err(error) = std::fs::remove_dir(&directory) {
                 eprintln!("{} stays: {error}", directory.display());
@@ -45,7 +52,7 @@ impl Drop for ControlGroup {
 
 fn group_directories(path: &str) -> Vec<PathBuf> {
     const CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "memory", "pids", "freezer", "devices"];
-    let root = PathBuf::from("/sys/fs/cgroup");
+    let root = PathBuf::from(ROOT);
     if root.join("cgroup.controllers").exists() {
         return vec![root.join(path.trim_start_matches('/'))];
     }
