@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// Why a node could not be changed. Nothing is left half done: what had been written is put back.
+/// Why a node could not be changed. containerd's configuration is what it was then; versions, units and files that
+/// were written before stay, harmless without it, and the next installation goes on from there.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// A file.
