@@ -99,7 +99,7 @@ mod tests {
 
     use super::*;
 
-    fn hook_of(hooks: serde_json::Value) -> Option<NetworkHook> {
+    fn hook_of(hooks: &serde_json::Value) -> Option<NetworkHook> {
         let spec = json!({"ociVersion": "1.0.2", "hooks": hooks});
         NetworkHook::of(&serde_json::from_value(spec).unwrap())
     }
@@ -110,7 +110,7 @@ mod tests {
             "path": "/proc/812/exe",
             "args": ["libnetwork-setkey", "-exec-root=/var/run/docker", "0a1b", "2c3d"],
         });
-        let found = hook_of(json!({"prestart": [docker]})).unwrap();
+        let found = hook_of(&json!({"prestart": [docker]})).unwrap();
         assert_eq!(found.program, Path::new("/proc/812/exe"));
         assert_eq!(found.arguments[3], "2c3d");
         let shell = json!({"path": "/bin/sh", "args": ["libnetwork-setkey"]});
@@ -118,11 +118,11 @@ mod tests {
         let self_exe = json!({"path": "/proc/self/exe", "args": ["libnetwork-setkey"]});
         let bare = json!({"path": "/proc/812/exe"});
         for hooks in [json!([shell]), json!([other]), json!([self_exe]), json!([bare]), json!([])] {
-            assert_eq!(hook_of(json!({"prestart": hooks})), None, "{hooks}");
+            assert_eq!(hook_of(&json!({"prestart": hooks})), None, "{hooks}");
         }
         let more = json!({"path": "/bin/true", "args": ["true"]});
-        assert_eq!(hook_of(json!({"prestart": [docker, more]})), None);
-        assert_eq!(hook_of(json!({"createRuntime": [docker]})), None);
+        assert_eq!(hook_of(&json!({"prestart": [docker, more]})), None);
+        assert_eq!(hook_of(&json!({"createRuntime": [docker]})), None);
     }
 
     #[tokio::test]

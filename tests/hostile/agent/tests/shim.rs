@@ -178,9 +178,8 @@ impl Shim {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert!(!Path::new("/run/nacre").join(&self.id).exists(), "{}", self.id);
-        for group in control_groups(&self.id) {
-            panic!("{} is left", group.display());
-        }
+        let left: Vec<_> = control_groups(&self.id).into_iter().collect();
+        assert!(left.is_empty(), "{left:?} are left");
     }
 }
 
