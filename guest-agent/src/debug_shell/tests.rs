@@ -1,5 +1,5 @@
+use std::cell::Cell;
 use std::fs;
-use std::sync::Mutex;
 
 use tokio::io::DuplexStream;
 use tokio::time::{sleep, timeout};
@@ -8,8 +8,10 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The program of the last session that [`cat`] began.
-static LAST: Mutex<Option<Pid>> = Mutex::new(None);
+thread_local! {
+    /// The program of the last session that [`cat`] began in this test.
+    static LAST: Cell<Option<Pid>> = const { Cell::new(None) };
+}
 
 /// A program that answers with its input; nobody reaps it, so it seems to live on when it has ended.
 fn cat(_: &Start, reaper: &Arc<Reaper>) -> io::Result<Process> {
@@ -18,7 +20,7 @@ fn cat(_: &Start, reaper: &Arc<Reaper>) -> io::Result<Process> {
     command.stdin(stdin).stdout(stdout).stderr(stderr).process_group(0);
     let launch = reaper.launch();
     let pid = Pid::from_child(&command.spawn()?);
-    *LAST.lock().unwrap() = Some(pid);
+    LAST.set(Some(pid));
     Process::claim(pid, &launch, streams)
 }
 
@@ -78,11 +80,12 @@ async fn a_session_gets_its_programs_output_and_ends_with_its_host() {
     let expected = [FromGuest::Output(b"hello"), FromGuest::Taken(5)];
     assert_eq!(frames, expected.map(|frame| (7, frame.to_bytes(7).unwrap())));
 
-    let pid = LAST.lock().unwrap().take().unwrap().as_raw_nonzero();
+    let pid = LAST.take().unwrap().as_raw_nonzero();
     host.say(7, FromHost::HangUp).await;
-    let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // Gone, or a zombie that nobody waits for.
+    let stat = || fs::read_to_string(format!("/proc/{pid}/stat"));
     let killed = async {
-        while !state().contains(") Z ") {
+        while stat().is_ok_and(|stat| !stat.contains(") Z ")) {
             sleep(Duration::from_millis(5)).await;
         }
     };
