@@ -15,8 +15,9 @@ pub use phase::Phase;
 /// `<container or -> <phase> <microseconds>`, oldest first.
 pub const LOG_TYPE: &str = "nacre.start";
 
-/// Target of those lines of the agent's log that a host may read, whatever the guest is.
-pub const HOST_VISIBLE: &str = "nacre_agent::host_visible";
+/// Target of those lines of the agent's log that a host may read, whatever the guest is. Filters compare the
+/// beginnings of targets: the hyphen makes sure that no module's path begins so.
+pub const HOST_VISIBLE: &str = "host-visible";
 
 /// Phases that are read from one answer at most: a guest keeps no more.
 pub const MOST_PHASES: usize = 256;
