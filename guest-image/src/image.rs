@@ -247,7 +247,7 @@ mod tests {
         let origin = || nacre_image_manifest::Origin {
             package: "p".into(),
             version: "1".into(),
-            sha256: nacre_image_manifest::Sha256Hex::of(b"package"),
+            sha256: Sha256Hex::of(b"package"),
         };
         let put = |command_line: &str| {
             let archive = Archive::default();

@@ -124,7 +124,7 @@ async fn a_block_device_is_the_containers_and_what_the_owner_did_not_declare_is_
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
     let bytes = fs::read(&path).unwrap();
-    assert!(bytes[3 * MEBIBYTE as usize..].starts_with(b"on the device"));
+    assert!(bytes[usize::try_from(3 * MEBIBYTE).unwrap()..].starts_with(b"on the device"));
     drop(device);
     assert_eq!(world.leftovers().await.unwrap(), Vec::<String>::new());
 }

@@ -93,7 +93,7 @@ async fn a_node_is_installed(version: ContainerdVersion) {
     let (code, done, said) = node.install(&first, &[]);
     assert_eq!(code, 0, "{said}");
     let one = done["version"].as_str().unwrap().to_owned();
-    assert_eq!(node.versions(), [one.clone()]);
+    assert_eq!(node.versions(), std::slice::from_ref(&one));
     let (code, done, said) = node.install(&first, &[]);
     assert_eq!((code, steps(&done)), (0, Vec::new()), "twice is once: {said}");
     let units = "command -v systemd-analyze >/dev/null || { echo SKIPPED: no systemd-analyze; exit 0; }; \

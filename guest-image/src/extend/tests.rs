@@ -67,7 +67,7 @@ impl World {
             version: "1".into(),
             sha256: Sha256Hex::of(b"package"),
         };
-        let packed = pack(archive);
+        let packed = pack(archive, None);
         let manifest = Manifest {
             format: FORMAT,
             kernel: Kernel {
