@@ -194,10 +194,11 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::{PodName, Thing};
+    use crate::{ALONE, PodName, Thing};
 
     #[tokio::test]
     async fn a_running_sandbox_keeps_its_directory() {
+        let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
         let dir = RunDir::create(root.path(), "a").await.unwrap();
         let error = RunDir::create(root.path(), "a").await.unwrap_err();
@@ -212,6 +213,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_dead_shim_left_is_removed() {
+        let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
         let mut dir = RunDir::create(root.path(), "b").await.unwrap();
         let mut machine = Command::new("sleep").arg("600").spawn().unwrap();
@@ -253,6 +255,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_removed_keeps_the_directory_for_the_next_time() {
+        let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
         let mut dir = RunDir::create(root.path(), "c").await.unwrap();
         let group = root.path().join("group");
@@ -275,7 +278,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_file_that_a_namespace_was_mounted_on_has_no_redirects() {
+        let _alone = ALONE.lock().await;
+        let root = tempfile::tempdir().unwrap();
+        let mut dir = RunDir::create(root.path(), "e").await.unwrap();
+        let unmounted = root.path().join("cni-1");
+        fs::write(&unmounted, "").unwrap();
+        let shim = dead_process();
+        dir.update(|record| {
+            record.shim = Some(shim);
+            record.namespace = Some(unmounted);
+            record.interfaces = vec!["eth0".into()];
+        })
+        .unwrap();
+        let path = dir.path().to_owned();
+        drop(dir);
+        let remains = Remains::if_dead(&path).unwrap().unwrap();
+        assert_eq!(remains.things(), [Thing::Directory { path }]);
+    }
+
+    #[tokio::test]
     async fn a_socket_that_somebody_listens_at_stays() {
+        let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
         let mut dir = RunDir::create(root.path(), "d").await.unwrap();
         let socket = root.path().join("socket");
@@ -295,6 +319,7 @@ mod tests {
 
     #[tokio::test]
     async fn sandboxes_are_found_by_id_and_by_the_pod_they_are() {
+        let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
         assert!(sandboxes(&root.path().join("absent")).unwrap().is_empty());
         let mut one = RunDir::create(root.path(), "aa1").await.unwrap();

@@ -56,3 +56,8 @@ pub enum RecordError {
         cause: io::Error,
     },
 }
+
+/// Held by tests that start processes, or count on a lock that was given back: a child has a copy of every
+/// descriptor between fork and exec, and so of the locks.
+#[cfg(test)]
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());

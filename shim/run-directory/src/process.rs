@@ -72,9 +72,11 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::ALONE;
 
     #[tokio::test]
     async fn a_later_process_with_the_same_number_is_spared() {
+        let _alone = ALONE.lock().await;
         let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
         let stale = ProcessRef { pid: bystander.id(), started: 1 };
         assert!(stale.kill().await);

@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a control group is waited for whose last process has just died.
 const LAST_PROCESS: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(10);
+/// What statfs(2) says of a namespace (`linux/magic.h`).
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// What a dead shim left. Holding it proves that the shim is dead, and keeps others from cleaning up
 /// the same things.
@@ -118,7 +120,7 @@ impl Remains {
     pub fn things(&self) -> Vec<Thing> {
         let machine = self.record.machine.filter(|machine| machine.is_alive());
         let machine = machine.map(|machine| Thing::Machine { pid: machine.pid });
-        let namespace = self.record.namespace.iter().filter(|namespace| namespace.exists());
+        let namespace = self.record.namespace.iter().filter(|path| is_namespace(path));
         let redirects = namespace.flat_map(|namespace| {
             self.record.interfaces.iter().map(|interface| Thing::Redirect {
                 namespace: namespace.clone(),
@@ -174,6 +176,11 @@ impl Remains {
             Thing::Directory { path } => remove(path).map_err(|error| error.to_string()),
         }
     }
+}
+
+/// A namespace, and not the empty file that one was mounted on before a reboot.
+fn is_namespace(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|filesystem| filesystem.f_type == NSFS_MAGIC)
 }
 
 /// A socket that nobody listens at.

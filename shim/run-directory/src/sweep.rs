@@ -62,10 +62,11 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::{ProcessRef, RunDir, Thing};
+    use crate::{ALONE, ProcessRef, RunDir, Thing};
 
     #[tokio::test]
     async fn only_what_is_dead_is_left_over() {
+        let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
         let _living = RunDir::create(root.path(), "living").await.unwrap();
         let made = |name: &str| {
@@ -89,6 +90,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_only_looked_at_stays() {
+        let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("a")).unwrap();
         let found = leftovers(root.path()).unwrap();
@@ -99,6 +101,7 @@ mod tests {
 
     #[tokio::test]
     async fn after_a_reboot_nobody_is_killed_for_having_the_number_of_a_dead_machine() {
+        let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
         let mut dir = RunDir::create(root.path(), "before").await.unwrap();
         let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
