@@ -24,7 +24,8 @@ use crate::process::ProcessId;
 
 /// Deadline of calls that only look or change a setting.
 const QUICK: Duration = Duration::from_secs(10);
-/// Deadline of calls that start or remove something.
+/// Deadline of calls that start or remove something; a starting pod's network is among them, since ten pods
+/// that start at once on two processors take their time.
 const MODERATE: Duration = Duration::from_secs(60);
 /// Deadline of a container's creation, which includes the pull of its image.
 const PULL: Duration = Duration::from_secs(30 * 60);
@@ -329,9 +330,9 @@ calls! {
     set_policy = set_policy(api::SetPolicyRequest) -> Empty, "SetPolicy", Some(MODERATE);
     create_sandbox = create_sandbox(api::CreateSandboxRequest) -> Empty, "CreateSandbox", Some(MODERATE);
     destroy_sandbox = destroy_sandbox(api::DestroySandboxRequest) -> Empty, "DestroySandbox", Some(QUICK);
-    update_interface = update_interface(api::UpdateInterfaceRequest) -> Interface, "UpdateInterface", Some(QUICK);
-    update_routes = update_routes(api::UpdateRoutesRequest) -> api::Routes, "UpdateRoutes", Some(QUICK);
-    add_neighbours = add_arp_neighbors(api::AddARPNeighborsRequest) -> Empty, "AddARPNeighbors", Some(QUICK);
+    update_interface = update_interface(api::UpdateInterfaceRequest) -> Interface, "UpdateInterface", Some(MODERATE);
+    update_routes = update_routes(api::UpdateRoutesRequest) -> api::Routes, "UpdateRoutes", Some(MODERATE);
+    add_neighbours = add_arp_neighbors(api::AddARPNeighborsRequest) -> Empty, "AddARPNeighbors", Some(MODERATE);
     copy_file = copy_file(api::CopyFileRequest) -> Empty, "CopyFile", Some(MODERATE);
     create_container = create_container(api::CreateContainerRequest) -> Empty, "CreateContainer", Some(PULL);
     start_container = start_container(api::StartContainerRequest) -> Empty, "StartContainer", Some(MODERATE);
