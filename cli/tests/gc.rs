@@ -25,7 +25,8 @@ fn what_a_dead_shim_left_is_told_and_then_removed_and_told() {
 
     let dead = root.path().join("dead");
     std::fs::create_dir(&dead).unwrap();
-    let group = root.path().join("group");
+    let groups = tempfile::tempdir().unwrap();
+    let group = groups.path().join("group");
     std::fs::create_dir(&group).unwrap();
     // A shim that has been reaped: no process has that number and that time.
     let record = json!({
@@ -61,7 +62,8 @@ fn what_a_dead_shim_left_is_told_and_then_removed_and_told() {
 fn what_cannot_be_removed_is_the_exit_status() {
     let root = tempfile::tempdir().unwrap();
     let dead = root.path().join("dead");
-    let group = root.path().join("group");
+    let groups = tempfile::tempdir().unwrap();
+    let group = groups.path().join("group");
     std::fs::create_dir(&dead).unwrap();
     std::fs::create_dir_all(group.join("occupied")).unwrap();
     let record = json!({ "control_groups": [group] });

@@ -157,15 +157,15 @@ fn an_image_is_built_verified_and_built_upon() {
     assert!(measured.contains("\"format\": 1"), "{measured}");
     let note =
         "not checked: the values in measurements.json: compare with `nacre measure --release`";
-    let out = world.good(&["verify", "measured"]);
-    assert!(out.contains(note), "{out}");
+    let said = world.good(&["verify", "measured"]);
+    assert!(said.contains(note), "{said}");
     let shown: Value =
         serde_json::from_str(&world.good(&["verify", "measured", "--output", "json"])).unwrap();
     assert_eq!(shown["not_checked"][0]["file"], MEASUREMENTS);
     assert_eq!(shown["not_checked"][0]["instead"], "compare with `nacre measure --release`");
     fs::remove_file(world.path("measured/measurements.json")).unwrap();
-    let out = world.good(&["verify", "measured"]);
-    assert!(!out.contains("not checked"), "{out}");
+    let said = world.good(&["verify", "measured"]);
+    assert!(!said.contains("not checked"), "{said}");
     for (name, bytes) in world.files("own") {
         // What guests measure is printed itself.
         if name == MEASUREMENTS {
