@@ -44,6 +44,10 @@ async fn pods_in_a_loop_leave_the_node_as_it_was() {
     println!("after {pods} pods: {after:?}");
     assert_eq!(after.without_descriptors(), before.without_descriptors());
     for ((name, was), (_, is)) in before.descriptors.iter().zip(&after.descriptors) {
+        // It is no part of the node, and keeps connections of guests whose machine has ended for a while.
+        if name == "docker-registry" {
+            continue;
+        }
         // Connections that were idle at the one time or the other.
         assert!(*is <= was + 4, "{name} had {was} open descriptors and has {is} after {pods} pods");
     }
