@@ -50,7 +50,7 @@ async fn world_with_two_networks() -> World {
 }
 
 async fn reaches(container: &Container<'_>, address: &str) -> bool {
-    let command = format!("wget -T 20 -q -O- http://{address}:5000/v2/");
+    let command = format!("timeout 60 wget -q -O- http://{address}:5000/v2/");
     container.sh(&command).await.is_ok_and(|said| said.contains("{}"))
 }
 
