@@ -28,8 +28,13 @@ enum Phase {
     Stopping,
 }
 
-const PHASES: [Phase; 5] =
-    [Phase::Booting, Phase::Made, Phase::Pulling, Phase::Running, Phase::Stopping];
+/// All phases with `cargo xtask test --long`; else those that differ most.
+fn phases() -> &'static [Phase] {
+    const SHORT: usize = 3;
+    const ALL: [Phase; 5] =
+        [Phase::Booting, Phase::Pulling, Phase::Running, Phase::Made, Phase::Stopping];
+    if std::env::var_os("NACRE_LONG").is_some() { &ALL } else { &ALL[..SHORT] }
+}
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +133,7 @@ async fn kill_in_each_phase(victim: Victim, named: &[&str]) {
     let world = World::new().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
     world.pull(&image).await.unwrap();
-    for phase in PHASES {
+    for &phase in phases() {
         let when = format!("{victim:?} killed while {phase:?}");
         let Struck { pod, app, said } = soon(&when, kill_in(&world, victim, phase, &image)).await;
         println!("{when}: {said}");
@@ -166,7 +171,7 @@ async fn containerd_killed_in_any_phase_finds_its_pods_again_and_leaves_nothing(
     let world = World::new().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
     world.pull(&image).await.unwrap();
-    for phase in PHASES {
+    for &phase in phases() {
         let when = format!("containerd killed while {phase:?}");
         let struck = kill_in(&world, Victim::Containerd, phase, &image);
         let Struck { pod, app, said } = soon(&when, struck).await;

@@ -217,18 +217,3 @@ async fn a_pod_outlives_a_restart_of_containerd() {
     pod.remove().await.unwrap();
     nothing_left(&world).await;
 }
-
-#[tokio::test]
-async fn twenty_pods_in_a_row_leave_nothing() {
-    let world = World::new().await.unwrap();
-    let image = world.push(&Image::busybox("app")).unwrap();
-    for number in 1..=20 {
-        let pod = world.pod(&format!("pod-{number}"));
-        let pod = pod.with(container("app", &image).script("echo done")).await.unwrap();
-        let app = pod.start("app").await.unwrap();
-        assert_eq!(app.wait_exit().await.unwrap().code, 0);
-        pod.stop().await.unwrap();
-        pod.remove().await.unwrap();
-        assert_eq!(world.leftovers().await.unwrap(), Vec::<String>::new(), "after pod {number}");
-    }
-}

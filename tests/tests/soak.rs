@@ -4,8 +4,8 @@
 
 use nacre_tests::{Image, World, container};
 
-/// How many pods the long way has; `cargo xtask soak --pods` says another number.
-const PODS: usize = 12;
+/// How many pods; `cargo xtask soak --pods` says another number.
+const PODS: usize = 4;
 /// Pods before the count begins: daemons load and open things when they are first used.
 const WARM_UP: usize = 2;
 /// How much a daemon may grow over all pods, in KiB: caches, and the Go programs' heaps, are not leaks, but

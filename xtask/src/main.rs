@@ -46,6 +46,9 @@ enum Command {
         /// Only the crates' tests: no root, no VM
         #[arg(long)]
         no_vm: bool,
+        /// Leave nothing out: faults in each phase of a pod's life
+        #[arg(long, conflicts_with = "no_vm")]
+        long: bool,
     },
     /// Run pods one after the other and see that descriptors, memory, mounts, network namespaces and control
     /// groups do not grow
@@ -154,12 +157,12 @@ fn run(command: Command) -> Result<()> {
             }
             build::exec(&tree, "nacre-bench", [what.to_owned()].into_iter().chain(rest))
         }
-        Command::Test { filter, no_vm: true } => {
+        Command::Test { filter, no_vm: true, .. } => {
             setup::prepare(&tree, Purpose::Building)?;
             let tree = tree.with_test_programs();
             tests::crates(&tree, &tests::compile(&tree)?, filter.as_deref())
         }
-        Command::Test { filter, no_vm: false } => {
+        Command::Test { filter, no_vm: false, long } => {
             setup::prepare(&tree, Purpose::Vms)?;
             build::guest_programs(&tree)?;
             build::image(&tree)?;
@@ -169,7 +172,7 @@ fn run(command: Command) -> Result<()> {
             let tree = tree.with_test_programs();
             let compiled = tests::compile(&tree)?;
             tests::crates(&tree, &compiled, filter.as_deref())?;
-            tests::with_vms(&tree, &compiled, filter.as_deref(), &missing)
+            tests::with_vms(&tree, &compiled, filter.as_deref(), long, &missing)
         }
         Command::Soak { pods } => {
             setup::prepare(&tree, Purpose::Vms)?;

@@ -109,6 +109,7 @@ pub(crate) fn with_vms(
     tree: &Tree,
     compiled: &Compiled,
     filter: Option<&str>,
+    long: bool,
     missing: &[String],
 ) -> Result<()> {
     let step = Step::new("tests with VMs");
@@ -121,8 +122,8 @@ pub(crate) fn with_vms(
     }
     let programs = compiled.0.iter().filter(|program| program.is_story);
     run_all(programs, filter, |program| {
-        let mut command = tree.root_command(&program.path)?;
-        command.arg("--test-threads=1");
+        let mut command = tree.root_command("env")?;
+        command.args(long.then_some("NACRE_LONG=1")).arg(&program.path).arg("--test-threads=1");
         command.args(left_out.iter().flat_map(|name| ["--skip", name]));
         Ok(command)
     })?;
