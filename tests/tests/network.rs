@@ -112,8 +112,8 @@ async fn two_interfaces_with_their_own_sizes_addresses_and_routes_reach_the_gues
     );
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
-    let left = world.leftovers().await.unwrap();
-    assert_eq!(left, Vec::<String>::new());
+    world.run(&["umount", "/usr/lib/cni"]).unwrap();
+    assert_eq!(world.leftovers().await.unwrap(), Vec::<String>::new());
 }
 
 #[tokio::test]
