@@ -326,14 +326,21 @@ impl Parts {
 async fn backend(config: &Config) -> Result<QemuBackend, BackendError> {
     let paths = config.qemu_paths();
     let accelerator = config.vm.accelerator.into();
+    let user = config.vm_user()?;
     let made = tokio::task::spawn_blocking(move || QemuBackend::new(paths, accelerator)).await;
-    Ok(made??)
+    let backend = made??;
+    Ok(match user {
+        Some(user) => backend.run_as(user),
+        None => backend,
+    })
 }
 
 #[derive(Debug, thiserror::Error)]
 enum BackendError {
     #[error(transparent)]
     Qemu(#[from] nacre_hypervisor::QemuError),
+    #[error(transparent)]
+    User(#[from] nacre_hypervisor::UnknownUser),
     #[error("the check of QEMU was cut short: {0}")]
     Cut(#[from] tokio::task::JoinError),
 }
