@@ -178,7 +178,7 @@ mod tests {
             assert!(matches!(refused, UserError::NotRoot { .. }), "{refused}");
             return;
         }
-        // mkdtemp(3) makes directories with the mode 0700.
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
         let closed = ask(How::Read, &[]).unwrap_err().to_string();
         let expected = format!(
             "QEMU's user {NOBODY} (vm.user) may not read {}: `chmod o+x {}`, or move it",

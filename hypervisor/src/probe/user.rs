@@ -132,10 +132,11 @@ pub(crate) fn may_open(name: &str, opened: &Opened) -> UserAccess {
 mod tests {
     use super::*;
     use crate::probe::tests::hosts;
-    use crate::probe::{Facts, Report};
+    use crate::probe::{Facts, Kind, Report};
 
     fn report(user: &str, closed: &[&str], tee: Tee) -> Report {
         let mut host = hosts::tdx();
+        host.others.insert("/dev/kvm".into(), Kind::Other);
         host.closed = closed.iter().map(PathBuf::from).collect();
         let question = Question { user: user.to_owned(), ..hosts::question() };
         Facts::gather(&host, &question).report(&question, tee)
