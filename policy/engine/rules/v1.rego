@@ -1824,6 +1824,45 @@ PauseContainerRequest_problems contains {
 	not PauseContainerRequest
 }
 
+#
+# Ports of the pod's localhost (`kubectl port-forward`): each request of a connection names its port
+#
+
+default PortForwardRequest := false
+
+PortForwardRequest if port_ok
+
+default PortReadRequest := false
+
+PortReadRequest if port_ok
+
+default PortWriteRequest := false
+
+PortWriteRequest if port_ok
+
+default PortCloseRequest := false
+
+PortCloseRequest if port_ok
+
+# What listens on 8006 is the guest's own, for containers only.
+port_ok if {
+	input.port in grants.port_forward
+	input.port != 8006
+}
+
+PortForwardRequest_problems contains port_problem if not port_ok
+
+PortReadRequest_problems contains port_problem if not port_ok
+
+PortWriteRequest_problems contains port_problem if not port_ok
+
+PortCloseRequest_problems contains port_problem if not port_ok
+
+port_problem := {
+	"field": "port", "expected": object.get(grants, "port_forward", []), "got": input.port,
+	"fix": "setting allow.port_forward",
+}
+
 # Nothing in a pod needs these.
 
 default ListInterfacesRequest := false
@@ -1877,45 +1916,6 @@ guest_api_ok if {
 } else if {
 	input.api == "info"
 	its_policy
-#
-# Ports of the pod's localhost (`kubectl port-forward`): each request of a connection names its port
-#
-
-default PortForwardRequest := false
-
-PortForwardRequest if port_ok
-
-default PortReadRequest := false
-
-PortReadRequest if port_ok
-
-default PortWriteRequest := false
-
-PortWriteRequest if port_ok
-
-default PortCloseRequest := false
-
-PortCloseRequest if port_ok
-
-# What listens on 8006 is the guest's own, for containers only.
-port_ok if {
-	input.port in grants.port_forward
-	input.port != 8006
-}
-
-PortForwardRequest_problems contains port_problem if not port_ok
-
-PortReadRequest_problems contains port_problem if not port_ok
-
-PortWriteRequest_problems contains port_problem if not port_ok
-
-PortCloseRequest_problems contains port_problem if not port_ok
-
-port_problem := {
-	"field": "port", "expected": object.get(grants, "port_forward", []), "got": input.port,
-	"fix": "setting allow.port_forward",
-}
-
 }
 
 guest_resource_ok if {

@@ -652,6 +652,34 @@ fn a_command_runs_as_the_container_or_not_at_all() {
 }
 
 #[test]
+fn ports_are_those_of_the_owner() {
+    const REQUESTS: [&str; 4] =
+        ["PortForwardRequest", "PortReadRequest", "PortWriteRequest", "PortCloseRequest"];
+    let with = |ports: Value| {
+        judge(&document(NEWEST, &["containerd-2"], |data| {
+            data["allow"] = json!({ "port_forward": ports });
+        }))
+    };
+    let mut some = with(json!([80, 8006]));
+    let mut none = judge(&document(NEWEST, &["containerd-2"], |_| {}));
+    let mut nonsense = with(json!(true));
+    for request in REQUESTS {
+        let input = |port: Value| json!({ "port": port, "connection": 1, "len": 1 });
+        let ticket = some.judge_json(request, &input(json!(80))).unwrap_or_else(|e| panic!("{e}"));
+        some.settle(ticket, true);
+        // 8006 is the guest's own, whatever the document says.
+        for port in [json!(81), json!(0), json!(8006), json!("80"), Value::Null] {
+            let denial = some.judge_json(request, &input(port)).unwrap_err().to_string();
+            assert!(denial.contains("port: expected [80") && denial.contains("allow.port_forward"));
+        }
+        for judge in [&mut none, &mut nonsense] {
+            let denial = judge.judge_json(request, &input(json!(80))).unwrap_err().to_string();
+            assert!(denial.contains("got 80 (setting allow.port_forward)"), "{denial}");
+        }
+    }
+}
+
+#[test]
 fn output_can_be_withheld() {
     let mut judge = judge(&document(NEWEST, &["containerd-2"], |data| {
         data["containers"]["app"]["logs"] = false.into();
@@ -723,34 +751,6 @@ fn files_go_to_known_volumes_of_containers_to_come() {
         let judged = judge.judge_json(&copy.name, &input);
         assert_eq!(judged.is_ok(), allowed, "{name} -> {target}: {judged:?}");
     }
-#[test]
-fn ports_are_those_of_the_owner() {
-    const REQUESTS: [&str; 4] =
-        ["PortForwardRequest", "PortReadRequest", "PortWriteRequest", "PortCloseRequest"];
-    let with = |ports: Value| {
-        judge(&document(NEWEST, &["containerd-2"], |data| {
-            data["allow"] = json!({ "port_forward": ports });
-        }))
-    };
-    let mut some = with(json!([80, 8006]));
-    let mut none = judge(&document(NEWEST, &["containerd-2"], |_| {}));
-    let mut nonsense = with(json!(true));
-    for request in REQUESTS {
-        let input = |port: Value| json!({ "port": port, "connection": 1, "len": 1 });
-        let ticket = some.judge_json(request, &input(json!(80))).unwrap_or_else(|e| panic!("{e}"));
-        some.settle(ticket, true);
-        // 8006 is the guest's own, whatever the document says.
-        for port in [json!(81), json!(0), json!(8006), json!("80"), Value::Null] {
-            let denial = some.judge_json(request, &input(port)).unwrap_err().to_string();
-            assert!(denial.contains("port: expected [80") && denial.contains("allow.port_forward"));
-        }
-        for judge in [&mut none, &mut nonsense] {
-            let denial = judge.judge_json(request, &input(json!(80))).unwrap_err().to_string();
-            assert!(denial.contains("got 80 (setting allow.port_forward)"), "{denial}");
-        }
-    }
-}
-
     let request = up_to_creation(&copy);
     let ticket = judge.judge_json(&request.name, &request.input).unwrap();
     judge.settle(ticket, true);
