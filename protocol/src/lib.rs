@@ -55,6 +55,7 @@ pub mod processor;
 pub mod pull_progress;
 pub mod sealed;
 pub mod start_report;
+pub mod termination;
 
 pub use generated::{
     agent, agent_ttrpc, csi, health, health_ttrpc, oci, ports, ports_ttrpc, types,

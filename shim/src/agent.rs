@@ -12,7 +12,7 @@ use nacre_protocol::agent_ttrpc::AgentServiceClient;
 use nacre_protocol::channel::{RECORDED_REQUESTS, STREAM_CHUNK};
 use nacre_protocol::health_ttrpc::HealthClient;
 use nacre_protocol::types::Interface;
-use nacre_protocol::{health, pull_progress, start_report};
+use nacre_protocol::{health, pull_progress, start_report, termination};
 use protobuf::well_known_types::empty::Empty;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -289,6 +289,22 @@ impl Agent {
             ..Default::default()
         };
         Ok(pull_progress::parse(&self.get_diagnostic_data(request).await?.data))
+    }
+
+    /// What a container that has ended has written to the file at `path` in it; cut, whatever the guest says.
+    pub(crate) async fn last_words(
+        &self,
+        container: &str,
+        path: &str,
+    ) -> Result<String, AgentError> {
+        let request = api::GetDiagnosticDataRequest {
+            log_type: termination::LOG_TYPE.to_owned(),
+            container_id: container.to_owned(),
+            path: path.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.get_diagnostic_data(request).await?;
+        Ok(termination::last_words(answer.data.as_bytes()))
     }
 
     /// The next lines that a development image has recorded; nothing when there are no more.

@@ -26,6 +26,7 @@ mod files;
 mod guest_network;
 mod initdata;
 mod io;
+mod last_words;
 mod node_cache;
 mod pod;
 mod process;

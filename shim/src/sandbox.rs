@@ -239,6 +239,11 @@ impl Sandbox {
         self.ending.borrow().clone()
     }
 
+    /// Its run directory; with the machine's end it goes.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        Path::new(RUN_ROOT).join(&self.id)
+    }
+
     /// Waits for the machine to end and returns the reason.
     pub(crate) async fn ended(&self) -> Arc<str> {
         let mut ending = self.ending.clone();

@@ -193,7 +193,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: StatsContainerRequest,
     ) -> Answer<StatsContainerResponse> {
-        serve!(self, request, |allowed| containers::stats(&self.sandbox, allowed))
+        serve!(waiting self, request, containers::stats, &self.sandbox)
     }
 
     async fn pause_container(

@@ -380,6 +380,7 @@ struct AllowLayer {
     update_container: Option<bool>,
     pause: Option<bool>,
     set_time: Option<bool>,
+    termination_message: Option<bool>,
     annotations: Option<Vec<String>>,
 }
 
@@ -392,6 +393,7 @@ impl AllowLayer {
         replace(&mut allow.update_container, self.update_container);
         replace(&mut allow.pause, self.pause);
         replace(&mut allow.set_time, self.set_time);
+        replace(&mut allow.termination_message, self.termination_message);
         replace(&mut allow.annotations, self.annotations);
     }
 }

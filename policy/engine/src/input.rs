@@ -185,7 +185,7 @@ messages! {
     VolumeStatsRequest { volume_guest_path }
     ResizeVolumeRequest { volume_guest_path, size }
     SetPolicyRequest { policy }
-    GetDiagnosticDataRequest { log_type, container_id }
+    GetDiagnosticDataRequest { log_type, container_id, path }
     MemAgentMemcgConfig { disabled, swap, swappiness_max, period_secs, period_psi_percent_limit,
         eviction_psi_percent_limit, eviction_run_aging_count_min }
     MemAgentCompactConfig { disabled, period_secs, period_psi_percent_limit,

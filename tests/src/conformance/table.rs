@@ -115,15 +115,11 @@ pub(super) const BEHAVIOURS: &[Behaviour] = &[
         "shared-processes",
         "with a shared process namespace containers see each other's processes",
     ),
-    Behaviour {
-        name: "termination-message",
-        area: CONTAINERS,
-        promise: "what a container writes to its termination log reaches the kubelet's file",
-        skips: &[Skip {
-            releases: &ContainerdVersion::ALL,
-            reason: "files of the node are copied into the guest and not back; with terminationMessagePolicy FallbackToLogsOnError the kubelet takes the end of the log",
-        }],
-    },
+    pass(
+        CONTAINERS,
+        "termination-message",
+        "what a container writes to its termination log reaches the kubelet's file",
+    ),
     pass(SURROUNDINGS, "hostname", "the pod's host name"),
     pass(
         SURROUNDINGS,
@@ -192,15 +188,7 @@ pub(super) const BEHAVIOURS: &[Behaviour] = &[
     pass(RESOURCES, "update-resources", "new limits hold in the running container"),
     pass(RESOURCES, "stats-cpu-memory", "processor time and working set of a container"),
     pass(RESOURCES, "stats-list", "the statistics of all containers of a pod"),
-    Behaviour {
-        name: "stats-filesystem",
-        area: RESOURCES,
-        promise: "what a container has written to its root",
-        skips: &[Skip {
-            releases: &ContainerdVersion::ALL,
-            reason: "containerd asks its snapshotter on the node, but what a container writes is in the guest's memory or on its encrypted disk",
-        }],
-    },
+    pass(RESOURCES, "stats-filesystem", "what a container has written to its root"),
     pass(
         RESOURCES,
         "stats-sandbox",
