@@ -23,6 +23,8 @@ mod docker;
 mod error;
 mod events;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guest_network;
 mod initdata;
 mod io;
