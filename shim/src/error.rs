@@ -102,9 +102,10 @@ impl Coded for nacre_pod_network::NetworkError {
     fn code(&self) -> Code {
         match self {
             Self::HostNamespace { .. } | Self::Unsupported(_) => Code::INVALID_ARGUMENT,
-            Self::Namespace { .. } | Self::Tap { .. } | Self::Netlink { .. } => {
-                Code::FAILED_PRECONDITION
-            }
+            Self::Namespace { .. }
+            | Self::Tap { .. }
+            | Self::Netlink { .. }
+            | Self::Loopback(_) => Code::FAILED_PRECONDITION,
         }
     }
 
