@@ -112,7 +112,7 @@ fn bind_to_place(
     footprint: &Footprint,
     index: usize,
     source: &OwnedFd,
-) -> io::Result<std::path::PathBuf> {
+) -> io::Result<PathBuf> {
     let stat = rustix::fs::fstat(source)?;
     let name = format!("bind-{index}");
     let place = match FileType::from_raw_mode(stat.st_mode) {
