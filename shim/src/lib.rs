@@ -31,6 +31,7 @@ mod io;
 mod last_words;
 mod node_cache;
 mod pod;
+mod port_forward;
 mod process;
 mod processor;
 mod pull_progress;

@@ -335,6 +335,7 @@ impl Differ {
             from.termination_message,
             to.termination_message,
         );
+        self.set("the host may connect to the pod's port", &from.port_forward, &to.port_forward);
         self.set("annotation", &from.annotations, &to.annotations);
     }
 }
@@ -590,6 +591,12 @@ mod tests {
                 json!(true),
                 "+ cluster: any command may be executed",
                 "- cluster: any command may be executed",
+            ),
+            (
+                "/allow/port_forward",
+                json!([8080]),
+                "+ cluster: the host may connect to the pod's port 8080",
+                "- cluster: the host may connect to the pod's port 8080",
             ),
             (
                 "/standalone",

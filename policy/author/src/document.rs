@@ -524,6 +524,9 @@ pub struct AllowData {
     /// The guest's clock may be set.
     #[serde(default, skip_serializing_if = "is_false")]
     pub set_time: bool,
+    /// Ports of the pod's localhost that the host may connect to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_forward: Vec<u16>,
     /// The host may read the file of a container's last words when it has ended.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub termination_message: bool,
@@ -539,6 +542,7 @@ impl Default for AllowData {
             exec_any: false,
             terminal: false,
             stdin: false,
+            port_forward: Vec::new(),
             update_container: false,
             pause: false,
             set_time: false,

@@ -163,16 +163,7 @@ pub(super) const BEHAVIOURS: &[Behaviour] = &[
     ),
     pass(STREAMS, "exec-terminal", "a terminal whose size follows, through the streaming server"),
     pass(STREAMS, "attach", "input to and output of a running container"),
-    Behaviour {
-        name: "port-forward",
-        area: STREAMS,
-        promise: "a connection to a port of the pod's localhost",
-        skips: &[Skip {
-            releases: &ContainerdVersion::ALL,
-            reason: "containerd connects to localhost in the pod's network namespace on the node, but the pod's \
-                     localhost is in the guest",
-        }],
-    },
+    pass(STREAMS, "port-forward", "a connection to a port of the pod's localhost"),
     pass(STREAMS, "log-format", "time, stream and tag on every line; long lines in parts"),
     pass(STREAMS, "log-rotation", "a log that was renamed is opened anew, and no line is lost"),
     pass(
