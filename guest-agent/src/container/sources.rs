@@ -108,11 +108,7 @@ fn open(sandbox: &Sandbox, field: &str, source: &BindSource) -> Result<OwnedFd, 
     }
 }
 
-fn bind_to_place(
-    footprint: &Footprint,
-    index: usize,
-    source: &OwnedFd,
-) -> io::Result<PathBuf> {
+fn bind_to_place(footprint: &Footprint, index: usize, source: &OwnedFd) -> io::Result<PathBuf> {
     let stat = rustix::fs::fstat(source)?;
     let name = format!("bind-{index}");
     let place = match FileType::from_raw_mode(stat.st_mode) {
