@@ -9,6 +9,7 @@ fn main() {
         "proto/csi.proto",
         "proto/health.proto",
         "proto/oci.proto",
+        "proto/ports.proto",
         "proto/types.proto",
     ];
     println!("cargo::rerun-if-changed=proto");

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use nacre_node_install::{
     Bundle, Choices, Installed, Kept, Release, Root, Services, Step, Systemd, Uninstalled,
-    Unmanaged,
+    Unmanaged, VmUser,
 };
 use serde::Serialize;
 
@@ -27,6 +27,7 @@ use crate::output::Output;
   nacre-0.1.0/bin/nacre install            from the directory that this program is in
   nacre install --from nacre-0.2.0         a new version
   nacre install --dry-run                  what would it do?
+  nacre install --vm-user nacre-vm         QEMU runs as an unprivileged user
   nacre install --output json | jq -r '.steps[] | .what + \" \" + .to'
 
 Then: nacre check
@@ -41,6 +42,10 @@ pub(crate) struct Arguments {
     /// QEMU, where the directory brings none and it is in another place than usual.
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<PathBuf>,
+    /// Run QEMU as this user, who is made if absent, and no longer as root without capabilities. Later installations
+    /// keep it.
+    #[arg(long, value_name = "NAME")]
+    vm_user: Option<VmUser>,
     /// Give all pods of this node to Nacre: containerd 1.6 cannot do otherwise, and pods without Nacre (those of the
     /// cluster, too) then find no files.
     #[arg(long)]
@@ -139,6 +144,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let bundle = Bundle::open(&from, env!("CARGO_PKG_VERSION"))?;
     let choices = Choices {
         qemu: arguments.qemu.clone(),
+        vm_user: arguments.vm_user.clone(),
         danger_all_pods: arguments.danger_all_pods,
         ..arguments.node.choices()
     };

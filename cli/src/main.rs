@@ -32,6 +32,7 @@ mod runtimeclass;
 mod sandboxes;
 mod seal;
 mod table;
+mod volumes;
 
 use std::process::ExitCode;
 

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use confidential::{SignedLaunchError, SnpSection, TdxSection};
-use nacre_hypervisor::{Accelerator, QemuPaths, longest_command_line};
+use nacre_hypervisor::{Accelerator, HostUser, QemuPaths, UnknownUser, longest_command_line};
 use nacre_image_manifest::GuestImage;
 pub use nacre_image_manifest::OpenError;
 use nacre_protocol::channel::{MOST_VOLUMES, kernel_parameter};
@@ -120,6 +120,8 @@ pub struct Config {
 pub struct VmSection {
     /// Program that runs the VMs.
     pub qemu: PathBuf,
+    /// Whom they run as: a user of the host by name or as `UID:GID`; empty: root.
+    pub user: String,
     /// Directories with QEMU's data and firmware, searched in this order.
     pub firmware_dirs: Vec<PathBuf>,
     /// Directory of the guest image.
@@ -327,6 +329,7 @@ impl Default for VmSection {
     fn default() -> Self {
         VmSection {
             qemu: "/opt/nacre/bin/qemu-system-x86_64".into(),
+            user: String::new(),
             firmware_dirs: vec!["/opt/nacre/share/qemu".into(), "/opt/nacre/share/seabios".into()],
             image: "/opt/nacre/share/nacre".into(),
             danger_development_image: false,
@@ -492,6 +495,13 @@ impl Config {
                 return wrong(key, format!("is {value}: give a number from 0 to {most}"));
             }
         }
+        if !vm.user.is_empty() && !is_user(&vm.user) {
+            let problem = format!(
+                "is {:?}: give the name of an unprivileged user, such as nacre-vm, or UID:GID, or \"\" for root",
+                vm.user
+            );
+            return wrong("vm.user", problem);
+        }
         if vm.kernel_parameters.chars().any(|c| c.is_control() || !c.is_ascii()) {
             return wrong("vm.kernel_parameters", "must be printable ASCII".to_owned());
         }
@@ -594,11 +604,35 @@ impl Config {
         parameters
     }
 
+    /// Whom QEMU runs as; `None`: as root, without capabilities. Only a node knows its users, so that this is
+    /// no part of what [`Config::parse`] checks.
+    ///
+    /// # Errors
+    /// If this host has no such user.
+    pub fn vm_user(&self) -> Result<Option<HostUser>, UnknownUser> {
+        let name = Some(self.vm.user.as_str()).filter(|name| !name.is_empty());
+        name.map(HostUser::find).transpose()
+    }
+
     /// QEMU and where its firmware is.
     #[must_use]
     pub fn qemu_paths(&self) -> QemuPaths {
         let VmSection { qemu, firmware_dirs, .. } = &self.vm;
         QemuPaths { binary: qemu.clone(), firmware_dirs: firmware_dirs.clone() }
+    }
+}
+
+/// A user's name as useradd(8) allows it, or two numbers. Root is none: that is the empty name.
+fn is_user(text: &str) -> bool {
+    const LONGEST_NAME: usize = 32;
+    let is_number = |text: &str| text.parse::<u32>().is_ok_and(|number| number != 0);
+    match text.split_once(':') {
+        Some((uid, gid)) => is_number(uid) && is_number(gid),
+        None => {
+            let starts = text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+            let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c);
+            starts && text.len() <= LONGEST_NAME && text.chars().all(inner) && text != "root"
+        }
     }
 }
 
@@ -623,7 +657,7 @@ mod tests {
         // Every key is written out: without any one of its lines the file would still equal the
         // defaults, so count them.
         let keys = text.lines().filter(|l| !l.starts_with('#') && l.contains(" = ")).count();
-        assert_eq!(keys, 37);
+        assert_eq!(keys, 38);
         Config::default().check("defaults").unwrap();
     }
 
@@ -668,6 +702,11 @@ mod tests {
             ("[vm]\nboot_timeout_seconds = 601", "vm.boot_timeout_seconds"),
             ("[vm]\nqemu = \"qemu\"", "vm.qemu is \"qemu\": give an absolute path"),
             ("[vm]\nfirmware_dirs = [\"x\"]", "vm.firmware_dirs"),
+            ("[vm]\nuser = \"root\"", "vm.user is \"root\": give the name of an unprivileged user"),
+            ("[vm]\nuser = \"0:0\"", "vm.user is \"0:0\""),
+            ("[vm]\nuser = \"1000:0\"", "vm.user is \"1000:0\""),
+            ("[vm]\nuser = \"nacre vm\"", "vm.user is \"nacre vm\""),
+            ("[vm]\nuser = 1000", "user"),
             ("[vm]\nimage = \"here\"", "vm.image is \"here\": give an absolute path"),
             ("[vm]\naccelerator = \"xen\"", "xen"),
             ("[vm]\nkernel_parameters = \"a\\nb\"", "vm.kernel_parameters"),
@@ -704,6 +743,16 @@ mod tests {
             assert!(error.contains(expected), "{text:?}: {error}");
             assert!(!error.contains('\n'), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_user_is_looked_up_on_the_node_and_nowhere_else() {
+        let user =
+            |name: &str| Config::parse(&format!("[vm]\nuser = {name:?}"), "t").unwrap().vm_user();
+        assert_eq!(user("").unwrap(), None);
+        assert_eq!(user("998:997").unwrap().unwrap().to_string(), "998:997");
+        let error = user("nobody-has-this-name").unwrap_err().to_string();
+        assert!(error.contains("nacre install --vm-user"), "{error}");
     }
 
     #[test]

@@ -73,6 +73,7 @@ mod oom;
 mod pod_volumes;
 mod policy;
 mod port;
+mod ports;
 mod process;
 #[allow(unsafe_code)]
 mod raw;
@@ -94,6 +95,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nacre_protocol::agent_ttrpc::create_agent_service;
 use nacre_protocol::health_ttrpc::create_health;
+use nacre_protocol::ports_ttrpc::create_ports;
 use nacre_protocol::start_report::{HOST_VISIBLE, Phase};
 
 use crate::boot::Boot;
@@ -101,6 +103,7 @@ use crate::devices::{Kind, Machine};
 use crate::images::Images;
 use crate::modules::{ModuleError, Modules};
 use crate::network::Network;
+use crate::ports::Ports;
 use crate::reaper::Reaper;
 use crate::rpc::Agent;
 use crate::secrets::Secrets;
@@ -174,10 +177,13 @@ async fn serve(boot: Boot, machine: Machine, started: Instant) -> anyhow::Result
     secrets::serve(&sandbox).await.context("failed to serve 127.0.0.1:8006 for containers")?;
     debug_shell::offer(Arc::clone(&sandbox.reaper), &sealed);
     let listener = transport::listen(&machine, &sealed).await?;
-    let agent = Arc::new(Agent { sandbox: Arc::clone(&sandbox), network, gate: bound.gate });
+    let ports = Ports::default();
+    let agent = Agent { sandbox: Arc::clone(&sandbox), network, ports, gate: bound.gate };
+    let agent = Arc::new(agent);
     let mut server = ttrpc::asynchronous::Server::new()
         .add_listener(listener)
         .register_service(create_agent_service(agent.clone()))
+        .register_service(create_ports(agent.clone()))
         .register_service(create_health(agent));
     server.start().await.context("failed to serve")?;
     let warming = Arc::clone(&sandbox);

@@ -1,5 +1,6 @@
 //! The user of the host that QEMU runs as.
 
+use std::fmt;
 use std::path::Path;
 
 use rustix::process::{Gid, Uid};
@@ -19,8 +20,8 @@ pub struct HostUser {
 /// A name that is no user's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{name:?} is no user of this host ({PASSWD}): make one (`useradd --system --no-create-home \
-     --shell /usr/sbin/nologin NAME`), or give its numbers as UID:GID"
+    "{name:?} (vm.user) is no user of this host ({PASSWD}), or root: make one (`nacre install --vm-user NAME`, or `useradd \
+     --system --no-create-home --shell /usr/sbin/nologin NAME`), or give its numbers as UID:GID"
 )]
 pub struct UnknownUser {
     name: String,
@@ -77,6 +78,13 @@ impl HostUser {
     }
 }
 
+impl fmt::Display for HostUser {
+    /// As [`HostUser::find`] takes it: `UID:GID`.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.uid, self.gid)
+    }
+}
+
 impl From<HostUser> for User {
     fn from(HostUser { uid, gid }: HostUser) -> User {
         User { uid, gid }
@@ -114,7 +122,7 @@ mod tests {
             assert_eq!(find(none), None, "{none}");
         }
         let error = HostUser::find("no-such-user-here").unwrap_err().to_string();
-        assert!(error.contains("\"no-such-user-here\" is no user"), "{error}");
+        assert!(error.contains("\"no-such-user-here\" (vm.user) is no user"), "{error}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod qemu;
 mod socket_access;
 mod sys;
 mod system_calls;
+mod user_access;
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -41,6 +42,7 @@ pub use confidential::{
 pub use host_user::{HostUser, UnknownUser};
 pub use memory_encryption::MemoryEncryption;
 pub use qemu::{QemuBackend, QemuError, QemuPaths, QemuVersion, longest_command_line};
+pub use user_access::{How, Opened, UserError};
 
 /// Name of the virtio-serial port that carries the agent channel where the host has no vhost-vsock.
 /// The guest agent looks for it by this name.
@@ -228,6 +230,9 @@ pub enum LaunchError {
         /// What the host answered.
         source: std::io::Error,
     },
+    /// QEMU cannot run as the user that was chosen.
+    #[error(transparent)]
+    User(#[from] UserError),
     /// The VM's process ended before the guest's processors ran.
     #[error("the VM ended while it was being launched: {reason}")]
     Ended {

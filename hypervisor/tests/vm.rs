@@ -4,14 +4,15 @@
 mod lab;
 mod tap;
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::{Lab, PATIENCE, console_says, process_is_there};
-use nacre_hypervisor::{AgentChannel, Disk, DiskImage, Hypervisor, LaunchError};
+use nacre_hypervisor::{AgentChannel, Disk, DiskImage, HostUser, Hypervisor, LaunchError};
 use tokio::time::timeout;
 
 #[tokio::test]
@@ -232,6 +233,54 @@ async fn qemu_runs_in_the_pods_network_without_capabilities_and_with_the_tap() {
     }
     console_says(&vm, "pci 0x1af4 0x1041").await;
     assert!(vm.stop(Duration::ZERO).await.clean);
+}
+
+#[tokio::test]
+async fn qemu_is_another_user_with_no_more_than_that_user_has() {
+    const USER: &str = "64123:64124";
+    let Some(lab) = Lab::open() else { return };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: starting QEMU as another user takes root");
+        return;
+    }
+    let lab = lab.run_as(HostUser::find(USER).unwrap());
+    // The initrd is in a directory that is nobody else's.
+    std::fs::set_permissions(lab.dir.path(), Permissions::from_mode(0o700)).unwrap();
+    let error = lab.refused(|_| ()).await.to_string();
+    let expected = format!("QEMU's user {USER} (vm.user) may not ");
+    if error.starts_with(&expected) && error.contains("/dev/kvm") {
+        eprintln!("skipped: {error}");
+        return;
+    }
+    assert!(error.starts_with(&expected) && error.contains("`chmod o+x /"), "{error}");
+    assert!(!lab.run_dir().join("qemu.log").exists(), "nothing was started");
+
+    std::fs::set_permissions(lab.dir.path(), Permissions::from_mode(0o711)).unwrap();
+    let mut config = lab.config("echo up; $B sleep 600");
+    // Disks are inherited: a file that only root may read can be one.
+    let disk = lab.dir.path().join("initdata");
+    std::fs::write(&disk, [b'x'; 512]).unwrap();
+    std::fs::set_permissions(&disk, Permissions::from_mode(0o600)).unwrap();
+    config.disks = vec![Disk { serial: "initdata".into(), image: DiskImage::ReadOnly(disk) }];
+    let vm = lab.backend.launch(config).await.unwrap();
+    console_says(&vm, "up").await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
+    for line in [
+        "Uid:\t64123\t64123\t64123\t64123",
+        "Gid:\t64124\t64124\t64124\t64124",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+    ] {
+        assert!(status.contains(line), "no {line:?} in {status}");
+    }
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap();
+    let kvm = std::fs::metadata("/dev/kvm").ok().map(|device| device.gid().to_string());
+    for group in groups.split_whitespace() {
+        assert_eq!(Some(group), kvm.as_deref(), "a group that is no device's");
+    }
+    assert!(vm.stop(Duration::ZERO).await.clean, "QEMU obeys as that user");
 }
 
 #[tokio::test]

@@ -40,6 +40,11 @@ impl Dump {
         Ok(Dump(table))
     }
 
+    #[cfg(feature = "fuzzing")]
+    pub(crate) fn from(table: Table) -> Dump {
+        Dump(table)
+    }
+
     pub(crate) fn get(&self, path: &[&str]) -> Option<&Value> {
         let (last, tables) = path.split_last()?;
         let mut table = &self.0;

@@ -9,11 +9,14 @@ use crate::containerd::Containerd;
 use crate::files::{Root, hash, link, read_text, replace};
 use crate::handlers::Release;
 use crate::lock::Lock;
-use crate::node_files::{PATH_LINKS, UNIT_DIRECTORY, UNITS, configurations};
+use crate::node_files::{PATH_LINKS, SYSUSERS, UNIT_DIRECTORY, UNITS, VmUser, configurations};
 use crate::receipt::Receipt;
 use crate::services::Services;
 use crate::versions::{CURRENT, Kept, LINKS, collect_unused};
 use crate::{NodeError, Step};
+
+/// The node's users (passwd(5)).
+const PASSWD: &str = "/etc/passwd";
 
 /// What the administrator wants.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +27,8 @@ pub struct Choices {
     pub config: Option<PathBuf>,
     /// QEMU, where the bundle brings none and it is elsewhere.
     pub qemu: Option<PathBuf>,
+    /// Whom QEMU runs as; `None`: as before, which is root at first. It is made where it is absent.
+    pub vm_user: Option<VmUser>,
     /// All pods of the node are Nacre's: containerd 1.6 cannot do otherwise.
     pub danger_all_pods: bool,
     /// Change nothing.
@@ -60,10 +65,14 @@ pub fn install(
     if containerd.release == Release::V1_6 && !choices.danger_all_pods {
         return Err(NodeError::WholeNode);
     }
-    let receipt = Receipt::read(root)?.unwrap_or_default();
+    let mut receipt = Receipt::read(root)?.unwrap_or_default();
+    if choices.vm_user.is_some() {
+        receipt.vm_user.clone_from(&choices.vm_user);
+    }
     // First what can fail: containerd is asked before anything is there.
     let change = containerd.plan(root, receipt.containerd.as_ref(), dry)?;
-    let configurations = configurations(root, bundle, choices.qemu.as_deref())?;
+    let vm_user = receipt.vm_user.clone();
+    let configurations = configurations(root, bundle, choices.qemu.as_deref(), vm_user.as_ref())?;
 
     let mut work = Work { root, dry, receipt, steps: Vec::new(), left: Vec::new() };
     if bundle.place(root, dry)? {
@@ -72,6 +81,10 @@ pub fn install(
     let mut is_new = work.link(CURRENT, bundle.name())?;
     for (path, target) in LINKS.into_iter().chain(PATH_LINKS) {
         work.link(path, target)?;
+    }
+    if let Some(user) = &vm_user {
+        // Before a configuration names it.
+        work.user(user, services)?;
     }
     for (path, text) in &configurations {
         work.file(path, text)?;
@@ -140,6 +153,20 @@ impl Work<'_> {
         }
         self.receipt.links.insert(path.into(), target.to_owned());
         Ok(changed)
+    }
+
+    /// Makes QEMU's user. One that the node has is taken as it is.
+    fn user(&mut self, user: &VmUser, services: &dyn Services) -> Result<(), NodeError> {
+        let passwd = read_text(&self.root.at(PASSWD))?.unwrap_or_default();
+        if user.is_in(&passwd) {
+            return Ok(());
+        }
+        // Images of nodes make it when they first boot, by the file.
+        self.file(Path::new(SYSUSERS), &user.sysusers())?;
+        if self.dry || services.make_users(SYSUSERS)? {
+            self.steps.push(Step::new("user", user.name()));
+        }
+        Ok(())
     }
 
     /// Writes a file, unless somebody made or changed it: then it is theirs.

@@ -14,6 +14,8 @@ mod dump;
 mod edit;
 mod error;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod handlers;
 mod install;
 mod lock;
@@ -29,6 +31,7 @@ pub use error::NodeError;
 pub use files::Root;
 pub use handlers::{HANDLERS, Handler, Release, Schema};
 pub use install::{Choices, Installed, install};
+pub use node_files::VmUser;
 pub use services::{Services, Systemd, Unmanaged};
 pub use uninstall::{Uninstalled, uninstall};
 pub use versions::{Kept, collect_unused};
@@ -36,7 +39,7 @@ pub use versions::{Kept, collect_unused};
 /// Something that was done, or would be.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Step {
-    /// What: `write`, `link`, `copy`, `remove`, `restore`, `restart`, `enable`, `disable`.
+    /// What: `write`, `link`, `copy`, `remove`, `restore`, `restart`, `enable`, `disable`, `user`.
     pub what: &'static str,
     /// To which file, version or unit.
     pub to: String,

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::NodeError;
 use crate::bundle::Bundle;
 use crate::files::Root;
@@ -53,6 +55,65 @@ pub(crate) const UNITS: [Unit; 7] = [
     },
 ];
 
+/// Where the users of programs are, on the node (sysusers.d(5)).
+pub(crate) const SYSUSERS: &str = "/etc/sysusers.d/nacre-vm.conf";
+
+/// Name of a user for QEMU, checked: it becomes part of files and an argument.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VmUser(String);
+
+impl VmUser {
+    /// The name in the shipped file.
+    const SHIPPED: &str = "nacre-vm";
+    /// The longest name that useradd(8) takes.
+    const LONGEST: usize = 32;
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// What systemd-sysusers makes it by.
+    pub(crate) fn sysusers(&self) -> String {
+        let shipped = include_str!("../../deploy/systemd/nacre-vm.sysusers");
+        shipped.replacen(&format!("u {} ", VmUser::SHIPPED), &format!("u {} ", self.0), 1)
+    }
+
+    /// Whether the node has it, by passwd(5).
+    pub(crate) fn is_in(&self, passwd: &str) -> bool {
+        passwd.lines().any(|line| line.split(':').next() == Some(&self.0))
+    }
+}
+
+impl TryFrom<String> for VmUser {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<VmUser, String> {
+        let starts = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+        let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c);
+        if starts && name.len() <= VmUser::LONGEST && name.chars().all(inner) && name != "root" {
+            return Ok(VmUser(name));
+        }
+        Err(format!("{name:?} is no name for an unprivileged user: give one such as nacre-vm"))
+    }
+}
+
+impl std::str::FromStr for VmUser {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<VmUser, String> {
+        name.to_owned().try_into()
+    }
+}
+
+impl From<VmUser> for String {
+    fn from(user: VmUser) -> String {
+        user.0
+    }
+}
+
 /// Where units are, on the node.
 pub(crate) const UNIT_DIRECTORY: &str = "/etc/systemd/system";
 
@@ -67,6 +128,7 @@ pub(crate) fn configurations(
     root: &Root,
     bundle: &Bundle,
     qemu: Option<&Path>,
+    vm_user: Option<&VmUser>,
 ) -> Result<Vec<(PathBuf, String)>, NodeError> {
     let mut text = include_str!("../../configuration/config.toml").to_owned();
     let mut set = |key: &str, value: &str| {
@@ -79,6 +141,9 @@ pub(crate) fn configurations(
             .collect();
         text = lines.join("\n") + "\n";
     };
+    if let Some(user) = vm_user {
+        set("user", &format!("{:?}", user.name()));
+    }
     if !bundle.has_qemu() {
         let qemu = qemu_of_node(root, bundle, qemu)?;
         set("qemu", &format!("{:?}", qemu.display().to_string()));
@@ -127,4 +192,23 @@ fn firmware_directories(root: &Root, qemu: &Path) -> Vec<String> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_users_name_is_a_name_and_its_file_has_it() {
+        let user: VmUser = "pods_1".parse().unwrap();
+        let text = user.sysusers();
+        let line = text.lines().find(|line| !line.starts_with('#')).unwrap();
+        assert_eq!(line, "u pods_1 - \"Virtual machines of Nacre\" / /usr/sbin/nologin");
+        assert!(user.is_in("root:x:0:0::/:\npods_1:x:9:9::/:\n"));
+        assert!(!user.is_in("root:x:0:0::/:\npods_10:x:9:9::/:\n"));
+        for wrong in ["", "root", "Nacre", "a b", "a\nu root", "-x", "a:b", "0:0", &"x".repeat(33)]
+        {
+            assert!(wrong.parse::<VmUser>().is_err(), "{wrong:?}");
+        }
+    }
 }

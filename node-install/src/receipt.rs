@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::NodeError;
 use crate::edit::Edit;
 use crate::files::{Root, read_text, replace};
+use crate::node_files::VmUser;
 
 /// Where it is kept.
 pub(crate) const RECEIPT: &str = "/var/lib/nacre/install/receipt.json";
@@ -21,6 +22,9 @@ pub(crate) struct Receipt {
     /// Symbolic links that were made, and where they point.
     pub(crate) links: BTreeMap<PathBuf, String>,
     pub(crate) containerd: Option<ContainerdReceipt>,
+    /// Whom QEMU runs as, if not as root: the next installation keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) vm_user: Option<VmUser>,
     /// Units were written and not started yet: whoever was interrupted starts them the next time.
     #[serde(default)]
     pub(crate) units_pending: bool,

@@ -14,6 +14,8 @@ pub trait Services {
     fn disable(&self, unit: &str) -> Result<(), NodeError>;
     /// Starts it anew and waits until it is up.
     fn restart(&self, unit: &str) -> Result<(), NodeError>;
+    /// Makes the users of a file (sysusers.d(5)) that are not there, and tells whether it does such things.
+    fn make_users(&self, file: &str) -> Result<bool, NodeError>;
     /// Whether it runs.
     fn is_active(&self, unit: &str) -> bool;
 }
@@ -41,13 +43,21 @@ impl Services for Systemd {
         systemctl(&["restart", unit])
     }
 
+    fn make_users(&self, file: &str) -> Result<bool, NodeError> {
+        run("systemd-sysusers", &[file]).map(|()| true)
+    }
+
     fn is_active(&self, unit: &str) -> bool {
         systemctl(&["is-active", "--quiet", unit]).is_ok()
     }
 }
 
 fn systemctl(arguments: &[&str]) -> Result<(), NodeError> {
-    let output = Command::new("systemctl").args(arguments).stdin(Stdio::null()).output();
+    run("systemctl", arguments)
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<(), NodeError> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
     let problem = match output {
         Ok(output) if output.status.success() => return Ok(()),
         Ok(output) => {
@@ -56,7 +66,7 @@ fn systemctl(arguments: &[&str]) -> Result<(), NodeError> {
         }
         Err(error) => error.to_string(),
     };
-    Err(NodeError::Program { command: format!("systemctl {}", arguments.join(" ")), problem })
+    Err(NodeError::Program { command: format!("{program} {}", arguments.join(" ")), problem })
 }
 
 /// Nobody: the administrator starts things, or the file system is an image.
@@ -78,6 +88,10 @@ impl Services for Unmanaged {
 
     fn restart(&self, _: &str) -> Result<(), NodeError> {
         Ok(())
+    }
+
+    fn make_users(&self, _: &str) -> Result<bool, NodeError> {
+        Ok(false)
     }
 
     fn is_active(&self, _: &str) -> bool {

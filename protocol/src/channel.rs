@@ -51,9 +51,12 @@ pub const DRIVER_BLOCK: &str = "blk";
 /// vsock port of the agent API.
 pub const VSOCK_PORT: u32 = 1024;
 
-/// Largest payload of one `ReadStdout`, `ReadStderr` or `WriteStdin`, in bytes. It bounds what either
+/// Largest payload of one `ReadStdout`, `ReadStderr`, `WriteStdin` or of one read or write of a port, in bytes. It bounds what either
 /// side buffers for a stream.
 pub const STREAM_CHUNK: usize = 64 * 1024;
+
+/// Most connections to ports of the pod that are carried at a time.
+pub const MOST_PORT_CONNECTIONS: usize = 64;
 
 /// Largest piece of a file in one `CopyFile`, in bytes: that of a `ConfigMap` or Secret as a whole, since
 /// the policy compares contents only of files that come in one piece.

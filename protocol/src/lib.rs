@@ -1,8 +1,8 @@
 //! Every message that crosses a boundary between host and guest.
 //!
 //! The agent API is wire-compatible with Kata Containers' `grpc.AgentService` and `grpc.Health`
-//! over ttrpc: same package, method, message and field names and numbers. The code is generated
-//! from `proto/` at build time.
+//! over ttrpc: same package, method, message and field names and numbers; `nacre.Ports` beside it is our own.
+//! The code is generated from `proto/` at build time.
 //!
 //! This crate holds shapes and names only. It decides nothing: the guest treats each request as
 //! hostile until its policy has judged it, the host treats each answer as bounded data.
@@ -39,6 +39,8 @@ mod generated {
     module!(health);
     module!(health_ttrpc);
     module!(oci);
+    module!(ports);
+    module!(ports_ttrpc);
     module!(types);
 }
 
@@ -53,5 +55,8 @@ pub mod processor;
 pub mod pull_progress;
 pub mod sealed;
 pub mod start_report;
+pub mod termination;
 
-pub use generated::{agent, agent_ttrpc, csi, health, health_ttrpc, oci, types};
+pub use generated::{
+    agent, agent_ttrpc, csi, health, health_ttrpc, oci, ports, ports_ttrpc, types,
+};

@@ -11,8 +11,9 @@ use nacre_protocol::agent as api;
 use nacre_protocol::agent_ttrpc::AgentServiceClient;
 use nacre_protocol::channel::{RECORDED_REQUESTS, STREAM_CHUNK};
 use nacre_protocol::health_ttrpc::HealthClient;
+use nacre_protocol::ports_ttrpc::PortsClient;
 use nacre_protocol::types::Interface;
-use nacre_protocol::{health, pull_progress, start_report};
+use nacre_protocol::{health, ports, pull_progress, start_report, termination};
 use protobuf::well_known_types::empty::Empty;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -89,6 +90,7 @@ pub(crate) type Ending = watch::Receiver<Option<Arc<str>>>;
 #[derive(Clone)]
 pub(crate) struct Agent {
     service: AgentServiceClient,
+    ports: PortsClient,
     ending: Ending,
 }
 
@@ -130,7 +132,8 @@ impl Agent {
             .map_err(|e| AgentError::Broken { method: "connect", cause: e.to_string() })?;
         let client = ttrpc::r#async::Client::new(socket);
         let health = HealthClient::new(client.clone());
-        let agent = Agent { service: AgentServiceClient::new(client), ending };
+        let ports = PortsClient::new(client.clone());
+        let agent = Agent { service: AgentServiceClient::new(client), ports, ending };
         agent
             .call("Check", Some(within), async move {
                 health
@@ -292,6 +295,22 @@ impl Agent {
         Ok(pull_progress::parse(&self.get_diagnostic_data(request).await?.data))
     }
 
+    /// What a container that has ended has written to the file at `path` in it; cut, whatever the guest says.
+    pub(crate) async fn last_words(
+        &self,
+        container: &str,
+        path: &str,
+    ) -> Result<String, AgentError> {
+        let request = api::GetDiagnosticDataRequest {
+            log_type: termination::LOG_TYPE.to_owned(),
+            container_id: container.to_owned(),
+            path: path.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.get_diagnostic_data(request).await?;
+        Ok(termination::last_words(answer.data.as_bytes()))
+    }
+
     /// The next lines that a development image has recorded; nothing when there are no more.
     pub(crate) async fn recorded_requests(&self) -> Result<String, AgentError> {
         let request = api::GetDiagnosticDataRequest {
@@ -311,10 +330,10 @@ pub(crate) enum Output {
 
 /// A method a line: name, the client's method, request, answer, name on the wire, deadline.
 macro_rules! calls {
-    ($($name:ident = $method:ident($request:ty) -> $answer:ty, $wire:literal, $limit:expr;)*) => {
+    ($service:ident: $($name:ident = $method:ident($request:ty) -> $answer:ty, $wire:literal, $limit:expr;)*) => {
         impl Agent {
             $(pub(crate) async fn $name(&self, request: $request) -> Result<$answer, AgentError> {
-                let service = self.service.clone();
+                let service = self.$service.clone();
                 let limit: Option<Duration> = $limit;
                 self.call($wire, limit, async move {
                     let context = limit.map_or_else(Context::default, ttrpc::context::with_duration);
@@ -327,6 +346,7 @@ macro_rules! calls {
 }
 
 calls! {
+    service:
     set_policy = set_policy(api::SetPolicyRequest) -> Empty, "SetPolicy", Some(MODERATE);
     create_sandbox = create_sandbox(api::CreateSandboxRequest) -> Empty, "CreateSandbox", Some(MODERATE);
     destroy_sandbox = destroy_sandbox(api::DestroySandboxRequest) -> Empty, "DestroySandbox", Some(QUICK);
@@ -351,4 +371,12 @@ calls! {
     read_stdout_call = read_stdout(api::ReadStreamRequest) -> api::ReadStreamResponse, "ReadStdout", None;
     read_stderr_call = read_stderr(api::ReadStreamRequest) -> api::ReadStreamResponse, "ReadStderr", None;
     write_stdin_call = write_stdin(api::WriteStreamRequest) -> api::WriteStreamResponse, "WriteStdin", None;
+}
+
+calls! {
+    ports:
+    forward_port = forward(ports::PortForwardRequest) -> ports::PortForwardResponse, "PortForward", Some(QUICK);
+    read_port = read(ports::PortReadRequest) -> ports::PortReadResponse, "PortRead", None;
+    write_port = write(ports::PortWriteRequest) -> Empty, "PortWrite", None;
+    close_port = close(ports::PortCloseRequest) -> Empty, "PortClose", Some(QUICK);
 }

@@ -188,14 +188,31 @@ struct Described {
 
 /// What `mountInfo.json` says that matters here; drivers add to `metadata` as they like.
 #[derive(Deserialize)]
-struct MountInfo {
+pub(crate) struct MountInfo {
     #[serde(rename = "volume-type")]
     volume_type: String,
-    device: PathBuf,
+    pub(crate) device: PathBuf,
     #[serde(default)]
     fstype: String,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
+}
+
+impl MountInfo {
+    /// Reads the file of a storage driver; an error says what is wrong with it.
+    pub(crate) fn parse(text: &str) -> Result<MountInfo, String> {
+        let info: MountInfo = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        if !matches!(info.volume_type.as_str(), "block" | "directvol") {
+            return Err(format!("volume-type {:?} is none of block", info.volume_type));
+        }
+        if !matches!(info.fstype.as_str(), "" | "ext4") {
+            return Err(format!("fstype {:?}: guests have ext4", info.fstype));
+        }
+        if !info.device.is_absolute() {
+            return Err(format!("device {:?} is no absolute path", info.device));
+        }
+        Ok(info)
+    }
 }
 
 /// Reads the description of a mount's source; `None` if there is none, so that it is no direct volume.
@@ -216,16 +233,7 @@ fn describe(root: &Path, mount: &HostMount) -> Result<Option<Described>, BlockVo
         }
         Err(error) => return Err(wrong(error.to_string())),
     };
-    let info: MountInfo = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    if !matches!(info.volume_type.as_str(), "block" | "directvol") {
-        return Err(wrong(format!("volume-type {:?} is none of block", info.volume_type)));
-    }
-    if !matches!(info.fstype.as_str(), "" | "ext4") {
-        return Err(wrong(format!("fstype {:?}: guests have ext4", info.fstype)));
-    }
-    if !info.device.is_absolute() {
-        return Err(wrong(format!("device {:?} is no absolute path", info.device)));
-    }
+    let info = MountInfo::parse(&text).map_err(wrong)?;
     if let Some(group) = info.metadata.get("fsGroup") {
         tracing::warn!(
             "the volume at {}: fsGroup {group} is not applied in the guest",

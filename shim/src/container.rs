@@ -13,6 +13,7 @@ use protobuf::MessageField;
 use crate::annotations::{self, Kind};
 use crate::error::{Doing, TaskError};
 use crate::io::{Pumps, Streams};
+use crate::last_words::LastWords;
 use crate::process::{Process, ProcessId, State};
 use crate::sandbox::Sandbox;
 use crate::spec::Converted;
@@ -25,9 +26,19 @@ pub(crate) struct Container {
     pub(crate) bundle: String,
     pub(crate) init: Arc<Process>,
     pub(crate) sandbox: Arc<Sandbox>,
+    last_words: Option<LastWords>,
     execs: Mutex<HashMap<String, Exec>>,
     /// Keeps its volumes up to date.
     _following: Option<Following>,
+}
+
+/// What goes on with a container beside its processes.
+#[derive(Default)]
+pub(crate) struct Beside {
+    /// Keeps its volumes up to date.
+    pub(crate) following: Option<Following>,
+    /// Where its termination message goes.
+    pub(crate) last_words: Option<LastWords>,
 }
 
 /// A process that joins the container, and until its start what it is to be.
@@ -42,10 +53,34 @@ impl Container {
         bundle: String,
         init: Process,
         sandbox: Arc<Sandbox>,
-        following: Option<Following>,
+        beside: Beside,
     ) -> Container {
-        let execs = Mutex::default();
-        Container { bundle, init: Arc::new(init), sandbox, execs, _following: following }
+        let Beside { following, last_words } = beside;
+        Container {
+            bundle,
+            init: Arc::new(init),
+            sandbox,
+            last_words,
+            execs: Mutex::default(),
+            _following: following,
+        }
+    }
+
+    /// Brings the container's last words to the host's file, when it has ended.
+    pub(crate) async fn keep_last_words(&self) {
+        let Some(file) = self.last_words.clone() else { return };
+        let id = &self.init.id.container;
+        let kept = match self.sandbox.agent.last_words(id, &file.path).await {
+            Ok(words) if words.is_empty() => return,
+            Ok(words) => tokio::task::spawn_blocking(move || file.write(&words))
+                .await
+                .map_err(|panicked| panicked.to_string())
+                .and_then(|written| written.map_err(|error| error.to_string())),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = kept {
+            tracing::warn!("the termination message of container {id} stays in the guest: {error}");
+        }
     }
 
     /// Whether the pod lives as long as this container.
@@ -122,15 +157,17 @@ impl Draft {
         self,
         sandbox: &Arc<Sandbox>,
         attempt: &Attempt,
-    ) -> Result<Option<Following>, TaskError> {
+    ) -> Result<Beside, TaskError> {
         let Draft { id, image, converted, shares_pod_processes } = self;
         let creating = format!("create container {id} from image {image}");
         let Converted { mut spec, mut host_mounts, devices, .. } = converted;
         let attaching = sandbox.attach(&mut spec, &mut host_mounts, devices).await;
         let attached = attaching.doing(&creating)?;
         let mut prepared = Prepared::default();
+        let mut last_words = None;
         if !host_mounts.is_empty() {
             let positions: Vec<_> = host_mounts.iter().map(|mount| mount.position).collect();
+            last_words = LastWords::find(&host_mounts);
             let copying = volumes::prepare(&sandbox.agent, &id, host_mounts);
             let copied = attempt.timed(Phase::Copy, copying).await;
             prepared = copied.doing(format!("copy files for container {id} into the guest"))?;
@@ -160,7 +197,8 @@ impl Draft {
         let creation = pull_progress::logged(sandbox, &id, creation);
         let created = attempt.timed(Phase::Create, creation).await;
         created.map_err(|error| sandbox.explain(&creating, &error))?;
-        Ok(Following::start(sandbox, &id, prepared.changing))
+        let following = Following::start(sandbox, &id, prepared.changing);
+        Ok(Beside { following, last_words })
     }
 }
 

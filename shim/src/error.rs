@@ -102,9 +102,10 @@ impl Coded for nacre_pod_network::NetworkError {
     fn code(&self) -> Code {
         match self {
             Self::HostNamespace { .. } | Self::Unsupported(_) => Code::INVALID_ARGUMENT,
-            Self::Namespace { .. } | Self::Tap { .. } | Self::Netlink { .. } => {
-                Code::FAILED_PRECONDITION
-            }
+            Self::Namespace { .. }
+            | Self::Tap { .. }
+            | Self::Netlink { .. }
+            | Self::Loopback(_) => Code::FAILED_PRECONDITION,
         }
     }
 
@@ -168,7 +169,7 @@ impl Coded for nacre_hypervisor::LaunchError {
     fn code(&self) -> Code {
         match self {
             Self::Config { .. } => Code::INVALID_ARGUMENT,
-            Self::Unsupported { .. } => Code::FAILED_PRECONDITION,
+            Self::Unsupported { .. } | Self::User(_) => Code::FAILED_PRECONDITION,
             Self::Host { .. } | Self::Ended { .. } | Self::Control(_) => Code::UNAVAILABLE,
         }
     }
@@ -176,7 +177,7 @@ impl Coded for nacre_hypervisor::LaunchError {
     fn failure(&self) -> Option<Failure> {
         Some(match self {
             Self::Config { .. } | Self::Control(_) => Failure::Machine,
-            Self::Unsupported { .. } => Failure::HostLacks,
+            Self::Unsupported { .. } | Self::User(_) => Failure::HostLacks,
             Self::Host { .. } => Failure::HostRefused,
             Self::Ended { .. } => Failure::MonitorEnded,
         })

@@ -23,11 +23,15 @@ mod docker;
 mod error;
 mod events;
 mod files;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod guest_network;
 mod initdata;
 mod io;
+mod last_words;
 mod node_cache;
 mod pod;
+mod port_forward;
 mod process;
 mod processor;
 mod pull_progress;

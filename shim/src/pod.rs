@@ -11,6 +11,7 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use nacre_configuration::Config;
 use nacre_protocol::agent as api;
 use nacre_protocol::start_report::Phase;
+use nacre_run_directory::usage::{self, Usage};
 
 use crate::agent::AgentError;
 use crate::annotations::Kind;
@@ -163,8 +164,8 @@ impl Pod {
             }
         };
         let attempt = report.attempt(Some(id));
-        let following = match draft.create(&sandbox, &attempt).await {
-            Ok(following) => following,
+        let beside = match draft.create(&sandbox, &attempt).await {
+            Ok(beside) => beside,
             Err(error) => {
                 let error = attempt.failed(error);
                 self.undo(&sandbox, id).await;
@@ -173,7 +174,7 @@ impl Pod {
         };
         let process_id = ProcessId { container: id.clone(), exec: String::new() };
         let init = Process::new(process_id, stdio, Pumps::new(streams));
-        Ok(Arc::new(Container::new(request.bundle.clone(), init, sandbox, following)))
+        Ok(Arc::new(Container::new(request.bundle.clone(), init, sandbox, beside)))
     }
 
     fn reserve(&self, id: &str, creating: &str) -> Result<(), TaskError> {
@@ -268,7 +269,10 @@ impl Pod {
         let pid = sandbox.pid();
         process.pumps.start(&sandbox.agent, &process.id);
         self.events.started(&process.id, pid).await;
-        tokio::spawn(self.clone().supervise(sandbox.clone(), process.clone()));
+        tokio::spawn(self.clone().supervise(container.clone(), process.clone()));
+        if exec.is_empty() && !container.carries_the_sandbox() {
+            tokio::spawn(self.clone().follow_usage(container.clone()));
+        }
         self.apply_early_size(&container, &process).await;
         Ok(pid)
     }
@@ -451,6 +455,9 @@ impl Pod {
             exec.process.pumps.close();
         }
         self.containers().remove(id);
+        if let Err(error) = usage::remove(&container.sandbox.run_dir(), id) {
+            tracing::debug!("what container {id} had written is still told: {error}");
+        }
         if container.carries_the_sandbox() {
             self.end_sandbox().await;
         }
@@ -543,9 +550,16 @@ impl Pod {
         let request =
             api::StatsContainerRequest { container_id: id.to_owned(), ..Default::default() };
         let stats = container.sandbox.agent.stats_container(request).await;
-        stats.map_err(|error| {
+        let stats = stats.map_err(|error| {
             container.sandbox.explain(&format!("get the statistics of container {id}"), &error)
-        })
+        })?;
+        if let Some(layer) = stats.writable_layer.as_ref() {
+            let usage = Usage { bytes: layer.bytes, inodes: layer.inodes };
+            if let Err(error) = usage::write(&container.sandbox.run_dir(), id, usage) {
+                tracing::debug!("what container {id} has written is told nobody: {error}");
+            }
+        }
+        Ok(stats)
     }
 
     /// Ends the shim if no container is left, or at once.

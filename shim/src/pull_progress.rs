@@ -39,7 +39,7 @@ async fn watch(sandbox: &Sandbox, id: &str) -> Infallible {
 }
 
 /// Such as "3 of 7 layers, 40 of 120 MiB". The numbers are the guest's word.
-fn in_words(pull: &PullProgress) -> String {
+pub(crate) fn in_words(pull: &PullProgress) -> String {
     let PullProgress { layers_done, layers, bytes_done, bytes, .. } = pull;
     let (done, all) = (bytes_done >> 20, bytes.div_ceil(1 << 20));
     format!("{layers_done} of {layers} layers, {done} of {all} MiB")

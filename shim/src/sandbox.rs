@@ -22,6 +22,7 @@ use crate::block_volumes::{self, Attached, BlockVolumeError, Places};
 use crate::control_group::{self, ControlGroup};
 use crate::docker::NetworkHook;
 use crate::error::{Code, Coded, Doing, TaskError, tail};
+use crate::port_forward::PortForward;
 use crate::processor::Emulation;
 use crate::spec::{HostDevice, HostMount, NetworkWanted};
 use crate::start_report::{Attempt, StartReport};
@@ -75,6 +76,7 @@ struct Parts {
     run_dir: Option<RunDir>,
     control_group: Option<Arc<ControlGroup>>,
     network: Option<Network>,
+    port_forward: Option<PortForward>,
     vm: Option<Arc<dyn Vm>>,
     /// Number of places for volumes in the machine.
     volumes: u32,
@@ -225,6 +227,8 @@ impl Sandbox {
         let configured = attempt.timed(Phase::GuestNetwork, configuring).await;
         configured
             .map_err(explain(format!("configure the network of sandbox {id} in the guest")))?;
+        // Attached before the shim gives up the system calls that it takes.
+        parts.port_forward = forward_ports(network, &agent, id).await;
         confinement::confine().doing(&starting)?;
         Ok((agent, ending, vm))
     }
@@ -237,6 +241,11 @@ impl Sandbox {
     /// The reason, once the machine is gone.
     pub(crate) fn end(&self) -> Option<Arc<str>> {
         self.ending.borrow().clone()
+    }
+
+    /// Its run directory; with the machine's end it goes.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        Path::new(RUN_ROOT).join(&self.id)
     }
 
     /// Waits for the machine to end and returns the reason.
@@ -305,6 +314,7 @@ impl Parts {
             let VmExit { reason, clean } = vm.stop(grace).await;
             tracing::info!("machine of sandbox {id} ended (clean: {clean}): {reason}");
         }
+        drop(self.port_forward);
         if let Some(network) = self.network
             && let Err(error) = network.detach().await
         {
@@ -326,14 +336,21 @@ impl Parts {
 async fn backend(config: &Config) -> Result<QemuBackend, BackendError> {
     let paths = config.qemu_paths();
     let accelerator = config.vm.accelerator.into();
+    let user = config.vm_user()?;
     let made = tokio::task::spawn_blocking(move || QemuBackend::new(paths, accelerator)).await;
-    Ok(made??)
+    let backend = made??;
+    Ok(match user {
+        Some(user) => backend.run_as(user),
+        None => backend,
+    })
 }
 
 #[derive(Debug, thiserror::Error)]
 enum BackendError {
     #[error(transparent)]
     Qemu(#[from] nacre_hypervisor::QemuError),
+    #[error(transparent)]
+    User(#[from] nacre_hypervisor::UnknownUser),
     #[error("the check of QEMU was cut short: {0}")]
     Cut(#[from] tokio::task::JoinError),
 }
@@ -394,6 +411,17 @@ async fn attach(
         hook.run(&namespace, id).await?;
     }
     Network::attach(namespace).await
+}
+
+/// A pod whose ports cannot be forwarded runs all the same, and the log says why they cannot.
+async fn forward_ports(network: &Network, agent: &Agent, id: &str) -> Option<PortForward> {
+    let served = match network.catch_loopback().await {
+        Ok(caught) => PortForward::serve(caught, agent, id).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    served
+        .inspect_err(|error| tracing::warn!("no port of sandbox {id} can be forwarded: {error}"))
+        .ok()
 }
 
 fn nics(network: &mut Network) -> Result<Vec<Nic>, NetworkError> {

@@ -11,6 +11,7 @@ mod api;
 mod filter;
 mod service;
 mod store;
+mod usage;
 
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use crate::service::Service;
 use crate::store::Store;
+use crate::usage::Usages;
 
 /// Keeps image layers off a containerd host: Nacre's guests pull them by themselves.
 #[derive(Debug, Parser)]
@@ -35,6 +37,9 @@ struct Arguments {
     /// Unix socket to serve on; a stale one is replaced.
     #[arg(long, default_value = "/run/nacre/snapshotter.sock")]
     socket: PathBuf,
+    /// Where the shims' run directories are: what containers have written is read there.
+    #[arg(long, default_value = nacre_run_directory::RUN_ROOT)]
+    run_root: PathBuf,
     /// What to log on stderr: error, warn, info, debug or trace.
     #[arg(long, default_value = "info")]
     log: tracing::Level,
@@ -111,7 +116,7 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
     tracing::info!(socket = %arguments.socket.display(), snapshots = count, "ready");
     tonic::transport::Server::builder()
         .serve_with_incoming_shutdown(
-            SnapshotsServer::new(Service::new(store)),
+            SnapshotsServer::new(Service::new(store, Usages::new(arguments.run_root.clone()))),
             connections,
             async {
                 tokio::select! {

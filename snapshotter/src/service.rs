@@ -12,6 +12,7 @@ use crate::api::containerd::services::snapshots::v1 as api;
 use crate::api::containerd::types::Mount;
 use crate::filter::Filter;
 use crate::store::{Kind, Labels, SNAPSHOT_REF_LABEL, Snapshot, Store, StoreError};
+use crate::usage::Usages;
 
 /// Snapshots in one message of a list, as containerd's own service sends them.
 const LIST_PAGE: usize = 100;
@@ -20,11 +21,23 @@ const LIST_PAGE: usize = 100;
 #[derive(Debug)]
 pub(crate) struct Service {
     store: Mutex<Store>,
+    usages: Mutex<Usages>,
 }
 
 impl Service {
-    pub(crate) fn new(store: Store) -> Service {
-        Service { store: Mutex::new(store) }
+    pub(crate) fn new(store: Store, usages: Usages) -> Service {
+        Service { store: Mutex::new(store), usages: Mutex::new(usages) }
+    }
+
+    /// Bytes and inodes: a container's as its guest says, or else what little is on this host.
+    fn usage_of(&self, key: &str) -> Result<(u64, u64), StoreError> {
+        let store = self.store();
+        if store.get(key)?.kind == Kind::Active
+            && let Some(usage) = self.usages.lock().expect("no holder of this lock panics").of(key)
+        {
+            return Ok((usage.bytes, usage.inodes));
+        }
+        store.usage(key)
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
@@ -132,7 +145,8 @@ impl api::snapshots_server::Snapshots for Service {
     }
 
     async fn usage(&self, request: Request<api::UsageRequest>) -> Answer<api::UsageResponse> {
-        let (bytes, inodes) = self.store().usage(&request.into_inner().key)?;
+        let key = request.into_inner().key;
+        let (bytes, inodes) = self.usage_of(&key)?;
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         Ok(Response::new(api::UsageResponse { size: number(bytes), inodes: number(inodes) }))
     }

@@ -56,6 +56,33 @@ async fn a_pod_that_is_what_the_owner_expects_gets_its_secret() {
     pod.remove().await.unwrap();
 }
 
+/// Everybody on a host may read the command lines of its processes, and many tools write them down.
+fn nothing_on_command_lines(world: &World, texts: &[&str]) {
+    /// Of a long text some of its middle: beginnings are alike.
+    const QUOTED: usize = 48;
+    let machines = world.virtual_machines().unwrap();
+    let shims = world.shims().unwrap();
+    assert!(!machines.is_empty() && !shims.is_empty(), "there is a pod");
+    let read = |pid: i32, file: &str| {
+        let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap();
+        String::from_utf8_lossy(&bytes).replace('\0', " ")
+    };
+    for process in machines.iter().chain(&shims) {
+        let seen = read(process.pid, "cmdline") + &read(process.pid, "environ");
+        for text in texts {
+            let middle = text.len().saturating_sub(QUOTED) / 2;
+            let part = &text[middle..text.len().min(middle + QUOTED)];
+            assert!(!part.is_empty() && !seen.contains(part), "{part:?} in {seen:?}");
+        }
+        for word in ["kbs://", "PRIVATE KEY", "package agent_policy", "sealed."] {
+            assert!(!seen.contains(word), "{word:?} in {seen:?}");
+        }
+    }
+    for machine in &machines {
+        assert_eq!(read(machine.pid, "environ"), "", "QEMU gets no variables");
+    }
+}
+
 #[tokio::test]
 async fn containers_find_secrets_in_variables_and_files() {
     const FILE: &str = "/run/confidential-containers/password";
@@ -72,9 +99,11 @@ async fn containers_find_secrets_in_variables_and_files() {
         ));
     let pod = world.pod("web").with(app).exec_allowed().secrets_of(&broker).with_policy().unwrap();
     broker.grant("web", pod.annotation_text(), ["default/web/*", "default/seal/*"]).unwrap();
+    let initdata = pod.annotation_text().to_owned();
     let pod = pod.await.unwrap();
     let app = pod.start("app").await.unwrap();
     app.wait_for("as it is").await.unwrap();
+    nothing_on_command_lines(&world, &[&initdata, &sealed, &broker.url(), CONTENT.trim(), SECRET]);
     assert_eq!(app.stdout().unwrap(), format!("{CONTENT}{CONTENT}\nas it is\n"));
     assert_eq!(app.sh("echo $PASSWORD").await.unwrap(), CONTENT);
     pod.stop().await.unwrap();

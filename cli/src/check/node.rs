@@ -66,6 +66,7 @@ fn question(
     let read = if config.vm.danger_development_image { development_image } else { image };
     Question {
         qemu: config.vm.qemu,
+        user: config.vm.user,
         accelerator: config.vm.accelerator.into(),
         firmware,
         image: ImagePaths { directory: config.vm.image, manifest: MANIFEST, read },

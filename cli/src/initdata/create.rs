@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
+use nacre_policy_author::kubernetes::{SourceFile, read as read_yaml};
 use nacre_protocol::initdata::{Initdata, POLICY};
 use nacre_protocol::kbs::ResourceUri;
+use nacre_volume_format::declared::{DeclaredVolumes, FILE};
 
 use super::{BrokerOptions, Hash};
 use crate::Verdict;
-use crate::input::{read_initdata, read_text, write_or_print};
+use crate::input::{read, read_initdata, read_text, write_or_print};
+use crate::volumes::VolumeOptions;
 
 /// Write an initdata document: what the pod's guest takes from its owner at its start.
 ///
@@ -25,6 +28,7 @@ use crate::input::{read_initdata, read_text, write_or_print};
   nacre initdata create --kbs-url https://kbs.example:8080 --kbs-cert ca.pem -o base.toml
   nacre initdata create --from base.toml --image-policy image-policy.toml \\
       --registry-credentials kbs:///default/registry/login -o base.toml
+  nacre initdata create --policy db.rego --pod db.yaml --volume data=kbs:///default/volumes/data -o db.toml
   nacre policy generate --initdata base.toml --output yaml web.yaml | kubectl apply -f -
 
 Exit status: 0 written; 2 something stands in the way.")]
@@ -55,6 +59,12 @@ pub(crate) struct Arguments {
     /// More about images, with mirrors, a proxy, the node's cache: a file image.toml.
     #[arg(long, value_name = "FILE")]
     image_settings: Option<PathBuf>,
+    /// The pod's YAML: where its containers see what --volume declares, and what a volumes.toml is checked against. May
+    /// be given several times.
+    #[arg(long, value_name = "FILE")]
+    pod: Vec<PathBuf>,
+    #[command(flatten)]
+    volumes: VolumeOptions,
     /// Another file, as NAME=PATH. May be given several times.
     #[arg(long, value_name = "NAME=PATH")]
     file: Vec<String>,
@@ -94,6 +104,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     images::add(&mut files, arguments)?;
     add(&mut files, &arguments.file)?;
     images::check(&files)?;
+    declare_volumes(&mut files, arguments)?;
     ensure!(!files.is_empty(), "a document without files says nothing: give --policy or --kbs-url");
     if !files.contains_key(POLICY) {
         eprintln!(
@@ -108,6 +119,29 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     };
     write_or_print(arguments.to.as_deref(), &result)?;
     Ok(Verdict::Good)
+}
+
+/// Declares the volumes of the pod that --pod has, and checks what is declared.
+fn declare_volumes(
+    files: &mut BTreeMap<String, String>,
+    arguments: &Arguments,
+) -> anyhow::Result<()> {
+    let Arguments { pod, volumes, .. } = arguments;
+    if pod.is_empty() {
+        ensure!(!volumes.are_given(), "--volume and its like need the pod's YAML: add --pod FILE");
+        if let Some(text) = files.get(FILE) {
+            DeclaredVolumes::parse(text)?;
+        }
+        return Ok(());
+    }
+    let sources = pod
+        .iter()
+        .map(|path| Ok(SourceFile { name: path.display().to_string(), content: read(path)? }));
+    let reading = read_yaml(&sources.collect::<anyhow::Result<Vec<_>>>()?)?;
+    let [workload] = reading.workloads.as_slice() else {
+        bail!("--pod has {} workloads: give the files of one", reading.workloads.len());
+    };
+    volumes.add(files, workload)
 }
 
 fn add(files: &mut BTreeMap<String, String>, named: &[String]) -> anyhow::Result<()> {

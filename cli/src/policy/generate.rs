@@ -21,6 +21,7 @@ use crate::Verdict;
 use crate::images::RegistryImages;
 use crate::initdata::{BrokerOptions, Hash};
 use crate::input::{print, read, read_initdata, write_or_print};
+use crate::volumes::VolumeOptions;
 
 /// Write the policy of a pod from its Kubernetes YAML.
 ///
@@ -39,6 +40,7 @@ use crate::input::{print, read, read_initdata, write_or_print};
   nacre policy generate --settings cluster.toml --workload Deployment/web all.yaml
   nacre policy generate --initdata base.toml --output annotation web.yaml
   nacre policy generate --kbs-url https://kbs.example:8080 --kbs-cert ca.pem --output yaml web.yaml
+  nacre policy generate --volume data=kbs:///default/volumes/data --output yaml db.yaml
   nacre policy generate --print-settings > cluster.toml   every setting, explained
 
 Exit status: 0 written; 2 something stands in the way; it is named with file and line.")]
@@ -71,6 +73,8 @@ pub(crate) struct Arguments {
     initdata: Option<PathBuf>,
     #[command(flatten)]
     broker: BrokerOptions,
+    #[command(flatten)]
+    volumes: VolumeOptions,
     /// Digest by which the guest's hardware vouches for new initdata.
     #[arg(long, value_enum, default_value_t = Hash::Sha256)]
     algorithm: Hash,
@@ -146,7 +150,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let mut made = Vec::new();
     for workload in workloads {
         let generated = generate(workload, &mut images, &settings, options)?;
-        let mut one = Made::new(workload, generated, &base)?;
+        let mut one = Made::new(workload, generated, &base, &arguments.volumes)?;
         if arguments.wants_sizes(workload) {
             let containers = workload.pod.containers.iter();
             let stored = images.stored(containers.map(|container| container.image.value.as_str()));
@@ -197,7 +201,12 @@ struct Made<'a> {
 }
 
 impl<'a> Made<'a> {
-    fn new(workload: &'a Workload, generated: Generated, base: &Initdata) -> anyhow::Result<Self> {
+    fn new(
+        workload: &'a Workload,
+        generated: Generated,
+        base: &Initdata,
+        volumes: &VolumeOptions,
+    ) -> anyhow::Result<Self> {
         let document = Document::new(generated.data.clone());
         for note in &generated.notes {
             eprintln!("note: {note}");
@@ -223,6 +232,7 @@ impl<'a> Made<'a> {
             None => (base.algorithm(), base.files().clone()),
         };
         files.insert(POLICY.to_owned(), policy.clone());
+        volumes.add(&mut files, workload)?;
         let initdata = Initdata::new(algorithm, files)?;
         Ok(Self { workload, generated, policy, initdata, images_mib: None })
     }

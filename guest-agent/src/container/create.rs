@@ -24,6 +24,7 @@ use rustix::mount::MountFlags;
 use tokio::sync::oneshot;
 
 use super::footprint::Footprint;
+use super::layer_usage::LayerUsage;
 use super::{Container, Execs, sources, stdio_of, volumes};
 use crate::cgroup::{Cgroup, Limits};
 use crate::device_policy::{DevicePolicy, GuestDevices};
@@ -163,6 +164,7 @@ struct Parts {
     seccomp: Option<oci_spec::runtime::LinuxSeccomp>,
     devices: DevicePolicy,
     unsealed: UnsealedEnv,
+    files: HashMap<PathBuf, PathBuf>,
     image: Option<Image>,
     process: crate::process::Process,
     starter: launcher::Control,
@@ -181,6 +183,8 @@ impl Parts {
             seccomp: self.seccomp,
             devices: self.devices,
             unsealed: self.unsealed,
+            files: self.files,
+            layer_usage: LayerUsage::default(),
             _image: self.image,
             reaper: Arc::clone(&sandbox.reaper),
             execs: Mutex::new(Execs::default()),
@@ -246,7 +250,8 @@ async fn build(
         .map_err(|e| fail("watch the container's memory", &e))?;
     tracing::debug!(container = plan.id, "binding");
     let mounts = std::mem::take(&mut plan.spec.mounts);
-    let mut mounts = sources::prepare(sandbox, footprint, mounts).await?;
+    let sources::Prepared { mut mounts, files } =
+        sources::prepare(sandbox, footprint, mounts).await?;
     add_credentials(sandbox, &plan, footprint, &mut mounts).await?;
     let namespaces = sandbox.namespaces(plan.shares_processes)?;
     let seccomp = plan.spec.seccomp().cloned();
@@ -269,6 +274,7 @@ async fn build(
         seccomp,
         devices: plan.devices,
         unsealed,
+        files,
         image,
         process,
         starter,

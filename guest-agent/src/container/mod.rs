@@ -2,21 +2,24 @@
 
 mod create;
 mod footprint;
+mod last_words;
+mod layer_usage;
 mod sources;
 mod volumes;
 
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nacre_image_pull::Image;
-use nacre_protocol::agent::CgroupStats;
+use nacre_protocol::agent::{CgroupStats, WritableLayerStats};
 use nacre_protocol::oci as proto;
 use oci_spec::runtime::LinuxSeccomp;
 
 pub(crate) use create::create;
 use footprint::Footprint;
+use layer_usage::LayerUsage;
 
 use crate::cgroup::Limits;
 use crate::device_policy::{DevicePolicy, GuestDevices};
@@ -52,6 +55,9 @@ pub(crate) struct Container {
     devices: DevicePolicy,
     /// Commands that are executed come with the variables as the host knows them.
     unsealed: UnsealedEnv,
+    /// Files that were copied for it: where it has them, and where the agent has.
+    files: HashMap<PathBuf, PathBuf>,
+    layer_usage: LayerUsage,
     /// The layers of its root stay as long as it does.
     _image: Option<Image>,
     reaper: Arc<Reaper>,
@@ -189,6 +195,27 @@ impl Container {
     pub(crate) fn stats(&self) -> Result<CgroupStats, RpcError> {
         let context = format!("failed to read the figures of container {:?}", self.id);
         self.footprint.cgroup().stats().map_err(|e| RpcError::internal(context, e))
+    }
+
+    /// What it has written to its root.
+    pub(crate) async fn writable_layer(&self) -> WritableLayerStats {
+        self.layer_usage.of(self.footprint.scratch().join("upper")).await
+    }
+
+    /// The end of a file that was copied for the container and that it may have written to. Only when its
+    /// first process has ended.
+    pub(crate) fn last_words(&self, path: &str) -> Result<String, RpcError> {
+        if !self.init.has_exited() {
+            let why = format!("container {:?} has not ended", self.id);
+            return Err(RpcError::Precondition(why));
+        }
+        let place = self.files.get(Path::new(path)).ok_or_else(|| {
+            RpcError::not_found(format!("a copied file at {path:?} in container {:?}", self.id))
+        })?;
+        last_words::read(place).map_err(|e| {
+            let doing = format!("failed to read {path:?} of container {:?}", self.id);
+            RpcError::internal(doing, e)
+        })
     }
 
     /// Stops all processes until [`Container::resume`].

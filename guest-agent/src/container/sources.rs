@@ -4,8 +4,10 @@
 //! that only the agent writes. The runtime library binds from there: what the host copies in the meantime cannot
 //! change what the container gets.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use nacre_protocol::channel::{COPY_ROOT, SANDBOX_SHM};
 use oci_spec::runtime::Mount;
@@ -18,29 +20,42 @@ use crate::oci::{BindSource, ParsedMount};
 use crate::sandbox::Sandbox;
 use crate::secrets::{FilesError, Tree};
 
+/// Mounts that are ready for the runtime library.
+#[derive(Default)]
+pub(super) struct Prepared {
+    pub(super) mounts: Vec<Mount>,
+    /// Plain copies of the host's files: destination in the container, and the place that it was bound to.
+    pub(super) files: HashMap<PathBuf, PathBuf>,
+}
+
 /// Replaces the sources of bind mounts by places that only the agent writes. Where the host has copied
 /// sealed secrets, that is a copy in which they are unsealed.
 pub(super) async fn prepare(
     sandbox: &Sandbox,
     footprint: &Footprint,
     mounts: Vec<ParsedMount>,
-) -> Result<Vec<Mount>, RpcError> {
-    let mut prepared = Vec::with_capacity(mounts.len());
+) -> Result<Prepared, RpcError> {
+    let mut prepared = Prepared::default();
     for (index, parsed) in mounts.into_iter().enumerate() {
         let ParsedMount { field, mut mount, bind } = parsed;
         if let Some(source) = bind {
             let field = format!("{field}.source");
             let mut fd = open(sandbox, &field, &source)?;
+            let mut is_plain_copy = source.0.starts_with(COPY_ROOT);
             if let Some(unsealed) = unseal(sandbox, footprint, index, &source, &fd).await? {
                 fd = unsealed;
+                is_plain_copy = false;
             }
             let place = bind_to_place(footprint, index, &fd).map_err(|e| {
                 let doing = format!("failed to bind {} ({field})", source.0.display());
                 RpcError::internal(doing, e)
             })?;
+            if is_plain_copy && place.is_file() {
+                prepared.files.insert(mount.destination().clone(), place.clone());
+            }
             mount.set_source(Some(place));
         }
-        prepared.push(mount);
+        prepared.mounts.push(mount);
     }
     Ok(prepared)
 }
@@ -93,11 +108,7 @@ fn open(sandbox: &Sandbox, field: &str, source: &BindSource) -> Result<OwnedFd, 
     }
 }
 
-fn bind_to_place(
-    footprint: &Footprint,
-    index: usize,
-    source: &OwnedFd,
-) -> io::Result<std::path::PathBuf> {
+fn bind_to_place(footprint: &Footprint, index: usize, source: &OwnedFd) -> io::Result<PathBuf> {
     let stat = rustix::fs::fstat(source)?;
     let name = format!("bind-{index}");
     let place = match FileType::from_raw_mode(stat.st_mode) {

@@ -71,14 +71,15 @@ pub(crate) fn update(
 }
 
 /// What a container uses.
-pub(crate) fn stats(
+pub(crate) async fn stats(
     sandbox: &Sandbox,
     request: &Allowed<StatsContainerRequest>,
 ) -> Result<StatsContainerResponse, RpcError> {
-    let stats = sandbox.container(&request.get().container_id)?.stats()?;
+    let container = sandbox.container(&request.get().container_id)?;
     Ok(StatsContainerResponse {
-        cgroup_stats: Some(stats).into(),
+        cgroup_stats: Some(container.stats()?).into(),
         network_stats: network::statistics(),
+        writable_layer: Some(container.writable_layer().await).into(),
         ..Default::default()
     })
 }

@@ -7,14 +7,14 @@ use nacre_protocol::agent::{
     GetDiagnosticDataRequest, GetDiagnosticDataResponse, GetMetricsRequest, Metrics,
 };
 use nacre_protocol::channel::RECORDED_REQUESTS;
-use nacre_protocol::{pull_progress, start_report};
+use nacre_protocol::{pull_progress, start_report, termination};
 
 use super::Allowed;
 
 use crate::error::RpcError;
 use crate::sandbox::Sandbox;
 
-/// The start report, the progress of pulls, or recorded requests.
+/// The start report, the progress of pulls, recorded requests, or a container's last words.
 pub(crate) fn get(
     sandbox: &Sandbox,
     gate: &Gate,
@@ -24,8 +24,17 @@ pub(crate) fn get(
         start_report::LOG_TYPE => sandbox.report.to_text(),
         pull_progress::LOG_TYPE => sandbox.images.progress_text(),
         RECORDED_REQUESTS => gate.take_records(),
+        termination::LOG_TYPE => {
+            let GetDiagnosticDataRequest { container_id, path, .. } = request.get();
+            sandbox.container(container_id)?.last_words(path)?
+        }
         other => {
-            let known = [start_report::LOG_TYPE, pull_progress::LOG_TYPE, RECORDED_REQUESTS];
+            let known = [
+                start_report::LOG_TYPE,
+                pull_progress::LOG_TYPE,
+                RECORDED_REQUESTS,
+                termination::LOG_TYPE,
+            ];
             let why = format!("{other:?} is not known: use one of {known:?}");
             return Err(RpcError::invalid("log_type", why));
         }

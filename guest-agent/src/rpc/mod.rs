@@ -5,6 +5,7 @@ pub mod containers;
 mod diagnostics;
 mod guest;
 mod network;
+mod ports;
 mod processes;
 
 use std::future::Future;
@@ -19,6 +20,10 @@ use nacre_protocol::health::{
     CheckRequest, HealthCheckResponse, VersionCheckResponse, health_check_response::ServingStatus,
 };
 use nacre_protocol::health_ttrpc::Health;
+use nacre_protocol::ports::{
+    PortCloseRequest, PortForwardRequest, PortForwardResponse, PortReadRequest, PortReadResponse,
+    PortWriteRequest,
+};
 use nacre_protocol::types::Interface;
 use nacre_trust::Verified;
 use protobuf::well_known_types::empty::Empty;
@@ -27,6 +32,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::error::RpcError;
 use crate::network::Network;
+use crate::ports::Ports;
 use crate::sandbox::Sandbox;
 
 /// Version of the agent API's health service.
@@ -39,6 +45,8 @@ pub(crate) struct Agent {
     pub(crate) sandbox: Arc<Sandbox>,
     /// The VM's network.
     pub(crate) network: Network,
+    /// Connections of the host to the pod's localhost.
+    pub(crate) ports: Ports,
     /// The pod's policy.
     pub(crate) gate: Arc<Gate>,
 }
@@ -193,7 +201,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: StatsContainerRequest,
     ) -> Answer<StatsContainerResponse> {
-        serve!(self, request, |allowed| containers::stats(&self.sandbox, allowed))
+        serve!(waiting self, request, containers::stats, &self.sandbox)
     }
 
     async fn pause_container(
@@ -462,5 +470,28 @@ impl AgentService for Agent {
 
     async fn set_policy(&self, _: &TtrpcContext, request: SetPolicyRequest) -> Answer<Empty> {
         Ok(guest::set_policy(&self.gate, &request)?)
+    }
+}
+
+#[async_trait]
+impl nacre_protocol::ports_ttrpc::Ports for Agent {
+    async fn forward(
+        &self,
+        _: &TtrpcContext,
+        request: PortForwardRequest,
+    ) -> Answer<PortForwardResponse> {
+        serve!(waiting self, request, ports::forward, &self.ports)
+    }
+
+    async fn read(&self, _: &TtrpcContext, request: PortReadRequest) -> Answer<PortReadResponse> {
+        serve!(waiting self, request, ports::read, &self.ports)
+    }
+
+    async fn write(&self, _: &TtrpcContext, request: PortWriteRequest) -> Answer<Empty> {
+        serve!(waiting self, request, ports::write, &self.ports)
+    }
+
+    async fn close(&self, _: &TtrpcContext, request: PortCloseRequest) -> Answer<Empty> {
+        serve!(waiting self, request, ports::close, &self.ports)
     }
 }

@@ -8,11 +8,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use libfuzzer_sys::fuzz_target;
-use nacre_hypervisor::Accelerator;
 use nacre_hypervisor::probe::{
     ContainerdPaths, DeviceCall, Entry, Facts, FirmwarePaths, Host, ImagePaths, ImageSummary, Kind,
-    Needs, Ownership, Part, Question, Tee,
+    Needs, Ownership, Part, Question, Tee, UserAccess, UserProblem,
 };
+use nacre_hypervisor::{Accelerator, Opened};
 
 struct Answering<'a>(&'a [u8]);
 
@@ -73,6 +73,14 @@ impl Host for Answering<'_> {
         }
     }
 
+    fn may_open(&self, _user: &str, _opened: Opened) -> UserAccess {
+        match self.number(8) % 3 {
+            0 => Ok(()),
+            1 => Err(UserProblem::Unseen),
+            _ => Err(UserProblem::Unfit("it is closed".to_owned())),
+        }
+    }
+
     fn run(&self, _program: &Path, _arguments: &[&str]) -> io::Result<Vec<u8>> {
         Ok(self.0.to_vec())
     }
@@ -86,6 +94,7 @@ fn question() -> Question {
     Question {
         configuration: None,
         qemu: "/qemu".into(),
+        user: "nacre-vm".to_owned(),
         accelerator: Accelerator::Auto,
         firmware: FirmwarePaths {
             plain: vec![PathBuf::from("/plain")],

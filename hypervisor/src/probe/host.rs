@@ -7,6 +7,8 @@ use std::io;
 use std::path::Path;
 
 use super::sev::SevCommand;
+use super::user::UserAccess;
+use crate::Opened;
 use crate::socket_access::Ownership;
 
 /// A host that can be asked. Nothing here changes it.
@@ -44,6 +46,12 @@ pub trait Host {
     /// # Errors
     /// If it does not start, takes too long or fails.
     fn run(&self, program: &Path, arguments: &[&str]) -> io::Result<Vec<u8>>;
+
+    /// Whether a user, by name or as `UID:GID`, may open this, in the group of the device or socket if need be.
+    ///
+    /// # Errors
+    /// Why it may not, or why this process cannot know.
+    fn may_open(&self, user: &str, opened: Opened) -> UserAccess;
 
     /// Whether the kernel counts its clock as synchronised.
     ///

@@ -25,6 +25,7 @@ mod tdx;
 #[cfg(test)]
 mod tests;
 mod this_host;
+mod user;
 
 use std::path::{Path, PathBuf};
 
@@ -37,6 +38,7 @@ pub use labels::Label;
 pub use sev::SevCommand;
 pub use system::Needs;
 pub use this_host::ThisHost;
+pub use user::{UserAccess, UserProblem};
 
 pub use crate::socket_access::Ownership;
 
@@ -55,6 +57,7 @@ use programs::Qemu;
 use sev::Sev;
 use system::System;
 use tdx::Tdx;
+use user::User;
 
 /// Where a node's configuration says that things are.
 #[derive(Debug, Clone)]
@@ -63,6 +66,8 @@ pub struct Question {
     pub configuration: Option<PathBuf>,
     /// QEMU.
     pub qemu: PathBuf,
+    /// Whom QEMU runs as, by name or as `UID:GID`; empty: root.
+    pub user: String,
     /// What runs guests without protection.
     pub accelerator: Accelerator,
     /// Firmware of guests.
@@ -90,6 +95,7 @@ pub struct Facts {
     qemu: Qemu,
     firmware: Firmware,
     image: Image,
+    user: User,
     system: System,
     containerd: Setup,
 }
@@ -98,7 +104,9 @@ impl Facts {
     /// Asks a host.
     #[must_use]
     pub fn gather(host: &dyn Host, question: &Question) -> Facts {
+        let image = image::gather(host, &question.image);
         Facts {
+            user: User::gather(host, question, &image),
             processor: Processor::gather(host),
             kvm: Kvm::gather(host),
             sev: Sev::gather(host),
@@ -106,7 +114,7 @@ impl Facts {
             misc: Misc::gather(host),
             qemu: Qemu::gather(host, &question.qemu),
             firmware: Firmware::gather(host, &question.firmware),
-            image: image::gather(host, &question.image),
+            image,
             system: System::gather(host, &question.storage),
             containerd: Setup::gather(host, &question.containerd),
         }
@@ -133,6 +141,7 @@ impl Facts {
         findings.extend(tdx::findings(tdx, processor, kvm, misc, service, tee));
         findings.extend(system::device_findings(system));
         findings.extend(programs::qemu_findings(qemu, tee));
+        findings.push(user::finding(&self.user, &question.user, tee));
         findings.extend(firmware::findings(firmware, &question.firmware, tee));
         findings.push(image::finding(&self.image, &question.image.directory));
         findings.extend(containerd::findings(containerd, &question.containerd, tee));

@@ -15,6 +15,8 @@ use kvm_ioctls::Kvm;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::host::{Device, DeviceCall, Entry, Host, Kind, Part};
+use super::user::{self, UserAccess};
+use crate::Opened;
 use crate::socket_access::Ownership;
 use crate::sys;
 
@@ -101,6 +103,10 @@ impl Host for ThisHost {
                 sys::issue_sev_command(&open(Device::Sev, false)?, command, reply).map(|()| 0)
             }
         }
+    }
+
+    fn may_open(&self, user: &str, opened: Opened) -> UserAccess {
+        user::may_open(user, &opened)
     }
 
     fn run(&self, program: &Path, arguments: &[&str]) -> io::Result<Vec<u8>> {

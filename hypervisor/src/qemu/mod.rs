@@ -26,7 +26,8 @@ use crate::bounded_log::BoundedLog;
 use crate::memory_encryption::MemoryEncryption;
 use crate::socket_access::group_for;
 use crate::{
-    Accelerator, AcceleratorChoice, HostUser, Hypervisor, KvmProbe, LaunchError, Vm, VmConfig,
+    Accelerator, AcceleratorChoice, HostUser, How, Hypervisor, KvmProbe, LaunchError, Opened, Vm,
+    VmConfig,
 };
 pub use check::longest_command_line;
 use platform::PLAIN_FIRMWARE;
@@ -185,7 +186,8 @@ impl QemuBackend {
 
     /// Runs VMs as this user of the host instead of the caller's, who must be root. The user must be able to
     /// read QEMU, its firmware and the guest image; everything else is inherited, or reached by the groups
-    /// that devices are of (`/dev/kvm`, `/dev/sev`).
+    /// that devices and the quote generation service's socket are of (`/dev/kvm`, `/dev/sev`). What it may not
+    /// open is an error of the launch, before there is a process.
     #[must_use]
     pub fn run_as(self, user: HostUser) -> QemuBackend {
         QemuBackend { user: Some(user), ..self }
@@ -202,6 +204,22 @@ impl QemuBackend {
         };
         groups.extend(machine.quote_socket().and_then(|socket| group_for(socket, user)));
         groups
+    }
+
+    /// Whether the user may open what QEMU will open by its name.
+    fn check_user(&self, machine: &PodMachine, groups: &[Gid]) -> Result<(), LaunchError> {
+        let Some(user) = self.user else { return Ok(()) };
+        let mut opened = vec![Opened { path: self.paths.binary.clone(), how: How::Run }];
+        let firmware = machine.firmware().or_else(|| self.paths.firmware().ok());
+        let files = firmware.into_iter().chain(machine.boot_files());
+        opened.extend(files.map(|path| Opened { path, how: How::Read }));
+        let devices = machine.devices(&self.host).into_iter().map(|path| (path, How::Use));
+        // Where the service is absent, guests run without quotes, as for any user.
+        let socket = machine.quote_socket().filter(|socket| socket.exists());
+        let used = devices.chain(socket.map(|path| (path, How::Connect)));
+        opened.extend(used.map(|(path, how)| Opened { path: path.to_owned(), how }));
+        user.may_open(groups.to_vec(), &opened)?;
+        Ok(())
     }
 
     /// The accelerator that is used, and why.
@@ -221,6 +239,8 @@ impl QemuBackend {
 impl Hypervisor for QemuBackend {
     async fn launch(&self, config: VmConfig) -> Result<Arc<dyn Vm>, LaunchError> {
         let mut machine = PodMachine::check(config, &self.host, self.version)?;
+        let groups = self.groups(&machine);
+        self.check_user(&machine, &groups)?;
         let run_dir = machine.run_dir().to_owned();
         let create_log = |name| {
             BoundedLog::create(&run_dir.join(name))
@@ -234,7 +254,6 @@ impl Hypervisor for QemuBackend {
         let transport = vsock::transport(&run_dir)?;
 
         let netns = machine.take_netns();
-        let groups = self.groups(&machine);
         let user = self.user;
         let channel = machine.agent_channel(&transport);
         let ends = QemuEnds { console: console_end.into(), qmp: qmp_end.into() };

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::QemuVersion;
 use super::check::{check, open_netns};
 use super::command_line::{
-    Chardev, CommandLine, ConsolePort, EmptyDisk, FdSet, FirmwareDir, Initrd, Kernel,
+    Chardev, CommandLine, ConsolePort, EmptyDisk, FdSet, Firmware, FirmwareDir, Initrd, Kernel,
     KernelCommandLine, Machine, MemoryBackend, MemorySize, Name, NoDisplay, Processors, QmpMonitor,
     RawFile, Sandbox, ScratchFile, SerialPort, SnpGuest, TapNetdev, TdxGuest, VhostVsock,
     VirtioBlk, VirtioNet, VirtioSerial, Without,
@@ -95,6 +95,19 @@ impl PodMachine {
         let sev = matches!(self.platform, Platform::Snp { .. });
         let devices = [(kvm, "/dev/kvm"), (sev, "/dev/sev")];
         devices.into_iter().filter(|(used, _)| *used).map(|(_, path)| Path::new(path)).collect()
+    }
+
+    /// The firmware that QEMU opens by a path; `None`: it looks for its own.
+    pub(super) fn firmware(&self) -> Option<PathBuf> {
+        match self.platform.firmware() {
+            Firmware::File(path) => Some(path),
+            Firmware::Named(_) => None,
+        }
+    }
+
+    /// What else is booted, and opened by its name.
+    pub(super) fn boot_files(&self) -> [PathBuf; 2] {
+        [self.config.kernel.clone(), self.config.initrd.clone()]
     }
 
     pub(super) fn run_dir(&self) -> &Path {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nacre_hypervisor::{
-    Accelerator, Hypervisor, LaunchError, QemuBackend, QemuPaths, Vm, VmConfig,
+    Accelerator, HostUser, Hypervisor, LaunchError, QemuBackend, QemuPaths, Vm, VmConfig,
 };
 
 /// Long enough for an emulated boot on a busy machine.
@@ -75,6 +75,11 @@ impl Lab {
             serial_ports: vec![],
             netns: None,
         }
+    }
+
+    /// QEMU runs as this user from now on.
+    pub(crate) fn run_as(self, user: HostUser) -> Lab {
+        Lab { backend: self.backend.run_as(user), ..self }
     }
 
     pub(crate) async fn boot(&self, script: &str) -> Arc<dyn Vm> {

@@ -35,6 +35,10 @@ impl Services for Fake {
         Err(NodeError::Program { command: unit.to_owned(), problem: "exit status 1".to_owned() })
     }
 
+    fn make_users(&self, _: &str) -> Result<bool, NodeError> {
+        Ok(false)
+    }
+
     fn is_active(&self, _: &str) -> bool {
         true
     }

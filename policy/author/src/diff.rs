@@ -7,6 +7,7 @@ use crate::document::{
     AllowData, Arg, ContainerData, CopyData, Document, GuestApiData, GuestResources, MountData,
     PodData, PolicyData, SeccompData, ServiceEnv,
 };
+use crate::workload::USUAL_TERMINATION_LOG;
 
 /// Which way a change goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,6 +237,10 @@ impl Differ {
         self.set("may execute", &from.exec, &to.exec);
         self.set("may get signal", &from.signals, &to.signals);
         self.grant("the host may read its output", from.logs, to.logs);
+        let file = |container: &ContainerData| {
+            container.termination_log.as_deref().unwrap_or(USUAL_TERMINATION_LOG).to_owned()
+        };
+        self.value("termination message in", &file(from), &file(to), Clone::clone);
         self.guest_api(&from.guest_api, &to.guest_api);
         let order = |c: &ContainerData| match (c.init, c.sidecar) {
             (true, _) => "runs before the others".to_owned(),
@@ -325,6 +330,12 @@ impl Differ {
         );
         self.grant("containers may be paused and resumed", from.pause, to.pause);
         self.grant("the host may set the guest's clock", from.set_time, to.set_time);
+        self.grant(
+            "the host may read termination messages",
+            from.termination_message,
+            to.termination_message,
+        );
+        self.set("the host may connect to the pod's port", &from.port_forward, &to.port_forward);
         self.set("annotation", &from.annotations, &to.annotations);
     }
 }
@@ -564,10 +575,28 @@ mod tests {
                 "~ volume c: content of k: ff -> 0123456789ab",
             ),
             (
+                "/allow/termination_message",
+                json!(false),
+                "- cluster: the host may read termination messages",
+                "+ cluster: the host may read termination messages",
+            ),
+            (
+                "/containers/web/termination_log",
+                json!("/end"),
+                "~ container web: termination message in: /dev/termination-log -> /end",
+                "~ container web: termination message in: /end -> /dev/termination-log",
+            ),
+            (
                 "/allow/exec_any",
                 json!(true),
                 "+ cluster: any command may be executed",
                 "- cluster: any command may be executed",
+            ),
+            (
+                "/allow/port_forward",
+                json!([8080]),
+                "+ cluster: the host may connect to the pod's port 8080",
+                "- cluster: the host may connect to the pod's port 8080",
             ),
             (
                 "/standalone",

@@ -377,6 +377,9 @@ pub struct ContainerData {
     /// Whether the host may read its output.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub logs: bool,
+    /// Its `terminationMessagePath`, where it is not `/dev/termination-log`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub termination_log: Option<String>,
     /// What it may ask of the guest's endpoint.
     #[serde(default, skip_serializing_if = "is_default")]
     pub guest_api: GuestApiData,
@@ -497,7 +500,7 @@ pub struct CopyData {
 }
 
 /// `policy_data.allow`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AllowData {
     /// Commands that may be executed in any container.
@@ -521,9 +524,32 @@ pub struct AllowData {
     /// The guest's clock may be set.
     #[serde(default, skip_serializing_if = "is_false")]
     pub set_time: bool,
+    /// Ports of the pod's localhost that the host may connect to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_forward: Vec<u16>,
+    /// The host may read the file of a container's last words when it has ended.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub termination_message: bool,
     /// Annotations beside those of the runtime: names, `*` at the end matches any rest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub annotations: Vec<String>,
+}
+
+impl Default for AllowData {
+    fn default() -> Self {
+        Self {
+            exec: Vec::new(),
+            exec_any: false,
+            terminal: false,
+            stdin: false,
+            port_forward: Vec::new(),
+            update_container: false,
+            pause: false,
+            set_time: false,
+            termination_message: true,
+            annotations: Vec::new(),
+        }
+    }
 }
 
 impl AllowData {

@@ -15,7 +15,7 @@ use crate::settings::Settings;
 use crate::signals;
 use crate::workload::{
     ArgValue, Container, Content, EnvValue, Note, Pod, PodName, ProjectedFile, Role, Seccomp,
-    VolumeKind, Workload,
+    USUAL_TERMINATION_LOG, VolumeKind, Workload,
 };
 use crate::yaml::Pinned;
 
@@ -242,6 +242,8 @@ impl Generator<'_> {
             exec: sorted(container.exec.iter().map(|exec| exec.command.clone())),
             signals,
             logs: self.settings.logs,
+            termination_log: Some(container.termination_message_path.clone())
+                .filter(|path| path != USUAL_TERMINATION_LOG),
             guest_api: self.settings.guest_api.clone(),
             init: container.role == Role::Init,
             sidecar: container.role == Role::Sidecar,

@@ -45,7 +45,7 @@ pub struct Finding {
 }
 
 /// All checks: name, severity, what to do.
-pub const RULES: [(&str, Severity, &str); 25] = [
+pub const RULES: [(&str, Severity, &str); 26] = [
     ("allow-all", Severity::Danger, "use `nacre policy generate`; this is for development only"),
     (
         "exec-any",
@@ -125,6 +125,11 @@ pub const RULES: [(&str, Severity, &str); 25] = [
         "set-time",
         Severity::Warning,
         "remove allow.set_time from the settings: certificates would expire when the host likes",
+    ),
+    (
+        "port-forward",
+        Severity::Warning,
+        "remove ports from allow.port_forward: the host can say anything there that programs of the pod can",
     ),
     ("annotation-any", Severity::Warning, "list the annotations one by one in allow.annotations"),
     (
@@ -223,6 +228,12 @@ impl Linter {
             } else {
                 self.find("exec-allowed", format!("may be executed in any container: {command:?}"));
             }
+        }
+        for port in &allow.port_forward {
+            self.find(
+                "port-forward",
+                format!("the host may connect to the pod's localhost:{port}"),
+            );
         }
         for annotation in allow.annotations.iter().filter(|annotation| annotation.contains('*')) {
             self.find("annotation-any", format!("annotations {annotation} may have any value"));
@@ -419,6 +430,7 @@ mod tests {
             ("/allow/update_container true", "update-container"),
             ("/allow/pause true", "pause"),
             ("/allow/set_time true", "set-time"),
+            ("/allow/port_forward [80]", "port-forward"),
             ("/allow/annotations [\"a\",\"b/*\"]", "annotation-any"),
             ("/pod/namespace null", "namespace-any"),
             ("/containers/web/image_tag \"r/web:1\"", "image-unpinned"),

@@ -18,6 +18,8 @@ pub const DEFAULT: &str = include_str!("default-settings.toml");
 
 /// Largest settings file, in bytes.
 const LARGEST: u64 = 1 << 20;
+/// Port of the endpoint that guests have for their containers.
+const GUEST_PORT: u16 = 8006;
 /// Most files of one directory.
 const MOST_FILES: usize = 256;
 
@@ -215,6 +217,14 @@ impl Settings {
             self.host_paths = paths;
         }
         replace(&mut self.volume_updates, layer.volume_updates);
+        if let Some(ports) = &layer.allow.port_forward
+            && let Some(port) = ports.get_ref().iter().find(|port| [0, GUEST_PORT].contains(port))
+        {
+            let problem = format!(
+                "port {port} cannot be forwarded: it is no port of a container ({GUEST_PORT} is the guest's own)"
+            );
+            return Err(form(ports.span().start, problem));
+        }
         layer.allow.over(&mut self.allow);
         if let Some(resources) = layer.guest_api.resources {
             let at = resources.span().start;
@@ -380,6 +390,8 @@ struct AllowLayer {
     update_container: Option<bool>,
     pause: Option<bool>,
     set_time: Option<bool>,
+    termination_message: Option<bool>,
+    port_forward: Option<toml::Spanned<Vec<u16>>>,
     annotations: Option<Vec<String>>,
 }
 
@@ -392,6 +404,8 @@ impl AllowLayer {
         replace(&mut allow.update_container, self.update_container);
         replace(&mut allow.pause, self.pause);
         replace(&mut allow.set_time, self.set_time);
+        replace(&mut allow.termination_message, self.termination_message);
+        replace(&mut allow.port_forward, self.port_forward.map(toml::Spanned::into_inner));
         replace(&mut allow.annotations, self.annotations);
     }
 }
@@ -453,7 +467,7 @@ mod tests {
     fn later_files_win_key_by_key() {
         let settings = merged(&[
             "host_paths = [\"/a\"]\n[allow]\nexec = [[\"sh\"]]\nstdin = true\n[registry]\nca_file = \"x\"",
-            "host_paths = [\"/b\"]\n[allow]\nstdin = false\npause = true\n[kubernetes]\nservice_env = \"all\"",
+            "host_paths = [\"/b\"]\n[allow]\nstdin = false\npause = true\nport_forward = [80, 65535]\n[kubernetes]\nservice_env = \"all\"",
         ])
         .unwrap();
         assert_eq!(settings.host_paths, ["/b"]);
@@ -465,6 +479,7 @@ mod tests {
         assert!(guest_api.aael && !guest_api.token);
         assert_eq!(settings.allow.exec, [["sh"]]);
         assert!(!settings.allow.stdin && settings.allow.pause);
+        assert_eq!(settings.allow.port_forward, [80, 65535]);
         assert_eq!(settings.registry.ca_file.as_deref(), Some(Path::new("x")));
         assert_eq!(settings.kubernetes.service_env, Some(ServiceEnv::All));
     }
@@ -475,6 +490,9 @@ mod tests {
             ("logs = true\nlog = 1", "s.toml:2: unknown field `log`"),
             ("[allow]\n\nexec_all = true", "s.toml:3: unknown field `exec_all`"),
             ("[registry]\nca_file = 7", "s.toml:2: invalid type"),
+            ("[allow]\nport_forward = [80, 8006]", "s.toml:2: port 8006 cannot be forwarded"),
+            ("[allow]\nport_forward = [0]", "s.toml:2: port 0 cannot be forwarded"),
+            ("[allow]\nport_forward = [65536]", "s.toml:2: invalid value"),
             ("\nruntimes = [\"dockershim\"]", "s.toml:2: the runtime \"dockershim\" is not known"),
             ("runtimes = []", "s.toml:1: runtimes is empty"),
             ("\n[profile.dockershim]\nx = 1", "s.toml:2: the runtime \"dockershim\" is not known"),

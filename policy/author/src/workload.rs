@@ -8,6 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
+/// Where Kubernetes has the file for a container's last words unless the container says otherwise.
+pub const USUAL_TERMINATION_LOG: &str = "/dev/termination-log";
+
 /// A value and the line (counted from 1) of the YAML file at which it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Located<T> {
@@ -230,7 +233,7 @@ pub struct Container {
     pub stdin_once: bool,
     /// `tty`.
     pub tty: bool,
-    /// `terminationMessagePath` (default `/dev/termination-log`).
+    /// `terminationMessagePath` (default [`USUAL_TERMINATION_LOG`]).
     pub termination_message_path: String,
     /// Lines of the fields that are present: `container`, `image`, `command`, `args`, `cwd`, `env`, `env_from`,
     /// `security`, `user`, `group`, `non_root`, `readonly_root`, `no_new_privileges`, `capabilities`, `seccomp`,

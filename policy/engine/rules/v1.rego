@@ -155,7 +155,53 @@ default GetMetricsRequest := true
 default GetDiagnosticDataRequest := false
 
 # Durations, and in development images recorded requests.
-GetDiagnosticDataRequest if input.log_type in {"nacre.start", "nacre.requests"}
+GetDiagnosticDataRequest if {
+	input.log_type in {"nacre.start", "nacre.requests"}
+} else if {
+	input.log_type == "nacre.termination"
+	termination_ended_ok
+	termination_file_ok
+	termination_granted_ok
+}
+
+# A container's last words: the owner's manifest names the file, and Kubernetes shows it in the pod's status.
+termination_ended_ok if {
+	state.containers[input.container_id].pod == false
+	state.containers[input.container_id].phase == "exited"
+}
+
+termination_file_ok if {
+	owner := policy.containers[state.containers[input.container_id].name]
+	input.path == termination_log(owner)
+}
+
+termination_log(container) := object.get(container, "termination_log", "/dev/termination-log")
+
+termination_granted_ok if object.get(grants, "termination_message", true) == true
+
+GetDiagnosticDataRequest_problems contains {
+	"field": "container_id", "expected": "a container that has ended", "got": input.container_id,
+} if {
+	input.log_type == "nacre.termination"
+	not termination_ended_ok
+}
+
+GetDiagnosticDataRequest_problems contains {
+	"field": "path", "expected": "the container's terminationMessagePath", "got": input.path,
+	"key": "termination_log",
+} if {
+	input.log_type == "nacre.termination"
+	termination_ended_ok
+	not termination_file_ok
+}
+
+GetDiagnosticDataRequest_problems contains {
+	"field": "log_type", "got": input.log_type,
+	"fix": "the host may not read termination messages; the setting allow.termination_message would permit it",
+} if {
+	input.log_type == "nacre.termination"
+	not termination_granted_ok
+}
 
 default SetGuestDateTimeRequest := false
 
@@ -986,6 +1032,13 @@ required_mounts := {destination |
 mount_ok(mount) if {
 	not expected.mounts[mount.destination]
 	runtime_mount_ok(mount)
+} else if {
+	# Kubernetes' file for last words, in another place than the usual one.
+	not expected.mounts[mount.destination]
+	mount.destination == expected.termination_log
+	known := runtime.mounts["/dev/termination-log"]
+	[mount.type_, mount.options] in known.copied
+	copied_as(mount.source, known.copy)
 } else if {
 	wanted := expected.mounts[mount.destination]
 	mount.type_ == "bind"
@@ -1822,6 +1875,45 @@ PauseContainerRequest_problems contains {
 	"field": "container_id", "expected": "no freezing", "got": "a freeze", "fix": "setting allow.pause",
 } if {
 	not PauseContainerRequest
+}
+
+#
+# Ports of the pod's localhost (`kubectl port-forward`): each request of a connection names its port
+#
+
+default PortForwardRequest := false
+
+PortForwardRequest if port_ok
+
+default PortReadRequest := false
+
+PortReadRequest if port_ok
+
+default PortWriteRequest := false
+
+PortWriteRequest if port_ok
+
+default PortCloseRequest := false
+
+PortCloseRequest if port_ok
+
+# What listens on 8006 is the guest's own, for containers only.
+port_ok if {
+	input.port in grants.port_forward
+	input.port != 8006
+}
+
+PortForwardRequest_problems contains port_problem if not port_ok
+
+PortReadRequest_problems contains port_problem if not port_ok
+
+PortWriteRequest_problems contains port_problem if not port_ok
+
+PortCloseRequest_problems contains port_problem if not port_ok
+
+port_problem := {
+	"field": "port", "expected": object.get(grants, "port_forward", []), "got": input.port,
+	"fix": "setting allow.port_forward",
 }
 
 # Nothing in a pod needs these.

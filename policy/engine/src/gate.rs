@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nacre_protocol::agent::{GetDiagnosticDataRequest, WriteStreamRequest};
+use nacre_protocol::ports::PortWriteRequest;
 use nacre_trust::{Attests, Untrusted, Verified};
 use regorus::Value;
 
@@ -260,16 +261,23 @@ impl Gate {
     }
 }
 
-/// What goes into a process is left out where no rule can look at it: a number for each byte takes
-/// longer than everything else.
+/// What goes into a process or a port is left out where no rule can look at it: a number for each byte
+/// takes longer than everything else.
 fn input_of<R: AgentRequest>(request: &R, with_stream: bool) -> Value {
-    match (request as &dyn Any).downcast_ref::<WriteStreamRequest>() {
-        Some(write) if !with_stream => WriteStreamRequest {
+    let request_as_any = request as &dyn Any;
+    if with_stream {
+        request.input()
+    } else if let Some(write) = request_as_any.downcast_ref::<WriteStreamRequest>() {
+        WriteStreamRequest {
             container_id: write.container_id.clone(),
             exec_id: write.exec_id.clone(),
             ..Default::default()
         }
-        .input(),
-        _ => request.input(),
+        .input()
+    } else if let Some(write) = request_as_any.downcast_ref::<PortWriteRequest>() {
+        PortWriteRequest { port: write.port, connection: write.connection, ..Default::default() }
+            .input()
+    } else {
+        request.input()
     }
 }

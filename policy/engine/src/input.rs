@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use nacre_protocol::agent::*;
 use nacre_protocol::oci::*;
+use nacre_protocol::ports::*;
 use nacre_protocol::types::*;
 use nacre_trust::{Algorithm, Digest};
 use protobuf::{EnumOrUnknown, MessageField};
@@ -184,12 +185,16 @@ messages! {
     VolumeStatsRequest { volume_guest_path }
     ResizeVolumeRequest { volume_guest_path, size }
     SetPolicyRequest { policy }
-    GetDiagnosticDataRequest { log_type, container_id }
+    GetDiagnosticDataRequest { log_type, container_id, path }
     MemAgentMemcgConfig { disabled, swap, swappiness_max, period_secs, period_psi_percent_limit,
         eviction_psi_percent_limit, eviction_run_aging_count_min }
     MemAgentCompactConfig { disabled, period_secs, period_psi_percent_limit,
         compact_psi_percent_limit, compact_sec_max, compact_order, compact_threshold,
         compact_force_times }
+    PortForwardRequest { port }
+    PortReadRequest { port, connection, len }
+    PortWriteRequest { port, connection, data }
+    PortCloseRequest { port, connection, write_only }
 }
 
 /// Bits of a file's mode that say what it is (`inode(7)`).
@@ -292,6 +297,10 @@ requests! {
     GetDiagnosticDataRequest,
     MemAgentMemcgConfig,
     MemAgentCompactConfig,
+    PortForwardRequest,
+    PortReadRequest,
+    PortWriteRequest,
+    PortCloseRequest,
 }
 
 #[cfg(test)]

@@ -243,5 +243,5 @@ fn documents_of_other_agents_give_containers_nothing_unless_they_say_so() {
 
 #[test]
 fn the_names_of_all_requests_are_known() {
-    assert_eq!(REQUESTS.len(), 42);
+    assert_eq!(REQUESTS.len(), 46);
 }

@@ -569,6 +569,76 @@ fn requests_about_a_container_are_judged_by_its_policy() {
 }
 
 #[test]
+fn last_words_are_read_from_the_file_that_the_owner_named_when_the_container_has_ended() {
+    let judged = |allow: Value, file: Option<&str>, path: &str, ended: bool| {
+        let document = document(NEWEST, &["containerd-2"], |data| {
+            data["allow"] = allow;
+            if let Some(file) = file {
+                data["containers"]["app"]["termination_log"] = file.into();
+            }
+        });
+        let mut judge = judge(&document);
+        let creation = up_to(&mut judge, NEWEST, is_app_creation);
+        let ticket = judge.judge_json(&creation.name, &creation.input).unwrap();
+        judge.settle(ticket, true);
+        let id = creation.input["container_id"].as_str().unwrap();
+        if ended {
+            judge.observe(&Event::Exited { container_id: id.into() });
+        }
+        let input = json!({ "log_type": "nacre.termination", "container_id": id, "path": path });
+        let judged = judge.judge_json("GetDiagnosticDataRequest", &input);
+        judged.map(drop).map_err(|denial| denial.to_string())
+    };
+    let usual = "/dev/termination-log";
+    judged(json!({}), None, usual, true).unwrap();
+    judged(json!({ "termination_message": true }), None, usual, true).unwrap();
+    judged(json!({}), Some("/tmp/end"), "/tmp/end", true).unwrap();
+    for (allow, file, path, ended, word) in [
+        (json!({}), None, usual, false, "ended"),
+        (json!({}), None, "/etc/shadow", true, "path"),
+        (json!({}), None, "/dev/../dev/termination-log", true, "path"),
+        (json!({}), None, "", true, "path"),
+        (json!({}), Some("/tmp/end"), usual, true, "path"),
+        (json!({ "termination_message": false }), None, usual, true, "allow.termination_message"),
+        (json!({ "termination_message": "yes" }), None, usual, true, "allow.termination_message"),
+    ] {
+        let denial = judged(allow, file, path, ended).expect_err(path);
+        assert!(denial.contains(word), "{denial}");
+    }
+    let (mut judge, _) = running();
+    for id in ["", "nobody"] {
+        let input = json!({ "log_type": "nacre.termination", "container_id": id, "path": usual });
+        let denial = judge.judge_json("GetDiagnosticDataRequest", &input).expect_err(id);
+        assert!(denial.to_string().contains("container_id"), "{denial}");
+    }
+}
+
+#[test]
+fn the_file_for_last_words_may_be_anywhere() {
+    let created = |file: &str, destination: &str, source: &str| {
+        let document = document(NEWEST, &["containerd-2"], |data| {
+            data["containers"]["app"]["termination_log"] = file.into();
+        });
+        let mut judge = judge(&document);
+        let mut creation = up_to(&mut judge, NEWEST, is_app_creation);
+        let id = creation.input["container_id"].as_str().unwrap().to_owned();
+        let mounts = creation.input["OCI"]["Mounts"].as_array_mut().unwrap();
+        let hosts = mounts.iter().find(|mount| mount["destination"] == "/etc/hosts");
+        let mut file = hosts.unwrap().clone();
+        file["destination"] = destination.into();
+        file["source"] =
+            format!("/run/kata-containers/shared/containers/{id}-0123456789abcdef-{source}").into();
+        mounts.retain(|mount| mount["destination"] != "/dev/termination-log");
+        mounts.push(file);
+        judge.judge_json(&creation.name, &creation.input).map(drop).map_err(|e| e.to_string())
+    };
+    created("/tmp/end", "/tmp/end", "0123abcd").unwrap();
+    for (destination, source) in [("/tmp/other", "0123abcd"), ("/tmp/end", "config")] {
+        assert!(created("/tmp/end", destination, source).is_err(), "{destination} {source}");
+    }
+}
+
+#[test]
 fn a_container_gets_of_the_guest_what_its_policy_says() {
     let asks = |id: &str, api: &str, resource: &str| json!({ "container_id": id, "api": api, "resource": resource });
     let judged = |guest_api: Value, id: Option<&str>, api: &str, resource: &str| {
@@ -649,6 +719,34 @@ fn a_command_runs_as_the_container_or_not_at_all() {
     judge.observe(&Event::Exited { container_id });
     let denial = judge.judge_json(&exec.name, &exec.input).unwrap_err().to_string();
     assert!(denial.contains("a running container"), "{denial}");
+}
+
+#[test]
+fn ports_are_those_of_the_owner() {
+    const REQUESTS: [&str; 4] =
+        ["PortForwardRequest", "PortReadRequest", "PortWriteRequest", "PortCloseRequest"];
+    let with = |ports: Value| {
+        judge(&document(NEWEST, &["containerd-2"], |data| {
+            data["allow"] = json!({ "port_forward": ports });
+        }))
+    };
+    let mut some = with(json!([80, 8006]));
+    let mut none = judge(&document(NEWEST, &["containerd-2"], |_| {}));
+    let mut nonsense = with(json!(true));
+    for request in REQUESTS {
+        let input = |port: Value| json!({ "port": port, "connection": 1, "len": 1 });
+        let ticket = some.judge_json(request, &input(json!(80))).unwrap_or_else(|e| panic!("{e}"));
+        some.settle(ticket, true);
+        // 8006 is the guest's own, whatever the document says.
+        for port in [json!(81), json!(0), json!(8006), json!("80"), Value::Null] {
+            let denial = some.judge_json(request, &input(port)).unwrap_err().to_string();
+            assert!(denial.contains("port: expected [80") && denial.contains("allow.port_forward"));
+        }
+        for judge in [&mut none, &mut nonsense] {
+            let denial = judge.judge_json(request, &input(json!(80))).unwrap_err().to_string();
+            assert!(denial.contains("got 80 (setting allow.port_forward)"), "{denial}");
+        }
+    }
 }
 
 #[test]

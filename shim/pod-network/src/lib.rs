@@ -9,10 +9,16 @@
 //! the host's own namespace is refused. It never adds or removes an address, a route or an interface of
 //! the namespace: these stay CNI's.
 //!
-//! Nothing here is persistent: a tap disappears with its descriptor, a redirect with [`detach`] or
-//! with the namespace.
+//! What somebody on the node asks of the pod's localhost within the namespace can be caught as well
+//! ([`Network::catch_loopback`]): TCP connections to the loopback interface, where nobody else listens.
+//!
+//! Nothing here is persistent: a tap and what catches connections disappear with their descriptors, a redirect
+//! with [`detach`] or with the namespace.
 
+#[allow(unsafe_code)]
+mod bpf;
 mod collect;
+mod loopback;
 mod namespace;
 #[allow(unsafe_code)]
 mod sys;
@@ -22,6 +28,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+pub use loopback::{Attachment, CatchError, Loopback};
 pub use namespace::Namespace;
 
 /// Why a pod's network could not be connected to its virtual machine.
@@ -65,6 +72,9 @@ pub enum NetworkError {
         /// What to do about it, or nothing.
         hint: &'static str,
     },
+    /// Connections to the loopback interface are not caught.
+    #[error(transparent)]
+    Loopback(#[from] CatchError),
     /// The namespace holds something that cannot be given to a guest.
     #[error("{0}")]
     Unsupported(String),
@@ -159,6 +169,11 @@ impl Network {
     pub async fn detach(&self) -> Result<(), NetworkError> {
         let names = self.interface_names();
         self.namespace.run(move || tap::disconnect(names)).await
+    }
+
+    /// Catches every TCP connection that is made to 127.0.0.1 or ::1 within the namespace.
+    pub async fn catch_loopback(&self) -> Result<Loopback, NetworkError> {
+        self.namespace.catch_loopback().await
     }
 
     /// Names of the connected interfaces.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::{NetworkError, sys};
+use crate::{Loopback, NetworkError, loopback, sys};
 
 /// A network namespace, kept alive by its descriptor.
 #[derive(Debug)]
@@ -54,6 +54,12 @@ impl Namespace {
         self.path.clone().unwrap_or_else(|| {
             format!("/proc/{}/fd/{}", std::process::id(), self.descriptor.as_raw_fd()).into()
         })
+    }
+
+    pub(crate) async fn catch_loopback(&self) -> Result<Loopback, NetworkError> {
+        let own = self.descriptor.try_clone();
+        let own = own.map_err(|cause| NetworkError::Namespace { path: self.path(), cause })?;
+        self.run(move || async move { Ok(loopback::catch(own.as_fd())?) }).await
     }
 
     /// Runs `work` on a thread of its own inside the namespace, with a runtime of its own, so that

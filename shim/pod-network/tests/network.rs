@@ -227,7 +227,83 @@ fn mistaken_namespaces_are_refused_by_name() {
         assert!(error.to_string().contains("/proc/self/ns/uts"), "{error}");
         let empty = Network::attach(Namespace::isolated().unwrap()).await.unwrap();
         assert!(empty.layout.interfaces.is_empty() && empty.taps.is_empty());
+        empty.catch_loopback().await.unwrap();
     });
+}
+
+/// Connects to a port of the pod's localhost from within its namespace; what happens to the connection is
+/// printed.
+fn connect_in_pod(world: &World, address: &str) -> std::process::Child {
+    Command::new("ip")
+        .args(["netns", "exec", &world.pod, "bash", "-c"])
+        .arg(format!("exec 3<>/dev/tcp/{address} && echo asked >&3 && cat <&3"))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn every_connection_to_the_pods_localhost_is_caught_and_none_to_elsewhere() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new("e");
+    block_on(async {
+        let network = attach(&world).await;
+        let caught = network.catch_loopback().await.unwrap();
+        let of = |v6| caught.listeners.iter().find(|l| l.local_addr().unwrap().is_ipv6() == v6);
+        for (address, port) in [("127.0.0.1", 80), ("127.0.0.1", 54321), ("::1", 8099), ("::1", 1)]
+        {
+            let asking = connect_in_pod(&world, &format!("{address}/{port}"));
+            let (mut stream, local) = accept(of(address.contains(':')).unwrap());
+            assert_eq!(local, std::net::SocketAddr::new(address.parse().unwrap(), port));
+            let mut asked = [0; 6];
+            stream.read_exact(&mut asked).unwrap();
+            assert_eq!(&asked, b"asked\n");
+            stream.write_all(b"answered").unwrap();
+            drop(stream);
+            let output = asking.wait_with_output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "answered");
+        }
+        // The pod's own address is the guest's, 127.0.0.2 nobody's, and the host's localhost is another one.
+        for address in ["10.9.0.2/80", "127.0.0.2/80"] {
+            let output = connect_in_pod(&world, address).wait_with_output().unwrap();
+            assert!(!output.status.success(), "{address} is caught, too");
+        }
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let _asked = std::net::TcpStream::connect(address).unwrap();
+        accept(&taken);
+
+        // Nothing is left.
+        drop(caught);
+        let output = connect_in_pod(&world, "127.0.0.1/80").wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("Connection refused"), "{said}");
+        // And it can be caught again, also where there is no IPv6.
+        world.in_pod("sysctl -q -w net.ipv6.conf.all.disable_ipv6=1");
+        let again = network.catch_loopback().await.unwrap();
+        assert_eq!(again.listeners.len(), 1);
+        let asking = connect_in_pod(&world, "127.0.0.1/80");
+        drop(accept(&again.listeners[0]));
+        assert!(asking.wait_with_output().unwrap().stdout.is_empty());
+    });
+}
+
+/// The next connection, with the address that it was made to.
+fn accept(listener: &std::net::TcpListener) -> (std::net::TcpStream, std::net::SocketAddr) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        if let Ok((stream, _)) = listener.accept() {
+            stream.set_nonblocking(false).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let local = stream.local_addr().unwrap();
+            return (stream, local);
+        }
+        assert!(Instant::now() < deadline, "no connection was caught");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn read_frame(tap: &mut File, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {

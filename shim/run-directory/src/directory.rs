@@ -135,7 +135,8 @@ pub(crate) fn dead_drafts(root: &Path) -> Result<Vec<PathBuf>, RecordError> {
     Ok(names(root)?.into_iter().filter(is_dead).map(|name| root.join(name)).collect())
 }
 
-fn names(root: &Path) -> Result<Vec<String>, RecordError> {
+/// The names of the directories in `root`.
+pub(crate) fn names(root: &Path) -> Result<Vec<String>, RecordError> {
     let failed = |cause| RecordError::Io { what: "list", path: root.to_owned(), cause };
     let entries = match fs::read_dir(root) {
         Err(absent) if absent.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -18,6 +18,7 @@ mod record;
 mod remains;
 pub mod report;
 mod sweep;
+pub mod usage;
 
 use std::io;
 use std::path::PathBuf;

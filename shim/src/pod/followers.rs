@@ -9,18 +9,27 @@ use nacre_run_directory::RUN_ROOT;
 use tokio::time::sleep;
 
 use super::{Pod, Slot};
+use crate::container::Container;
 use crate::process::{Exit, KILLED, Process, State};
 use crate::sandbox::Sandbox;
 
 /// Least time between two events of memory that ran out.
 const MEMORY_EVENT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Time between two looks at what a container has written, as often as containerd asks.
+const USAGE_PAUSE: Duration = Duration::from_secs(10);
+
 /// How long a pod that was made is kept for somebody to start it.
 const UNSTARTED: Duration = Duration::from_secs(30);
 
 impl Pod {
     /// Follows a process to its end, and its output with it, and tells containerd.
-    pub(super) async fn supervise(self: Arc<Self>, sandbox: Arc<Sandbox>, process: Arc<Process>) {
+    pub(super) async fn supervise(
+        self: Arc<Self>,
+        container: Arc<Container>,
+        process: Arc<Process>,
+    ) {
+        let sandbox = &container.sandbox;
         let status = match sandbox.agent.wait_process(&process.id).await {
             Ok(status) => status,
             Err(error) => {
@@ -30,8 +39,30 @@ impl Pod {
         };
         let exit = Exit::now(status);
         process.pumps.drained().await;
+        if Arc::ptr_eq(&process, &container.init) && sandbox.end().is_none() {
+            // The kubelet reads it as soon as it hears of the end.
+            container.keep_last_words().await;
+        }
         if process.stop(exit) {
-            self.announce_exit(&sandbox, &process).await;
+            self.announce_exit(sandbox, &process).await;
+        }
+    }
+
+    /// Keeps what is known of a container's writable layer up to date: containerd asks its snapshotter for it,
+    /// which can ask no guest.
+    pub(super) async fn follow_usage(self: Arc<Self>, container: Arc<Container>) {
+        let init = &container.init;
+        loop {
+            if let Err(error) = self.stats(&init.id.container).await {
+                tracing::debug!("what {} has written is not known: {error}", init.id);
+            }
+            if matches!(init.state(), State::Stopped(_)) {
+                return;
+            }
+            tokio::select! {
+                _ = init.exited() => {}
+                () = sleep(USAGE_PAUSE) => {}
+            }
         }
     }
 

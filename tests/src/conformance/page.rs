@@ -48,7 +48,7 @@ fails fails the build, and so does a page that is not the table's. The suite pri
 
 ```text
 PASS exec-sync (0.4 s)
-SKIP port-forward: ...
+SKIP stats-as-runc: ...
 ```
 
 `cargo xtask test conforms` runs it on all releases; `NACRE_CONFORMANCE=exec` looks only at behaviours with that in their

@@ -115,15 +115,11 @@ pub(super) const BEHAVIOURS: &[Behaviour] = &[
         "shared-processes",
         "with a shared process namespace containers see each other's processes",
     ),
-    Behaviour {
-        name: "termination-message",
-        area: CONTAINERS,
-        promise: "what a container writes to its termination log reaches the kubelet's file",
-        skips: &[Skip {
-            releases: &ContainerdVersion::ALL,
-            reason: "files of the node are copied into the guest and not back; with terminationMessagePolicy FallbackToLogsOnError the kubelet takes the end of the log",
-        }],
-    },
+    pass(
+        CONTAINERS,
+        "termination-message",
+        "what a container writes to its termination log reaches the kubelet's file",
+    ),
     pass(SURROUNDINGS, "hostname", "the pod's host name"),
     pass(
         SURROUNDINGS,
@@ -167,16 +163,7 @@ pub(super) const BEHAVIOURS: &[Behaviour] = &[
     ),
     pass(STREAMS, "exec-terminal", "a terminal whose size follows, through the streaming server"),
     pass(STREAMS, "attach", "input to and output of a running container"),
-    Behaviour {
-        name: "port-forward",
-        area: STREAMS,
-        promise: "a connection to a port of the pod's localhost",
-        skips: &[Skip {
-            releases: &ContainerdVersion::ALL,
-            reason: "containerd connects to localhost in the pod's network namespace on the node, but the pod's \
-                     localhost is in the guest",
-        }],
-    },
+    pass(STREAMS, "port-forward", "a connection to a port of the pod's localhost"),
     pass(STREAMS, "log-format", "time, stream and tag on every line; long lines in parts"),
     pass(STREAMS, "log-rotation", "a log that was renamed is opened anew, and no line is lost"),
     pass(
@@ -192,15 +179,7 @@ pub(super) const BEHAVIOURS: &[Behaviour] = &[
     pass(RESOURCES, "update-resources", "new limits hold in the running container"),
     pass(RESOURCES, "stats-cpu-memory", "processor time and working set of a container"),
     pass(RESOURCES, "stats-list", "the statistics of all containers of a pod"),
-    Behaviour {
-        name: "stats-filesystem",
-        area: RESOURCES,
-        promise: "what a container has written to its root",
-        skips: &[Skip {
-            releases: &ContainerdVersion::ALL,
-            reason: "containerd asks its snapshotter on the node, but what a container writes is in the guest's memory or on its encrypted disk",
-        }],
-    },
+    pass(RESOURCES, "stats-filesystem", "what a container has written to its root"),
     pass(
         RESOURCES,
         "stats-sandbox",

@@ -6,10 +6,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use nacre_volume_format::declared::{DeclaredVolume, Format};
+use nacre_volume_format::header::{Beginning, Content, Header, Keys, LENGTH, SALT, State};
 use zeroize::Zeroizing;
 
-use super::declared::{DeclaredVolume, Format};
-use super::header::{Beginning, Content, Header, Keys, LENGTH, SALT, State};
 use super::{VolumeError, make_file_system};
 use crate::storage::device_mapper::{DeviceMapper, Mapped, Table};
 use crate::storage::encrypted::{

@@ -1,7 +1,7 @@
 //! Volumes that outlive the pod: disks of the host's, put by it into places that the machine was made with.
 //!
 //! The host says which disk a container is to see where. What that disk is, the pod's owner has said
-//! ([`declared`]): encrypted under a key of the key broker, or expressly open to the host. A place that the
+//! ([`nacre_volume_format::declared`]): encrypted under a key of the key broker, or expressly open to the host. A place that the
 //! owner declared nothing for gets nothing, and a declared one gets no copy of files in its stead.
 //!
 //! Encrypted volumes (docs/volume-format.md): an authenticated header, then dm-integrity with a journal, then
@@ -10,9 +10,7 @@
 //! back an earlier state of all or some of its sectors. The reader sees an I/O error for whatever the guest has
 //! not written there at some time.
 
-mod declared;
 mod encryption;
-mod header;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -25,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use nacre_protocol::channel::{VOLUMES_ROOT, volume_place};
 use nacre_protocol::initdata::{FileError, Initdata};
+use nacre_volume_format::declared::{DeclaredVolume, DeclaredVolumes, Format, Protection};
+use nacre_volume_format::header::{self, Content};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -35,9 +35,6 @@ use super::{StorageError, encrypted};
 use crate::disk::{self, DiskError};
 use crate::modules::{ModuleError, Modules};
 use crate::secrets::{Secrets, SecretsError};
-
-use declared::{DeclaredVolume, DeclaredVolumes, Format, Protection};
-use header::{Content, HeaderError};
 
 /// How long the size of a disk may take to be known here, after the host has put it there.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -492,10 +489,4 @@ fn node_numbers(node: &Path) -> Result<(u32, u32), StorageError> {
         fs::metadata(node).map_err(StorageError::step(format!("look at {}", node.display())))?;
     let number = found.rdev();
     Ok((rustix::fs::major(number), rustix::fs::minor(number)))
-}
-
-impl From<HeaderError> for String {
-    fn from(error: HeaderError) -> Self {
-        error.to_string()
-    }
 }

@@ -7,7 +7,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::probe::{Device, DeviceCall, Entry, Host, Kind, Ownership, Part, SevCommand};
+use crate::Opened;
+use crate::probe::{
+    Device, DeviceCall, Entry, Host, Kind, Ownership, Part, SevCommand, UserAccess, UserProblem,
+};
 
 /// What `/dev/kvm` of a host answers.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +30,8 @@ pub(crate) struct FakeHost {
     pub(crate) programs: BTreeMap<PathBuf, BTreeMap<&'static str, &'static str>>,
     /// What this user may not see, devices too.
     pub(crate) denied: Vec<PathBuf>,
+    /// What another user may not open.
+    pub(crate) closed: Vec<PathBuf>,
     pub(crate) cpuid: BTreeMap<u32, [u32; 4]>,
     pub(crate) kvm: Option<FakeKvm>,
     pub(crate) sev: BTreeMap<u32, Vec<u8>>,
@@ -101,6 +106,12 @@ impl Host for FakeHost {
             count if count > most => Err(io::ErrorKind::FileTooLarge.into()),
             _ => Ok(names),
         }
+    }
+
+    fn may_open(&self, user: &str, opened: Opened) -> UserAccess {
+        let Opened { path, how } = opened;
+        let problem = format!("{user} may not {how} {}", path.display());
+        if self.closed.contains(&path) { Err(UserProblem::Unfit(problem)) } else { Ok(()) }
     }
 
     fn cpuid(&self, leaf: u32) -> CpuidResult {

@@ -23,6 +23,7 @@ pub(crate) fn question() -> Question {
     Question {
         configuration: Some("/etc/nacre/config.toml".into()),
         qemu: QEMU.into(),
+        user: String::new(),
         accelerator: Accelerator::Auto,
         firmware: FirmwarePaths {
             plain: vec![

@@ -3,7 +3,7 @@
 mod containerd;
 mod fake;
 mod headers;
-mod hosts;
+pub(crate) mod hosts;
 
 use fake::FakeHost;
 use hosts::question;

@@ -418,6 +418,16 @@ fn security_settings_and_limits_are_carried_over() {
 }
 
 #[test]
+fn another_file_for_last_words_stands_in_the_document() {
+    let file = |path: &str| {
+        let path = path.to_owned();
+        web(|pod| pod.containers[0].termination_message_path = path).unwrap().termination_log
+    };
+    assert_eq!(file("/dev/termination-log"), None);
+    assert_eq!(file("/tmp/end"), Some("/tmp/end".to_owned()));
+}
+
+#[test]
 fn names_of_pods_and_hosts() {
     let mut workload = workload("StatefulSet", 1);
     workload.name = PodName::Pattern("^web-[0-9]+$".into());

@@ -11,8 +11,8 @@ use super::quantity::{Quantity, linux_resources};
 use super::security::{self, Lines};
 use crate::expand::Text;
 use crate::workload::{
-    Container, ExecCommand, Located, Propagation, Resources, Role, Volume, VolumeDevice,
-    VolumeKind, VolumeMount,
+    Container, ExecCommand, Located, Propagation, Resources, Role, USUAL_TERMINATION_LOG, Volume,
+    VolumeDevice, VolumeKind, VolumeMount,
 };
 
 /// What a container needs to know of its pod.
@@ -116,7 +116,7 @@ pub(super) fn container(
             .termination_message_path
             .clone()
             .filter(|path| !path.is_empty())
-            .unwrap_or_else(|| "/dev/termination-log".to_owned()),
+            .unwrap_or_else(|| USUAL_TERMINATION_LOG.to_owned()),
         lines,
     })
 }

@@ -10,9 +10,10 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 /// Length of the header, in bytes; one sector of the volume.
-pub(super) const LENGTH: usize = 4096;
-/// Salt and authentication code, in bytes.
-pub(super) const SALT: usize = 32;
+pub const LENGTH: usize = 4096;
+/// Length of the salt, in bytes.
+pub const SALT: usize = 32;
+/// Length of the authentication code, in bytes.
 const CODE: usize = 32;
 
 const MAGIC: &[u8; 16] = b"nacre-volume\0\0\0\x01";
@@ -22,14 +23,14 @@ const SALT_AT: usize = 32;
 const CODE_AT: usize = SALT_AT + SALT;
 
 /// Shorter secrets are no keys, in bytes.
-pub(super) const LEAST_SECRET: usize = 32;
+pub const LEAST_SECRET: usize = 32;
 /// Longer ones are a mistake, in bytes.
-pub(super) const MOST_SECRET: usize = 4096;
+pub const MOST_SECRET: usize = 4096;
 
 /// What a volume holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Content {
+pub enum Content {
     /// ext4, which the guest has made.
     FileSystem = 1,
     /// Whatever a container writes to the block device.
@@ -39,7 +40,7 @@ pub(super) enum Content {
 /// How far a volume was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum State {
+pub enum State {
     /// Not to the end: it holds nothing yet.
     Making = 1,
     /// It may hold data.
@@ -47,25 +48,28 @@ pub(super) enum State {
 }
 
 /// The keys of a volume.
-pub(super) struct Keys {
+pub struct Keys {
     header: Zeroizing<[u8; 32]>,
     /// Of the sectors: two of AES-256, and that of the HMAC.
-    pub(super) sectors: Zeroizing<[u8; 96]>,
+    pub sectors: Zeroizing<[u8; 96]>,
     /// Of dm-integrity's journal: HMAC.
-    pub(super) journal: Zeroizing<[u8; 32]>,
+    pub journal: Zeroizing<[u8; 32]>,
 }
 
 /// An authenticated header.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) content: Content,
-    pub(super) state: State,
-    pub(super) salt: [u8; SALT],
+pub struct Header {
+    /// What the volume holds.
+    pub content: Content,
+    /// How far it was made.
+    pub state: State,
+    /// What its keys are derived with, beside the secret.
+    pub salt: [u8; SALT],
 }
 
 /// What is at the beginning of a disk.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Beginning {
+pub enum Beginning {
     /// Zeros.
     Blank,
     /// A header, not yet authenticated, with this salt.
@@ -76,7 +80,7 @@ pub(super) enum Beginning {
 
 /// Why a header cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum HeaderError {
+pub enum HeaderError {
     /// Wrong key, wrong name, or changed.
     #[error(
         "its header does not fit the key and the volume's name: this is another volume, another key, or the \
@@ -88,9 +92,16 @@ pub(super) enum HeaderError {
     Unknown,
 }
 
+impl From<HeaderError> for String {
+    fn from(error: HeaderError) -> Self {
+        error.to_string()
+    }
+}
+
 impl Keys {
     /// Derives the keys. Each volume has its own, by its salt and its name, even where two have one secret.
-    pub(super) fn derive(secret: &[u8], salt: &[u8; SALT], volume: &str) -> Self {
+    #[must_use]
+    pub fn derive(secret: &[u8], salt: &[u8; SALT], volume: &str) -> Self {
         let extracted = Hkdf::<Sha256>::new(Some(salt), secret);
         Self {
             header: expand(&extracted, "header", volume),
@@ -114,7 +125,8 @@ fn expand<const N: usize>(
 
 impl Beginning {
     /// Looks at the first bytes of a disk.
-    pub(super) fn of(bytes: &[u8]) -> Self {
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
         if bytes.iter().all(|byte| *byte == 0) {
             return Self::Blank;
         }
@@ -128,7 +140,8 @@ impl Beginning {
 
 impl Header {
     /// The header's block.
-    pub(super) fn render(&self, keys: &Keys) -> Vec<u8> {
+    #[must_use]
+    pub fn render(&self, keys: &Keys) -> Vec<u8> {
         let mut block = vec![0; LENGTH];
         block[..MAGIC.len()].copy_from_slice(MAGIC);
         block[CONTENT_AT..STATE_AT].copy_from_slice(&(self.content as u32).to_le_bytes());
@@ -140,7 +153,10 @@ impl Header {
     }
 
     /// Authenticates a block that [`Beginning::of`] took for a header.
-    pub(super) fn open(block: &[u8], keys: &Keys) -> Result<Self, HeaderError> {
+    ///
+    /// # Errors
+    /// If it does not fit the keys, or is of a version that is not known.
+    pub fn open(block: &[u8], keys: &Keys) -> Result<Self, HeaderError> {
         let said = block.get(..CODE_AT).ok_or(HeaderError::Unauthentic)?;
         let given = block.get(CODE_AT..CODE_AT + CODE).ok_or(HeaderError::Unauthentic)?;
         code(keys, said).verify_slice(given).map_err(|_| HeaderError::Unauthentic)?;

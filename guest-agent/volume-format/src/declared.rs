@@ -10,7 +10,7 @@ use nacre_protocol::kbs::ResourceUri;
 use serde::Deserialize;
 
 /// Name of the file.
-const FILE: &str = "volumes.toml";
+pub const FILE: &str = "volumes.toml";
 /// Most volumes of a pod.
 const MOST_VOLUMES: usize = 64;
 /// Most places where a volume appears.
@@ -22,25 +22,25 @@ const LONGEST_PATH: usize = 1024;
 
 /// All volumes that a pod's owner declares.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct DeclaredVolumes(Vec<DeclaredVolume>);
+pub struct DeclaredVolumes(Vec<DeclaredVolume>);
 
 /// One volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct DeclaredVolume {
+pub struct DeclaredVolume {
     /// The owner's name for it. An encrypted volume is bound to it.
-    pub(crate) name: String,
+    pub name: String,
     /// Who can read it.
-    pub(crate) protection: Protection,
+    pub protection: Protection,
     /// What to do with a blank disk.
-    pub(crate) format: Format,
+    pub format: Format,
     /// Whether containers cannot write to it.
-    pub(crate) read_only: bool,
+    pub read_only: bool,
     mounts: Vec<Place>,
 }
 
 /// Who can read and change a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Protection {
+pub enum Protection {
     /// Nobody but guests that get this resource of the key broker.
     Encrypted(ResourceUri),
     /// The host, as it likes.
@@ -50,7 +50,7 @@ pub(crate) enum Protection {
 /// What becomes of a disk with nothing but zeros where a volume begins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Format {
+pub enum Format {
     /// It is refused: a volume that was in use cannot be exchanged for an empty one.
     #[default]
     Never,
@@ -89,12 +89,19 @@ struct Entry {
 
 impl DeclaredVolumes {
     /// Reads the file of a pod's initdata; without it the pod has no volumes.
-    pub(crate) fn read(initdata: Option<&Initdata>) -> Result<Self, FileError> {
+    ///
+    /// # Errors
+    /// As [`DeclaredVolumes::parse`].
+    pub fn read(initdata: Option<&Initdata>) -> Result<Self, FileError> {
         let text = initdata.and_then(|initdata| initdata.files().get(FILE));
         text.map_or_else(|| Ok(Self::default()), |text| Self::parse(text))
     }
 
-    fn parse(text: &str) -> Result<Self, FileError> {
+    /// Reads the file's text.
+    ///
+    /// # Errors
+    /// If it is not the file, or says something that cannot be: with the key.
+    pub fn parse(text: &str) -> Result<Self, FileError> {
         let File { volume } = read_file(FILE, text)?;
         if volume.len() > MOST_VOLUMES {
             return Err(value("volume", format!("has more than {MOST_VOLUMES} entries")));
@@ -118,13 +125,20 @@ impl DeclaredVolumes {
         Ok(Self(volumes))
     }
 
+    /// The volumes, in the owner's order.
+    #[must_use]
+    pub fn volumes(&self) -> &[DeclaredVolume] {
+        &self.0
+    }
+
     /// The volume that a container is to see at `path`.
-    pub(crate) fn at(&self, container: &str, path: &str) -> Option<&DeclaredVolume> {
+    #[must_use]
+    pub fn at(&self, container: &str, path: &str) -> Option<&DeclaredVolume> {
         self.0.iter().find(|volume| volume.mounts.iter().any(|place| place.is(container, path)))
     }
 
     /// Paths at which this container is to see volumes, with their names.
-    pub(crate) fn expected(&self, container: &str) -> impl Iterator<Item = (&str, &str)> {
+    pub fn expected(&self, container: &str) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().flat_map(move |volume| {
             let here = volume.mounts.iter().filter(move |place| {
                 place.container.as_deref().is_some_and(|named| named == container)
@@ -134,12 +148,18 @@ impl DeclaredVolumes {
     }
 
     /// Whether one is encrypted.
-    pub(crate) fn needs_encryption(&self) -> bool {
+    #[must_use]
+    pub fn needs_encryption(&self) -> bool {
         self.0.iter().any(|volume| matches!(volume.protection, Protection::Encrypted(_)))
     }
 }
 
 impl DeclaredVolume {
+    /// Where containers see it: the container, none for every one, and the path.
+    pub fn places(&self) -> impl Iterator<Item = (Option<&str>, &str)> {
+        self.mounts.iter().map(|place| (place.container.as_deref(), place.path.as_str()))
+    }
+
     fn of(index: usize, entry: Entry) -> Result<Self, FileError> {
         let key = |name: &str| format!("volume[{index}].{name}");
         let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
