@@ -1,7 +1,7 @@
 //! A hostile host: an intruder between the shim and the agent of every guest.
 //!
-//! Nothing of the product is changed for it. The shim starts, in place of QEMU, a script that starts
-//! QEMU with another name for the agent's socket; at the usual name the intruder listens. All that the
+//! Nothing of the product is changed for it. The shim starts, in place of QEMU, a script that gives the
+//! agent's socket another name and becomes QEMU; at the usual name the intruder listens. All that the
 //! shim sends passes through: it can be held back, and other requests can be sent before it, on the very
 //! same connection, which is what whoever rules the host can do.
 
@@ -28,7 +28,7 @@ pub use ttrpc::Code;
 
 /// The script in QEMU's place, inside.
 const SCRIPT: &str = "/run/world/qemu";
-/// The socket where the shim expects the agent, and the one that QEMU makes.
+/// The socket where the shim expects the agent, and the name under which QEMU's is then.
 const USUAL: &str = "agent.sock";
 const MOVED: &str = "vm.sock";
 const SERVICE: &str = "grpc.AgentService";
@@ -99,10 +99,11 @@ impl Intruder {
             "this host has vhost-vsock: the agent has no socket that could be moved"
         );
         let qemu = world.products().qemu();
+        // The shim has bound the socket, and QEMU inherits it: a name can still be changed.
         let script = format!(
-            "#!/bin/sh\nfor word do\n  shift\n  case $word in\n    *,path=*/{USUAL},*) \
-             word=\"${{word%/{USUAL},*}}/{MOVED},${{word##*/{USUAL},}}\";;\n  esac\n  \
-             set -- \"$@\" \"$word\"\ndone\nexec {} \"$@\"\n",
+            "#!/bin/sh\nfor socket in /run/nacre/*/{USUAL}; do\n  moved=${{socket%/*}}/{MOVED}\n  \
+             [ -e \"$socket\" ] && [ ! -e \"$moved\" ] && mv \"$socket\" \"$moved\"\ndone\n\
+             exec {} \"$@\"\n",
             qemu.display()
         );
         let path = world.path(SCRIPT);
