@@ -128,10 +128,6 @@ fn an_evaluation_that_fails_denies() {
                     StartContainerRequest := false if input\n";
     let error = judge(conflict).judge_json("StartContainerRequest", &json!({})).unwrap_err();
     assert!(error.to_string().contains("StartContainerRequest failed"), "{error}");
-    let endless = "package agent_policy\nStartContainerRequest if {\n\
-                   count([1 | some a in numbers.range(1, 100000); some b in numbers.range(1, 100000); a == -b]) == 1 }\n";
-    let error = judge(endless).judge_json("StartContainerRequest", &json!({})).unwrap_err();
-    assert!(error.to_string().contains("failed"), "{error}");
 }
 
 #[test]
