@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use nacre_policy_author::document::{MountKind, PolicyData};
 use nacre_policy_author::workload::{VolumeKind, Workload};
 use nacre_protocol::kbs::ResourceUri;
 use nacre_volume_format::declared::{DeclaredVolumes, FILE};
@@ -87,10 +88,20 @@ impl VolumeOptions {
                 eprintln!("note: the {FILE} that was there is replaced by what --volume says");
             }
         }
-        match files.get(FILE) {
-            Some(text) => check(text, workload),
-            None => Ok(()),
+        let declared = match files.get(FILE) {
+            Some(text) => check(text, workload)?,
+            None => DeclaredVolumes::default(),
+        };
+        for Seen { claim, container, path, line, .. } in &seen(workload) {
+            if declared.at(container, path).is_none() {
+                eprintln!(
+                    "note: {}:{line}: {container}: the claim {claim} at {path} is not in {FILE}: the host can choose its \
+                     contents; guests refuse it if it is a disk",
+                    workload.source
+                );
+            }
         }
+        Ok(())
     }
 
     fn declare(&self, workload: &Workload) -> anyhow::Result<String> {
@@ -160,8 +171,30 @@ impl VolumeOptions {
     }
 }
 
+/// Has the policy allow nothing but a disk in the places of `volumes.toml`, if there is one among `files`: no files that
+/// the host copies there.
+///
+/// # Errors
+/// If the file is not as it must be.
+pub(crate) fn allow_disks_only(
+    data: &mut PolicyData,
+    files: &BTreeMap<String, String>,
+) -> anyhow::Result<()> {
+    let Some(text) = files.get(FILE) else { return Ok(()) };
+    let declared = DeclaredVolumes::parse(text)?;
+    for (name, container) in &mut data.containers {
+        for (path, mount) in &mut container.mounts {
+            if mount.kind == MountKind::Claim && declared.at(name, path).is_some() {
+                mount.source = None;
+                mount.source_pattern = None;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Checks a volumes.toml against the pod: guests would refuse at the pod's start what is wrong here.
-fn check(text: &str, workload: &Workload) -> anyhow::Result<()> {
+fn check(text: &str, workload: &Workload) -> anyhow::Result<DeclaredVolumes> {
     let declared = DeclaredVolumes::parse(text)?;
     let seen = seen(workload);
     for volume in declared.volumes() {
@@ -183,16 +216,7 @@ fn check(text: &str, workload: &Workload) -> anyhow::Result<()> {
             }
         }
     }
-    for Seen { claim, container, path, line, .. } in &seen {
-        if declared.at(container, path).is_none() {
-            eprintln!(
-                "note: {}:{line}: {container}: the claim {claim} at {path} is not in {FILE}: guests refuse it if it is a \
-                 disk",
-                workload.source
-            );
-        }
-    }
-    Ok(())
+    Ok(declared)
 }
 
 /// Where the containers see claims.
@@ -303,6 +327,24 @@ spec:
         let none = VolumeOptions { volume: vec![], format_volume: vec![], ..options() };
         assert_eq!(add(&none, POD, "").unwrap(), "");
         assert_eq!(add(&none, POD, &text).unwrap(), text);
+    }
+
+    #[test]
+    fn the_policy_allows_a_disk_and_nothing_else_where_one_is_declared() {
+        let claim = r#"{"kind": "claim", "source_pattern": "^(mount|pvc-[0-9a-f-]{36})$"}"#;
+        let text = format!(
+            r#"{{"version": 1, "containers": {{"app": {{"image": "x", "mounts": {{"/data": {claim}, "/other": {claim}}}}}}}}}"#
+        );
+        let mut data: PolicyData = serde_json::from_str(&text).unwrap();
+        let before = data.clone();
+        allow_disks_only(&mut data, &BTreeMap::new()).unwrap();
+        assert_eq!(data, before);
+        let declared = add(&options(), POD, "").unwrap();
+        let files = BTreeMap::from([(FILE.to_owned(), declared)]);
+        allow_disks_only(&mut data, &files).unwrap();
+        let mounts = &data.containers["app"].mounts;
+        assert_eq!(mounts["/data"].source_pattern, None);
+        assert_eq!(mounts["/other"], before.containers["app"].mounts["/other"]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::Verdict;
 use crate::images::RegistryImages;
 use crate::initdata::{BrokerOptions, Hash};
 use crate::input::{print, read, read_initdata, write_or_print};
-use crate::volumes::VolumeOptions;
+use crate::volumes::{self, VolumeOptions};
 
 /// Write the policy of a pod from its Kubernetes YAML.
 ///
@@ -203,24 +203,13 @@ struct Made<'a> {
 impl<'a> Made<'a> {
     fn new(
         workload: &'a Workload,
-        generated: Generated,
+        mut generated: Generated,
         base: &Initdata,
         volumes: &VolumeOptions,
     ) -> anyhow::Result<Self> {
-        let document = Document::new(generated.data.clone());
         for note in &generated.notes {
             eprintln!("note: {note}");
         }
-        for finding in lint(&document).iter().filter(|found| found.severity == Severity::Danger) {
-            let container = finding.container.as_deref().unwrap_or("pod");
-            eprintln!(
-                "danger: {}:{}: {container}: {} ({}): {}",
-                workload.source, workload.line, finding.message, finding.rule, finding.fix
-            );
-        }
-        let policy = document.render();
-        // What cannot be read back by the agent's engine must not be deployed.
-        nacre_policy::Policy::parse(&policy)?;
         // Other files that the owner put there stay.
         let (algorithm, mut files) = match workload.pod.annotations.get(ANNOTATION) {
             Some(annotation) => {
@@ -231,8 +220,20 @@ impl<'a> Made<'a> {
             }
             None => (base.algorithm(), base.files().clone()),
         };
-        files.insert(POLICY.to_owned(), policy.clone());
         volumes.add(&mut files, workload)?;
+        volumes::allow_disks_only(&mut generated.data, &files)?;
+        let document = Document::new(generated.data.clone());
+        for finding in lint(&document).iter().filter(|found| found.severity == Severity::Danger) {
+            let container = finding.container.as_deref().unwrap_or("pod");
+            eprintln!(
+                "danger: {}:{}: {container}: {} ({}): {}",
+                workload.source, workload.line, finding.message, finding.rule, finding.fix
+            );
+        }
+        let policy = document.render();
+        // What cannot be read back by the agent's engine must not be deployed.
+        nacre_policy::Policy::parse(&policy)?;
+        files.insert(POLICY.to_owned(), policy.clone());
         let initdata = Initdata::new(algorithm, files)?;
         Ok(Self { workload, generated, policy, initdata, images_mib: None })
     }

@@ -391,7 +391,10 @@ fn shown(mount: &MountData) -> String {
             let part = mount.sub_path_pattern.as_ref();
             part.map_or_else(|| volume.clone(), |part| format!("{volume}/{part}"))
         }
-        _ => mount.source.clone().or_else(|| mount.source_pattern.clone()).unwrap_or_default(),
+        _ => {
+            let source = mount.source.clone().or_else(|| mount.source_pattern.clone());
+            source.unwrap_or_else(|| "disk".to_owned())
+        }
     };
     let access = if mount.read_only { "read-only" } else { "writable" };
     let memory = if mount.memory { ", in memory" } else { "" };

@@ -91,9 +91,10 @@ fn mount_data(
         return Ok(data);
     }
     match (&mount.sub_path, shape.source) {
-        // The kubelet binds the entry to a file or directory that is called by the mount's number.
+        // The kubelet binds the entry to a file or directory below the container's name that is called by the
+        // mount's number.
         (Some(sub_path), _) => {
-            data.source = Some(mount.index.to_string());
+            data.source = Some(format!("{}.{}", container.name, mount.index));
             if shape.verified {
                 data.volume = Some(volume.name.clone());
                 match sub_path {
@@ -203,7 +204,7 @@ impl Shape {
             VolumeKind::Ephemeral { .. } => claim(generator, false),
             VolumeKind::Csi { read_only, .. } => Self {
                 kind: MountKind::Claim,
-                source: Source::Name("mount".to_owned()),
+                source: Source::Pattern("^mount$".to_owned()),
                 read_only: *read_only,
                 verified: false,
                 changes: false,

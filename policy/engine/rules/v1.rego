@@ -367,7 +367,7 @@ copy_parts := split(trim_prefix(input.path, copy_root), "/")
 
 # <container>-<16 hexadecimal digits>-<name>
 copy_top := regex.find_all_string_submatch_n(
-	`^([A-Za-z0-9][A-Za-z0-9_.-]{0,127}?)-([0-9a-f]{16})-([A-Za-z0-9._-]{1,64})$`,
+	`^([A-Za-z0-9][A-Za-z0-9_.-]{0,127}?)-([0-9a-f]{16})-([A-Za-z0-9._-]{1,80})$`,
 	copy_parts[0], 1,
 )[0]
 
@@ -500,21 +500,13 @@ copy_digests contains digest if {
 	digest := policy.copies[place[0]].files[place[1]]
 }
 
-# Where mounts of a part of a volume (subPath) take this file from: [volume, path within it]. None if
-# something that cannot be verified is mounted from a path of the same name.
+# Where mounts of a part of a volume (subPath) take this file from: [volume, path within it]. Their copies are
+# named by container and number of the mount, so that there is one, and its contents are no other's.
 copy_sub_paths contains [mount.volume, concat("/", [part | some part in [mount.sub_path, copy_key]; part != ""])] if {
-	not copy_unverified_mount
 	some container in policy.containers
 	some mount in container.mounts
 	mount.source == copy_name
 	policy.copies[mount.volume]
-}
-
-copy_unverified_mount if {
-	some container in policy.containers
-	some mount in container.mounts
-	mount.source == copy_name
-	not policy.copies[mount.volume]
 }
 
 copy_content_ok if {
@@ -1073,8 +1065,9 @@ source_ok(source, wanted) if {
 } else if {
 	copied_as(source, wanted.source_pattern)
 } else if {
-	# The whole of a disk that is one of the request's volumes.
+	# The whole of a disk that is one of the request's volumes; never where the owner shows a part of it.
 	wanted.kind == "claim"
+	not wanted.source
 	some storage in input.storages
 	[storage.driver, storage.mount_point] == ["blk", source]
 }
@@ -1087,7 +1080,7 @@ own_copies := sprintf("%s%s-", [copy_root, input.container_id])
 copied_name(source) := substring(rest, 17, -1) if {
 	startswith(source, own_copies)
 	rest := trim_prefix(source, own_copies)
-	regex.match(`^[0-9a-f]{16}-[A-Za-z0-9._-]{1,64}$`, rest)
+	regex.match(`^[0-9a-f]{16}-[A-Za-z0-9._-]{1,80}$`, rest)
 }
 
 #
@@ -1250,7 +1243,7 @@ devices_ok if {
 
 default wanted_devices := set()
 
-wanted_devices := {path | some path in expected.devices}
+wanted_devices := {path | some path in expected.devices} if container_type == "container"
 
 default shown_type := ""
 

@@ -25,8 +25,13 @@ fn is_creation(name: &str, input: &Value) -> bool {
     name == "CreateContainerRequest" && annotation(input, "container-type") == "container"
 }
 
+/// What is copied or a disk: as of a claim that no volumes.toml names.
+fn copy_or_disk() -> Value {
+    json!({ "kind": "claim", "source_pattern": "^(mount|pvc-[0-9a-f-]{36})$" })
+}
+
 /// The pod of the recording, whose first container has a claim at /data and one as /dev/xvda.
-fn policy(first: &Value) -> Policy {
+fn policy(first: &Value, claim: &Value) -> Policy {
     let process = &first["OCI"]["Process"];
     let env: Vec<&Value> = process["Env"]
         .as_array()
@@ -57,7 +62,7 @@ fn policy(first: &Value) -> Policy {
             "memory_limit": first["OCI"]["Linux"]["Resources"]["Memory"]["Limit"],
             "mounts": {
                 "/config": { "kind": "config", "source": "config", "read_only": true },
-                "/data": { "kind": "claim", "source_pattern": "^(mount|pvc-[0-9a-f-]{36})$" },
+                "/data": claim,
             },
             "devices": ["/dev/xvda"],
         } },
@@ -70,10 +75,14 @@ fn policy(first: &Value) -> Policy {
 
 /// A judge who has seen all that came before the first container, and that container's creation with disks.
 fn before_creation() -> (Judge, Value) {
+    before_creation_with(&copy_or_disk())
+}
+
+fn before_creation_with(claim: &Value) -> (Judge, Value) {
     let requests = requests();
     let at = requests.iter().position(|(name, input)| is_creation(name, input)).unwrap();
     let mut creation = requests[at].1.clone();
-    let mut judge = Judge::new(policy(&creation));
+    let mut judge = Judge::new(policy(&creation, claim));
     for (name, input) in &requests[..at] {
         let ticket = judge.judge_json(name, input).unwrap_or_else(|denial| panic!("{denial}"));
         judge.settle(ticket, true);
@@ -142,4 +151,59 @@ fn every_other_form_is_denied_by_its_field() {
             Err(denial) => assert!(denial.to_string().contains(field), "{path}: {denial}"),
         }
     }
+}
+
+#[test]
+fn a_claim_that_is_a_disk_takes_no_copied_files_and_a_part_of_one_no_disk() {
+    let (_, creation) = before_creation();
+    let id = creation["container_id"].as_str().unwrap();
+    let copied =
+        |name: &str| format!("/run/kata-containers/shared/containers/{id}-0123456789abcdef-{name}");
+    let copied_mount = |claim: &Value, name: &str| {
+        let (mut judge, mut creation) = before_creation_with(claim);
+        let directory = json!({
+            "path": copied(name), "file_type": "Directory", "file_size": 0, "offset": 0, "uid": 0, "gid": 0,
+            "file_mode": 0o40755, "dir_mode": 0, "symlink_target": null, "sha256": null,
+        });
+        let may_copy = judge.judge_json("CopyFileRequest", &directory).is_ok();
+        let mounts = creation["OCI"]["Mounts"].as_array_mut().unwrap();
+        mounts.last_mut().unwrap()["source"] = copied(name).into();
+        creation["storages"].as_array_mut().unwrap().pop();
+        (may_copy, judge.judge_json("CreateContainerRequest", &creation).is_ok())
+    };
+    assert_eq!(copied_mount(&copy_or_disk(), "mount"), (true, true));
+    let only_a_disk = json!({ "kind": "claim" });
+    assert_eq!(copied_mount(&only_a_disk, "mount"), (false, false));
+    let (mut judge, creation) = before_creation_with(&only_a_disk);
+    let _ = judge.judge_json("CreateContainerRequest", &creation).unwrap();
+    // What shows a part must not show the whole.
+    let part = json!({ "kind": "claim", "source": "app.0" });
+    assert_eq!(copied_mount(&part, "app.0"), (true, true));
+    let (mut judge, creation) = before_creation_with(&part);
+    let denial = judge.judge_json("CreateContainerRequest", &creation).err().unwrap().to_string();
+    assert!(denial.contains("/data"), "{denial}");
+}
+
+#[test]
+fn the_pod_s_own_container_has_no_devices() {
+    let requests = requests();
+    let first = requests.iter().find(|(name, input)| is_creation(name, input)).unwrap();
+    let is_pod = |(name, input): &&(String, Value)| {
+        name == "CreateContainerRequest" && annotation(input, "container-type") == "sandbox"
+    };
+    let at = requests.iter().position(|request| is_pod(&request)).unwrap();
+    let mut judge = Judge::new(policy(&first.1, &copy_or_disk()));
+    for (name, input) in &requests[..at] {
+        let ticket = judge.judge_json(name, input).unwrap_or_else(|denial| panic!("{denial}"));
+        judge.settle(ticket, true);
+    }
+    let mut creation = requests[at].1.clone();
+    let name = "io.kubernetes.cri.container-name";
+    creation["OCI"]["Annotations"][name] = annotation(&first.1, "container-name").into();
+    creation["devices"] = json!([{
+        "id": "nacre-volume-0", "type_": "blk", "vm_path": "", "container_path": "/dev/xvda",
+        "options": [],
+    }]);
+    let denial = judge.judge_json("CreateContainerRequest", &creation).err().unwrap().to_string();
+    assert!(denial.contains("devices"), "{denial}");
 }

@@ -828,6 +828,50 @@ fn files_go_to_known_volumes_of_containers_to_come() {
     assert!(denial.contains("still to be created"), "{denial}");
 }
 
+#[test]
+fn the_files_of_a_part_of_a_volume_are_those_of_its_own_mount() {
+    let part = |source: &str, volume: Option<&str>, path: &str| {
+        let mut mount = json!({ "kind": "config", "source": source, "read_only": true });
+        if let Some(volume) = volume {
+            mount["volume"] = volume.into();
+            mount["sub_path"] = path.into();
+        }
+        mount
+    };
+    let other = "2".repeat(64);
+    let mut judge = judge(&document(NEWEST, &["containerd-2"], |data| {
+        data["copies"]["config"]["files"]["other"] = other.clone().into();
+        data["containers"]["app"]["mounts"]["/one"] = part("app.0", Some("config"), "key");
+        data["containers"]["second"]["mounts"] = json!({
+            // The same number: another file of the owner's, and one that the host chooses.
+            "/two": part("second.0", Some("config"), "other"),
+            "/three": part("second.1", None, ""),
+            // In documents by hand names may meet: what is fixed stays so.
+            "/four": part("app.0", None, ""),
+        });
+    }));
+    let copy = up_to(&mut judge, NEWEST, |request| {
+        request.name == "CopyFileRequest" && request.input["sha256"] == CONTENT
+    });
+    let (before, _) = copy.input["path"].as_str().unwrap().split_once("-config/").unwrap();
+    for (name, sha256, allowed) in [
+        ("app.0", CONTENT, true),
+        ("app.0", &*other, false),
+        ("app.0", &*"0".repeat(64), false),
+        ("second.0", &*other, true),
+        ("second.0", CONTENT, false),
+        ("second.1", &*"0".repeat(64), true),
+        ("0", CONTENT, false),
+        ("app.1", CONTENT, false),
+    ] {
+        let mut input = copy.input.clone();
+        input["path"] = format!("{before}-{name}").into();
+        input["sha256"] = sha256.into();
+        let verdict = judge.judge_json(&copy.name, &input).map(|_| ());
+        assert_eq!(verdict.is_ok(), allowed, "{name} {sha256}: {verdict:?}");
+    }
+}
+
 fn up_to_creation(copy: &Request) -> Request {
     let id = copy.input["path"].as_str().unwrap();
     let creation = requests(NEWEST).into_iter().find(is_app_creation).unwrap();

@@ -94,6 +94,20 @@ pub(crate) fn is_empty_dir(source: &Path) -> bool {
     }
 }
 
+/// What the copy of this is called in the guest: as what is copied; what a `subPath` shows by the container's name and
+/// the mount's number, since the number alone says nothing: the policy must see which mount it is.
+pub(super) fn copied_name(source: &Path) -> String {
+    let part = split_at_pod(source).and_then(|(_, rest)| match rest.as_slice() {
+        [kind, _, container, number] if kind == "volume-subpaths" => {
+            Some(format!("{container}.{number}"))
+        }
+        _ => None,
+    });
+    part.unwrap_or_else(|| {
+        source.file_name().unwrap_or_default().to_string_lossy().chars().take(64).collect()
+    })
+}
+
 /// `.../pods/<uid>` and the plain components behind it.
 fn split_at_pod(path: &Path) -> Option<(PathBuf, Vec<String>)> {
     let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
@@ -248,6 +262,20 @@ mod tests {
             (format!("{pod}/volumes/../../../etc"), "/data", Volume::Lasting),
         ] {
             assert_eq!(classify(&mount(&source, destination)).unwrap(), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn copies_of_parts_are_named_by_their_mount() {
+        let pod = "/var/lib/kubelet/pods/0c0b36ae";
+        for (source, name) in [
+            (format!("{pod}/volumes/kubernetes.io~configmap/cfg"), "cfg"),
+            (format!("{pod}/volume-subpaths/cfg/app/0"), "app.0"),
+            (format!("{pod}/volume-subpaths/cfg/sidecar/0"), "sidecar.0"),
+            ("/srv/volume-subpaths/cfg/app/0".into(), "0"),
+            ("/".into(), ""),
+        ] {
+            assert_eq!(copied_name(Path::new(&source)), name, "{source}");
         }
     }
 

@@ -177,18 +177,12 @@ fn shared(mount: &HostMount, directory: &EmptyDir) -> Result<(String, Storage), 
     Ok((place, storage))
 }
 
-/// `COPY_ROOT/<container>-<16 hex>-<basename>`: unique, and recognizable as the container's.
+/// `COPY_ROOT/<container>-<16 hex>-<name>`: unique, and recognizable as the container's.
 fn guest_path(container: &str, source: &Path) -> io::Result<String> {
     let mut random = [0; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    let name: String = source
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
-        .take(64)
-        .collect();
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let name: String = host::copied_name(source).chars().map(plain).collect();
     Ok(format!("{COPY_ROOT}/{container}-{:016x}-{name}", u64::from_be_bytes(random)))
 }
 

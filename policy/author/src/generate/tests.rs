@@ -243,7 +243,7 @@ fn volumes_become_mounts_and_contents() {
     let expected = r#"
       "mounts": {
         "/m0": {"kind": "config", "read_only": true, "source": "c"},
-        "/m1": {"kind": "config", "read_only": true, "source": "1", "sub_path": "k", "volume": "c"},
+        "/m1": {"kind": "config", "read_only": true, "source": "web.1", "sub_path": "k", "volume": "c"},
         "/m2": {"kind": "secret", "read_only": true, "source": "s", "updates": true},
         "/m3": {"kind": "empty_dir", "memory": true, "volume": "e"},
         "/m4": {"kind": "claim", "read_only": true, "source_pattern": "^(mount|pvc-[0-9a-f-]{36})$"},

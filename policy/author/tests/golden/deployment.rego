@@ -37,7 +37,7 @@ policy_data := {
       "image": "registry.example/shop/web@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
       "lines": {"env": 35, "image": 34, "mounts": 44, "user": 17},
       "mounts": {
-        "/etc/mode": {"kind": "config", "read_only": true, "source": "1", "sub_path": "mode", "volume": "config"},
+        "/etc/mode": {"kind": "config", "read_only": true, "source": "web.1", "sub_path": "mode", "volume": "config"},
         "/etc/web": {"kind": "config", "read_only": true, "source": "config"},
         "/keys": {"kind": "secret", "read_only": true, "source": "keys"},
         "/tmp": {"kind": "empty_dir", "memory": true, "volume": "scratch"}
