@@ -1,21 +1,15 @@
 //! Doing harm to a world, and what a kubelet does afterwards.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use k8s_cri::v1 as cri;
 use rustix::process::Signal;
 
+use crate::control_groups;
 use crate::cri::call;
 use crate::namespaces::Process;
 use crate::world::World;
-
-/// Length of the ids that containerd's CRI plugin gives.
-const SANDBOX_ID: usize = 64;
-/// How deep pods' control groups are: slices of the kubelet's, at most.
-const MOST_DEPTH: usize = 6;
 
 /// A process that is stopped until this value is dropped.
 #[derive(Debug)]
@@ -162,7 +156,7 @@ impl World {
             mounts: self.namespaces.mounts()?.len(),
             links: self.namespaces.links()?.len(),
             network_namespaces,
-            control_groups: sandbox_groups().len(),
+            control_groups: control_groups::of_sandboxes(&self.path(control_groups::ROOT)).len(),
             processes: processes.len(),
         })
     }
@@ -174,36 +168,4 @@ impl World {
         let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
         number.with_context(|| format!("{} has no VmRSS", process.name))
     }
-}
-
-/// Control groups of sandboxes, in all hierarchies. All worlds share them.
-fn sandbox_groups() -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut waiting = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
-    while let Some((directory, depth)) = waiting.pop() {
-        // One that goes away meanwhile is none.
-        let Ok(entries) = directory.read_dir() else { continue };
-        for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())) {
-            if entry
-                .file_name()
-                .to_string_lossy()
-                .strip_prefix("nacre-")
-                .is_some_and(|id| id.len() == SANDBOX_ID)
-            {
-                found.push(entry.path());
-            }
-            if depth < MOST_DEPTH {
-                waiting.push((entry.path(), depth + 1));
-            }
-        }
-    }
-    found
-}
-
-/// Control groups of sandboxes that hold no process: nobody uses them.
-pub(crate) fn abandoned_groups() -> BTreeSet<PathBuf> {
-    let is_empty = |group: &PathBuf| {
-        std::fs::read(group.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty())
-    };
-    sandbox_groups().into_iter().filter(is_empty).collect()
 }

@@ -20,8 +20,9 @@
 //! Pods run under a policy that `nacre policy generate` makes of their manifest: for that their
 //! containers are declared before they start.
 //!
-//! A world has its own process, mount and network namespaces and keeps all its files in memory. When
-//! the test process ends, however it ends, the kernel takes all of it away; two worlds cannot meet.
+//! A world has its own process, mount and network namespaces and control groups, and keeps all its files
+//! in memory. When the test process ends, however it ends, the kernel takes all of it away but empty control
+//! groups, which the next world removes; two worlds cannot meet, and test programs may run at the same time.
 //! It needs root, and trusts everything that runs in it: nothing here is part of the product.
 
 mod broker;
@@ -30,6 +31,7 @@ mod collector;
 mod configuration;
 pub mod conformance;
 mod container;
+mod control_groups;
 mod cri;
 mod ctr;
 mod declaration;

@@ -1,4 +1,4 @@
-//! A set of namespaces (processes, mounts, network) that dies with the process that made it.
+//! A set of namespaces (processes, mounts, network, control groups) that dies with the process that made it.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -12,6 +12,18 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::control_groups::ControlGroups;
+
+/// Enters the control groups that are its arguments, makes them roots, moves on to the daemons' within them, and
+/// becomes what starts the first process.
+const KEEPER: &str = r#"set -e
+for group; do echo 0 >"$group/cgroup.procs"; done
+exec unshare --cgroup sh -ec '
+for group; do echo 0 >"$group/daemons/cgroup.procs"; done
+exec unshare --pid --fork --kill-child --mount --net --mount-proc sh -c "$WORLD_INIT" sh "$@"
+' sh "$@"
+"#;
+
 /// What the first process does: prepare, say so, then reap orphans for ever.
 const INIT: &str = r#"set -e
 mount -t tmpfs -o mode=755 nacre-world /run
@@ -19,6 +31,28 @@ mkdir -p /var/lib/cni /run/netns /run/lock /run/world
 mount -t tmpfs -o mode=755 nacre-world /var/lib/cni
 mount --bind /run/netns /run/netns
 mount --make-shared /run/netns
+# The world's control groups take the place of the host's.
+mkdir /run/groups
+if [ ! -e /sys/fs/cgroup/cgroup.controllers ]; then
+  mount -t tmpfs -o mode=755 nacre-world /run/groups
+  for entry in /sys/fs/cgroup/*; do
+    if [ -h "$entry" ]; then cp -P "$entry" /run/groups/; fi
+  done
+fi
+for group; do
+  place=${group%/*}
+  place=/run/groups${place#/sys/fs/cgroup}
+  mkdir -p "$place"
+  mount --bind "$group" "$place"
+done
+umount --recursive /sys/fs/cgroup
+mount --move /run/groups /sys/fs/cgroup
+rmdir /run/groups
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+  for controller in cpu memory pids io; do
+    { echo "+$controller" >/sys/fs/cgroup/cgroup.subtree_control; } 2>/dev/null || :
+  done
+fi
 ip link set lo up
 # An address of its own: else it takes the lowest of its ports', and each pod that goes may change it.
 ip link add cni0 address 02:00:0a:58:00:01 type bridge
@@ -27,6 +61,14 @@ ip -6 addr add fd00:88::1/64 dev cni0 nodad
 ip link set cni0 up
 touch /run/world/ready
 while :; do sleep 86400 & wait $!; done
+"#;
+
+/// Becomes the program that its arguments name, in the daemons' control groups.
+const IN_DAEMONS_GROUPS: &str = r#"
+for group in /sys/fs/cgroup/daemons /sys/fs/cgroup/*/daemons; do
+  if [ -d "$group" ]; then echo 0 >"$group/cgroup.procs" || exit 1; fi
+done
+exec "$@"
 "#;
 
 /// A process inside, seen from outside.
@@ -47,14 +89,16 @@ pub struct Process {
 pub(crate) struct Namespaces {
     keeper: Child,
     init: i32,
+    /// After the keeper: they go when nobody is in them.
+    _groups: ControlGroups,
 }
 
 impl Namespaces {
     /// Makes them, with a bridge `cni0` (10.88.0.1/16, `fd00:88::1/64`) and an empty `/run` of its own.
     ///
     /// They live no longer than the calling thread, unless `outlive` is set: then in a session of their
-    /// own, which a terminal does not end.
-    pub(crate) fn create(log: &Path, outlive: bool) -> anyhow::Result<Namespaces> {
+    /// own, which a terminal does not end. `name` is that of their control groups.
+    pub(crate) fn create(name: &str, log: &Path, outlive: bool) -> anyhow::Result<Namespaces> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "this needs root (namespaces, VMs): use sudo"
@@ -64,17 +108,11 @@ impl Namespaces {
             command = Command::new("setpriv");
             command.args(["--pdeathsig", "KILL"]);
         }
+        let groups = ControlGroups::make(name)?;
         command
-            .args([
-                "unshare",
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "--mount",
-                "--net",
-                "--mount-proc",
-            ])
-            .args(["sh", "-c", INIT])
+            .args(["sh", "-c", KEEPER, "sh"])
+            .args(groups.directories())
+            .env("WORLD_INIT", INIT)
             .stdin(Stdio::null())
             .stdout(File::create(log)?)
             .stderr(fs::OpenOptions::new().append(true).open(log)?);
@@ -89,10 +127,11 @@ impl Namespaces {
             if let Some(init) = only_child(keeper.id())
                 && Path::new(&format!("/proc/{init}/root/run/world/ready")).exists()
             {
-                return Ok(Namespaces { keeper, init });
+                return Ok(Namespaces { keeper, init, _groups: groups });
             }
             if started.elapsed() > Duration::from_secs(20) {
                 let _ = keeper.kill();
+                let _ = keeper.wait();
                 bail!("namespaces were not ready within 20 s; see {}", log.display());
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -118,7 +157,16 @@ impl Namespaces {
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         let target = self.init.to_string();
-        command.args(["--target", &target, "--pid", "--mount", "--net", "--"]).arg(program);
+        command
+            .args(["--target", &target, "--pid", "--mount", "--net", "--cgroup", "--"])
+            .arg(program);
+        command
+    }
+
+    /// A command that will run inside, as a daemon of the world: what it starts is in the world's control groups.
+    pub(crate) fn daemon(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.command("sh");
+        command.args(["-c", IN_DAEMONS_GROUPS, "sh"]).arg(program);
         command
     }
 

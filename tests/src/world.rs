@@ -15,9 +15,9 @@ use rustix::process::Signal;
 
 use crate::cluster_dns::{self, ClusterDns};
 use crate::configuration;
+use crate::control_groups;
 use crate::cri::{Cri, call};
 use crate::ctr::Ctr;
-use crate::faults;
 use crate::hostile::Intruder;
 use crate::image::Image;
 use crate::namespaces::{Namespaces, Process};
@@ -68,8 +68,6 @@ pub struct World {
     outlive: bool,
     mounts_at_start: BTreeSet<String>,
     links_at_start: BTreeSet<String>,
-    /// Left by worlds that were ended with pods in them.
-    groups_at_start: BTreeSet<PathBuf>,
 }
 
 impl WorldBuilder {
@@ -97,8 +95,9 @@ impl WorldBuilder {
     /// Makes the world and waits until containerd is ready for pods.
     pub async fn start(self) -> anyhow::Result<World> {
         self.check()?;
-        let logs = new_log_directory(&self.products)?;
-        let namespaces = Namespaces::create(&logs.join("namespaces.log"), self.outlive)?;
+        let name = new_name();
+        let logs = new_log_directory(&self.products, &name)?;
+        let namespaces = Namespaces::create(&name, &logs.join("namespaces.log"), self.outlive)?;
         let dns = cluster_dns::serve(&namespaces, KNOWN_NAME, Ipv4Addr::new(10, 88, 0, 1))?;
         let mut world = World {
             cri: Cri::new(namespaces.path(SOCKET)),
@@ -113,7 +112,6 @@ impl WorldBuilder {
             outlive: self.outlive,
             mounts_at_start: BTreeSet::new(),
             links_at_start: BTreeSet::new(),
-            groups_at_start: faults::abandoned_groups(),
         };
         configuration::write(&world)?;
         world.start_registry().await?;
@@ -394,9 +392,8 @@ impl World {
         self.run(&["sh", "-c", &script]).map(drop)
     }
 
-    /// What pods left behind: processes, mounts, interfaces, namespaces, sockets, addresses, empty control
-    /// groups. Things
-    /// that go on their own are waited for, up to ten seconds.
+    /// What pods left behind: processes, mounts, interfaces, namespaces, sockets, addresses, control groups.
+    /// Things that go on their own are waited for, up to ten seconds.
     pub async fn leftovers(&self) -> anyhow::Result<Vec<String>> {
         let started = Instant::now();
         loop {
@@ -437,7 +434,7 @@ impl World {
                 found.push(format!("task {namespace}/{task}"));
             }
         }
-        for group in faults::abandoned_groups().difference(&self.groups_at_start) {
+        for group in control_groups::of_sandboxes(&self.path(control_groups::ROOT)) {
             found.push(format!("control group {}", group.display()));
         }
         Ok(found)
@@ -545,7 +542,7 @@ impl World {
         let path = format!("{beside}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         let child = self
             .namespaces
-            .command("env")
+            .daemon("env")
             .arg(format!("PATH={path}"))
             .arg(program)
             .args(arguments)
@@ -611,10 +608,15 @@ impl Drop for World {
     }
 }
 
-fn new_log_directory(products: &Products) -> anyhow::Result<PathBuf> {
+/// A name that no other world has.
+fn new_name() -> String {
     static WORLDS: AtomicU32 = AtomicU32::new(1);
     let number = WORLDS.fetch_add(1, Ordering::Relaxed);
-    let path = products.prefix.join(format!("worlds/{}-{number}", std::process::id()));
+    format!("{}-{number}", std::process::id())
+}
+
+fn new_log_directory(products: &Products, name: &str) -> anyhow::Result<PathBuf> {
+    let path = products.prefix.join("worlds").join(name);
     fs::create_dir_all(&path).with_context(|| format!("failed to create {}", path.display()))?;
     Ok(path)
 }

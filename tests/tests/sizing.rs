@@ -102,34 +102,19 @@ async fn without_limits_the_configuration_decides_and_the_owner_over_both() {
     }
 }
 
-/// A group as a kubelet makes it for a pod, with a memory limit; gone with this.
-struct PodGroup {
-    name: String,
-    directory: PathBuf,
-}
-
-impl PodGroup {
-    /// `None` where this machine lets nobody make one.
-    fn new(mib: u64) -> Option<PodGroup> {
-        let name = format!("nacre-test-{}", std::process::id());
-        let (root, file) = match Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-            true => ("/sys/fs/cgroup", "memory.max"),
-            false => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-        };
-        let directory = Path::new(root).join(&name);
-        fs::create_dir(&directory).ok()?;
-        let group = PodGroup { name, directory };
-        // Where the controller is not to be had the file does not exist.
-        let mut limit = fs::File::options().write(true).open(group.directory.join(file)).ok()?;
-        limit.write_all((mib << 20).to_string().as_bytes()).ok()?;
-        Some(group)
-    }
-}
-
-impl Drop for PodGroup {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.directory);
-    }
+/// A group as a kubelet makes it for a pod, with a memory limit. `None` where this machine lets nobody make one.
+fn group_of_pod(world: &World, name: &str, mib: u64) -> Option<PathBuf> {
+    let root = world.path("/sys/fs/cgroup");
+    let (hierarchy, file) = match root.join("cgroup.controllers").exists() {
+        true => (root, "memory.max"),
+        false => (root.join("memory"), "memory.limit_in_bytes"),
+    };
+    let group = hierarchy.join(name);
+    fs::create_dir(&group).ok()?;
+    // Where the controller is not to be had the file does not exist.
+    let mut limit = fs::File::options().write(true).open(group.join(file)).ok()?;
+    limit.write_all((mib << 20).to_string().as_bytes()).ok()?;
+    Some(group)
 }
 
 #[tokio::test]
@@ -190,28 +175,27 @@ async fn a_pod_runs_in_its_group_and_one_that_takes_more_than_that_was_given_is_
     let overhead = RuntimeClass::all(&Config::default(), 4096).unwrap()[0].memory_mib;
     let world = World::new().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
-    let in_group = |group: &PodGroup| {
+    let in_group = |name: &str| {
         let app = container("app", &image).memory_mib(limit).idle();
-        world.pod("grouped").with(app).control_group(&format!("/{}", group.name))
+        world.pod(name).with(app).control_group(&format!("/{name}"))
     };
     // As from a kubelet without the RuntimeClass' overhead.
-    let Some(group) = PodGroup::new(limit.unsigned_abs()) else {
+    if group_of_pod(&world, "narrow", limit.unsigned_abs()).is_none() {
         eprintln!("SKIPPED: no control group with a memory limit can be made here");
         return;
-    };
-    let error = in_group(&group).await.unwrap_err().to_string();
+    }
+    let error = in_group("narrow").await.unwrap_err().to_string();
     eprintln!("refused: {error}");
     let expected = machine(&[], &[(0, limit.unsigned_abs())]);
     let missing = expected.memory_mib + HOST_MIB - 256;
     for words in ["limited to 256 MiB", &format!("raise the overhead by {missing} MiB")] {
         assert!(error.contains(words), "no {words:?} in {error:?}");
     }
-    drop(group);
     // And with it: all that the pod costs the node is in the group.
-    let group = PodGroup::new(limit.unsigned_abs() + u64::from(overhead)).unwrap();
-    let pod = in_group(&group).await.unwrap();
+    let group = group_of_pod(&world, "wide", limit.unsigned_abs() + u64::from(overhead)).unwrap();
+    let pod = in_group("wide").await.unwrap();
     pod.start("app").await.unwrap();
-    let own = group.directory.join(format!("nacre-{}", pod.id()));
+    let own = group.join(format!("nacre-{}", pod.id()));
     let inside = fs::read_to_string(own.join("cgroup.procs")).unwrap();
     let mut inside: Vec<i32> = inside.lines().map(|pid| pid.parse().unwrap()).collect();
     let processes = [world.virtual_machines().unwrap(), world.shims().unwrap()].concat();

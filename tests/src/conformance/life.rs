@@ -21,10 +21,7 @@ fn is_not_found<T: std::fmt::Debug>(result: anyhow::Result<T>) -> anyhow::Result
 }
 
 /// Starts the pod that most scenes share.
-pub(super) async fn begin(
-    stage: &Stage<'_>,
-    group: &resources::ControlGroup,
-) -> anyhow::Result<Sandbox> {
+pub(super) async fn begin(stage: &Stage<'_>) -> anyhow::Result<Sandbox> {
     let (kubelet, report) = (&stage.kubelet, stage.report);
     report
         .check("runtime-status", async {
@@ -63,7 +60,7 @@ pub(super) async fn begin(
     let sysctls = [("net.ipv4.ip_unprivileged_port_start", "81"), ("kernel.shm_rmid_forced", "1")];
     if let Some(linux) = &mut config.linux {
         linux.sysctls = sysctls.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        linux.cgroup_parent.clone_from(&group.path);
+        linux.cgroup_parent = resources::GROUP.to_owned();
     }
     let pod = kubelet.run(config).await?;
     sandbox(stage, &pod).await;

@@ -102,8 +102,8 @@ async fn scenes(world: &World, report: &Report) -> anyhow::Result<()> {
     let kubelet = Kubelet { world, handler: "nacre" };
     let stage = Stage { world, kubelet, report, image };
     refusals::before_a_machine(&stage).await;
-    let group = resources::ControlGroup::make()?;
-    let pod = life::begin(&stage, &group).await.context("the pod of most scenes does not start")?;
+    resources::make_group(world)?;
+    let pod = life::begin(&stage).await.context("the pod of most scenes does not start")?;
     life::containers(&stage, &pod).await;
     security::containers(&stage, &pod).await;
     streams::containers(&stage, &pod).await;

@@ -1,63 +1,36 @@
 //! Limits, and the figures that the kubelet counts by.
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, ensure};
 use k8s_cri::v1 as cri;
 
 use super::Stage;
 use super::kubelet::{Kubelet, Sandbox, eventually};
+use crate::control_groups;
 use crate::registry;
+use crate::world::World;
 
 const MIB: u64 = 1 << 20;
 /// What the memory-hungry container holds.
 const HELD_MIB: u64 = 24;
 
-/// Where control groups are mounted.
-const ROOT: &str = "/sys/fs/cgroup";
+/// The pod's group, below the mount points of the controllers.
+pub(super) const GROUP: &str = "/conformance";
 
-/// A group for the pod, as the kubelet makes one. It goes with this.
-#[derive(Debug)]
-pub(super) struct ControlGroup {
-    /// Below the mount points of the controllers.
-    pub(super) path: String,
-}
-
-impl ControlGroup {
-    pub(super) fn make() -> anyhow::Result<ControlGroup> {
-        let group = ControlGroup { path: format!("/nacre-conformance-{}", std::process::id()) };
-        for directory in group_directories(&group.path) {
-            std::fs::create_dir_all(&directory).with_context(|| {
-                format!("failed to make the control group {}", directory.display())
-            })?;
-        }
-        Ok(group)
-    }
-}
-
-impl Drop for ControlGroup {
-    fn drop(&mut self) {
-        // The shim makes it for controllers that are not in the list, as it must where a kubelet does not.
-        let mounted = std::fs::read_dir(ROOT).into_iter().flatten().flatten();
-        let places = mounted.map(|entry| entry.path().join(&self.path[1..]));
-        let unified = PathBuf::from(ROOT).join(&self.path[1..]);
-        for directory in places.chain([unified]).filter(|directory| directory.is_dir()) {
-            // One that is not empty has what a failure left in it.
-            if let Err(error) = std::fs::remove_dir(&directory) {
-                eprintln!("{} stays: {error}", directory.display());
-            }
-        }
-    }
-}
-
-fn group_directories(path: &str) -> Vec<PathBuf> {
+/// Makes the pod's group, as the kubelet does. It goes with the world.
+pub(super) fn make_group(world: &World) -> anyhow::Result<()> {
     const CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "memory", "pids", "freezer", "devices"];
-    let root = PathBuf::from(ROOT);
-    if root.join("cgroup.controllers").exists() {
-        return vec![root.join(path.trim_start_matches('/'))];
+    let root = world.path(control_groups::ROOT);
+    let hierarchies = if root.join("cgroup.controllers").exists() {
+        vec![root]
+    } else {
+        CONTROLLERS.iter().map(|name| root.join(name)).filter(|mount| mount.is_dir()).collect()
+    };
+    for hierarchy in hierarchies {
+        let group = hierarchy.join(GROUP.trim_start_matches('/'));
+        std::fs::create_dir(&group)
+            .with_context(|| format!("failed to make the control group {}", group.display()))?;
     }
-    let mounted = CONTROLLERS.iter().map(|controller| root.join(controller));
-    mounted.filter(|mount| mount.is_dir()).map(|mount| mount.join(&path[1..])).collect()
+    Ok(())
 }
 
 fn limits(cpu_quota: i64, memory_mib: i64) -> cri::LinuxContainerResources {
