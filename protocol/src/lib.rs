@@ -48,6 +48,7 @@ pub mod blob_cache;
 pub mod channel;
 pub mod debug_shell;
 pub mod guest_memory;
+pub mod image_user;
 pub mod initdata;
 pub mod jcs;
 pub mod kbs;

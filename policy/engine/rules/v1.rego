@@ -875,6 +875,18 @@ user_ok(user) if {
 	candidate.uid == user.UID
 	candidate.gid == user.GID
 	{group | some group in candidate.groups} == groups
+} else if {
+	stands_for_image_user(user)
+}
+
+# Numbers that the node puts where containerd has a name and the node not the image's files. The agent looks
+# the name up in the image that it has verified, and asks again (ImageUserRequest) before anything runs.
+image_user_markers := {2147438147, 2147438148, 2147438149}
+
+stands_for_image_user(user) if {
+	user.Username == ""
+	numbers := {user.UID, user.GID} | {group | some group in user.AdditionalGids}
+	numbers & image_user_markers != set()
 }
 
 allowed_capabilities := [expected.capabilities] if expected.capabilities
@@ -1756,6 +1768,9 @@ exec_user_ok if {
 	candidate.uid == input.process.User.UID
 	candidate.gid == input.process.User.GID
 	{group | some group in input.process.User.AdditionalGids} - {group | some group in candidate.groups} == set()
+} else if {
+	its_policy
+	stands_for_image_user(input.process.User)
 }
 
 exec_capabilities_ok if {
@@ -1938,6 +1953,27 @@ default MemAgentMemcgConfig := false
 default MemAgentCompactConfig := false
 
 default SetPolicyRequest := false
+
+#
+# What a container would run as whose user the host has left to its image: `name` and the numbers are the
+# agent's, not the host's
+#
+
+default ImageUserRequest := false
+
+ImageUserRequest if {
+	some candidate in policy.containers[input.name].users
+	candidate.uid == input.uid
+	candidate.gid == input.gid
+	{group | some group in candidate.groups} == {group | some group in input.groups}
+}
+
+ImageUserRequest_problems contains {
+	"field": "the image's user", "expected": object.get(policy.containers[input.name], "users", []), "key": "user",
+	"got": {"uid": input.uid, "gid": input.gid, "groups": input.groups},
+} if {
+	not ImageUserRequest
+}
 
 #
 # What containers ask of the guest itself, over its endpoint on 127.0.0.1:8006 (GuestApiRequest is not the

@@ -16,6 +16,7 @@ use protobuf::{EnumOrUnknown, MessageField};
 use regorus::Value;
 
 use crate::guest_api::GuestApiRequest;
+use crate::image_user::ImageUserRequest;
 
 /// A message that the host may send to the agent and that a policy can judge.
 pub trait AgentRequest: Send + 'static {
@@ -241,8 +242,10 @@ macro_rules! requests {
             }
         })*
 
-        /// Names of all requests that a policy can judge: the host's, and what containers ask of the guest.
-        pub const REQUESTS: &[&str] = &[$(stringify!($message),)* GuestApiRequest::NAME];
+        /// Names of all requests that a policy can judge: the host's, what containers ask of the guest, and
+        /// what the agent asks about the user of an image.
+        pub const REQUESTS: &[&str] =
+            &[$(stringify!($message),)* GuestApiRequest::NAME, ImageUserRequest::NAME];
 
         #[cfg(test)]
         fn every_request() -> Vec<(std::boxed::Box<dyn protobuf::MessageDyn>, Value)> {
@@ -351,8 +354,8 @@ mod tests {
             }
             check(&descriptor, &input, &mut seen);
         }
-        // CopyFileRequest has another shape, and GuestApiRequest is no message.
-        assert_eq!(seen.len() + 2, REQUESTS.len());
+        // CopyFileRequest has another shape, GuestApiRequest and ImageUserRequest are no messages.
+        assert_eq!(seen.len() + 3, REQUESTS.len());
     }
 
     #[test]

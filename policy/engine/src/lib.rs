@@ -17,6 +17,8 @@
 //!   (by id: `name`, `pod`, `phase`), `live` (phases by name) and `ended` (names that ran to an end).
 //!   Denied and failed requests leave no trace in it.
 //! - `GuestApiRequest`: what a container asks of the guest's own endpoint (`guest_api.rs`).
+//! - `ImageUserRequest`: what a container would run as, where the host's request stands for "the user of its
+//!   image" (`image_user.rs`).
 //! - `<Request>_problems`: a set of objects that explain a denial (see `denial.rs`).
 //!
 //! Never: a request's text is logged, a request that was denied changes any state, or a policy that
@@ -27,6 +29,7 @@
 mod denial;
 mod gate;
 mod guest_api;
+mod image_user;
 mod input;
 mod judge;
 mod library;
@@ -37,6 +40,7 @@ mod state;
 pub use denial::{Denial, LONGEST_DENIAL, Problem};
 pub use gate::{Denied, Gate, PolicyAllowed, SetPolicyError};
 pub use guest_api::{GuestApi, GuestApiRequest};
+pub use image_user::ImageUserRequest;
 pub use input::{AgentRequest, REQUESTS};
 pub use judge::{Event, Judge, Ticket};
 pub use library::{RULES, UnknownRuntime, VERSION, merge_runtimes, runtimes, unite_profiles};

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use nacre_policy::{
-    Gate, GuestApi, GuestApiRequest, Judge, Policy, PolicyError, REQUESTS, SetPolicyError,
+    Gate, GuestApi, GuestApiRequest, ImageUserRequest, Judge, Policy, PolicyError, REQUESTS,
+    SetPolicyError,
 };
 use nacre_protocol::agent::{
     CreateContainerRequest, ReadStreamRequest, SetPolicyRequest, StartContainerRequest,
@@ -235,9 +236,18 @@ fn documents_of_other_agents_give_containers_nothing_unless_they_say_so() {
         assert!(own.judge(GuestApiRequest { api, ..asks() }).is_err());
     }
     assert!(Gate::without_policy().judge(asks()).is_err());
+    // Nor is an image's user looked up for those that do not know of that.
+    let user = ImageUserRequest {
+        container_id: "a".into(),
+        name: "app".into(),
+        uid: 1,
+        gid: 1,
+        groups: vec![1],
+    };
+    assert!(old.judge(user).is_err());
 }
 
 #[test]
 fn the_names_of_all_requests_are_known() {
-    assert_eq!(REQUESTS.len(), 46);
+    assert_eq!(REQUESTS.len(), 47);
 }

@@ -721,6 +721,78 @@ fn a_command_runs_as_the_container_or_not_at_all() {
     assert!(denial.contains("a running container"), "{denial}");
 }
 
+/// What the host sends for "the user of its image", and what the agent asks about that.
+const IMAGE_USER: u64 = 2_147_438_147;
+const IMAGE_GROUP: u64 = 2_147_438_148;
+const IMAGE_GROUPS: u64 = 2_147_438_149;
+
+#[test]
+fn the_images_user_is_one_of_the_owners_users_or_nothing_runs() {
+    let owners = json!([{ "uid": 100, "gid": 101, "groups": [10, 101, 102] }]);
+    let document = document(NEWEST, &["containerd-2"], |data| {
+        data["containers"]["app"]["users"] = owners.clone();
+    });
+    let mut judge = judge(&document);
+    let mut creation = up_to(&mut judge, NEWEST, is_app_creation);
+    // A number that the owner did not want is denied as ever; those that stand for the image's user pass.
+    let denial = judge.judge_json(&creation.name, &creation.input).unwrap_err().to_string();
+    assert!(denial.contains("OCI.Process.User"), "{denial}");
+    for (uid, gid, groups) in [
+        (IMAGE_USER, IMAGE_USER, json!([IMAGE_USER, IMAGE_GROUPS])),
+        (IMAGE_USER, IMAGE_GROUP, json!([IMAGE_GROUP])),
+        (IMAGE_USER, 7, json!([7, 5000])),
+        (100, IMAGE_GROUP, json!([IMAGE_GROUP])),
+    ] {
+        let user = &mut creation.input["OCI"]["Process"]["User"];
+        (user["UID"], user["GID"], user["AdditionalGids"]) = (uid.into(), gid.into(), groups);
+        let ticket = judge.judge_json(&creation.name, &creation.input).unwrap();
+        judge.settle(ticket, false);
+    }
+    creation.input["OCI"]["Process"]["User"]["Username"] = "root".into();
+    assert!(judge.judge_json(&creation.name, &creation.input).is_err());
+
+    let mut asks = |name: &str, uid: u32, gid: u32, groups: &[u32]| {
+        let input = nacre_policy::ImageUserRequest {
+            container_id: "c".into(),
+            name: name.into(),
+            uid,
+            gid,
+            groups: groups.to_vec(),
+        };
+        let ticket = judge.judge("ImageUserRequest", &nacre_policy::AgentRequest::input(&input));
+        ticket.map(|ticket| judge.settle(ticket, true)).map_err(|denial| denial.to_string())
+    };
+    asks("app", 100, 101, &[102, 10, 101]).unwrap();
+    for (name, uid, gid, groups) in [
+        ("app", 0, 101, &[10, 101, 102][..]),
+        ("app", 100, 0, &[10, 101, 102]),
+        ("app", 100, 101, &[101]),
+        ("app", 100, 101, &[0, 10, 101, 102]),
+        ("init", 100, 101, &[10, 101, 102]),
+        ("nobody", 100, 101, &[10, 101, 102]),
+        ("", 100, 101, &[10, 101, 102]),
+    ] {
+        let denial = asks(name, uid, gid, groups).unwrap_err();
+        assert!(denial.contains("ImageUser"), "{denial}");
+        assert!(name != "app" || denial.contains(&format!("\"uid\":{uid}")), "{denial}");
+    }
+}
+
+#[test]
+fn a_command_of_the_images_user_is_judged_by_the_agents_question() {
+    let (mut judge, _) = running();
+    let exec = requests(NEWEST).into_iter().find(|r| r.name == "ExecProcessRequest").unwrap();
+    let mut input = exec.input.clone();
+    for (uid, allowed) in [(IMAGE_USER, true), (IMAGE_USER - 1, false), (IMAGE_GROUPS + 1, false)] {
+        input["process"]["User"]["UID"] = uid.into();
+        assert_eq!(judge.judge_json(&exec.name, &input).is_ok(), allowed, "{uid}");
+    }
+    // Whatever the user, it is a command of the owner's.
+    input["process"]["User"]["UID"] = IMAGE_USER.into();
+    input["process"]["Args"] = json!(["sh"]);
+    assert!(judge.judge_json(&exec.name, &input).is_err());
+}
+
 #[test]
 fn ports_are_those_of_the_owner() {
     const REQUESTS: [&str; 4] =
