@@ -31,6 +31,9 @@ const READER_STANDSTILL: Duration = Duration::from_secs(10);
 /// How much more is delivered of a process that has ended, in chunks and writes: what its pipes held is at most
 /// some hundred, and a guest that goes on for ever does not keep its pod from ending.
 const MOST_MOVES_AFTER_END: u64 = 4096;
+/// How long that may take altogether, however it moves: a guest that gives a byte now and then does not keep its
+/// pod from ending either.
+const MOST_TIME_AFTER_END: Duration = Duration::from_secs(30);
 const STANDSTILL_CHECK: Duration = Duration::from_millis(50);
 
 /// Why a stream could not be opened.
@@ -254,7 +257,8 @@ impl Pumps {
     pub(crate) async fn drained(&self) {
         let mut last_moves = 0;
         let mut moves_at_end = None;
-        let mut still_since = Instant::now();
+        let ended = Instant::now();
+        let mut still_since = ended;
         loop {
             let (moves, at_reader) = {
                 let parts = self.lock();
@@ -270,7 +274,9 @@ impl Pumps {
             };
             // Those of a stream that has ended meanwhile are not counted any more.
             let at_end = *moves_at_end.get_or_insert(moves);
-            if moves.saturating_sub(at_end) > MOST_MOVES_AFTER_END {
+            if moves.saturating_sub(at_end) > MOST_MOVES_AFTER_END
+                || ended.elapsed() > MOST_TIME_AFTER_END
+            {
                 return;
             }
             if moves != last_moves {
@@ -542,6 +548,26 @@ mod tests {
             OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo.path).unwrap();
         let mut buffer = [0; 8];
         assert_eq!(later.read(&mut buffer).unwrap(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn output_that_trickles_on_after_the_end_is_given_up() {
+        let pumps = Pumps::default();
+        let progress = Arc::new(Progress::default());
+        let moving = progress.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                sleep(GUEST_STANDSTILL - Duration::from_millis(100)).await;
+                moving.moved();
+            }
+        });
+        pumps.lock().outputs.push(Pump { task, progress });
+        let ended = Instant::now();
+        pumps.drained().await;
+        let took = ended.elapsed();
+        assert!(took > MOST_TIME_AFTER_END, "given up after {took:?}");
+        assert!(took <= MOST_TIME_AFTER_END + STANDSTILL_CHECK, "followed for {took:?}");
+        pumps.close();
     }
 
     #[tokio::test]

@@ -1,9 +1,10 @@
 //! One process of a container as containerd sees it: created, running, stopped.
 
 use std::sync::Mutex;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
 
 use crate::io::{Pumps, Stdio};
 
@@ -49,6 +50,10 @@ impl Exit {
 /// A machine that died takes its processes with it as SIGKILL would.
 pub(crate) const KILLED: u32 = 128 + 9;
 
+/// How long a guest may take to end a process after `SIGKILL`, and to say so. A large process that has to give back its
+/// memory on a busy node takes some of it.
+pub(crate) const KILL_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Where a process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
@@ -70,6 +75,7 @@ pub(crate) struct Process {
     pub(crate) id: ProcessId,
     pub(crate) stdio: Stdio,
     state: watch::Sender<State>,
+    condemned: Notify,
     pub(crate) pumps: Pumps,
     /// A size that was set before there was a terminal.
     pub(crate) early_size: Mutex<Option<TerminalSize>>,
@@ -78,7 +84,7 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn new(id: ProcessId, stdio: Stdio, pumps: Pumps) -> Process {
         let (state, _) = watch::channel(State::Created);
-        Process { id, stdio, state, pumps, early_size: Mutex::new(None) }
+        Process { id, stdio, state, condemned: Notify::new(), pumps, early_size: Mutex::new(None) }
     }
 
     pub(crate) fn state(&self) -> State {
@@ -105,6 +111,25 @@ impl Process {
             }
             first
         })
+    }
+
+    /// `SIGKILL` was asked for: from now on it is a matter of time.
+    pub(crate) fn condemn(&self) {
+        self.condemned.notify_one();
+    }
+
+    /// Returns when the guest has had its time to end a condemned process. That `SIGKILL` ends a container is a promise of
+    /// the host's: containerd forgets a pod only once its processes are known to have ended, so a guest that
+    /// refuses, ignores or does not hear it would keep its pod for ever. One task may wait.
+    pub(crate) async fn outlived_sigkill(&self) {
+        self.condemned.notified().await;
+        sleep(KILL_PATIENCE).await;
+    }
+
+    /// Waits until the process is in another state.
+    pub(crate) async fn left(&self, state: State) {
+        // The sender lives in self: it cannot be gone.
+        let _ = self.state.subscribe().wait_for(|now| *now != state).await;
     }
 
     /// Waits for the end; any number may wait, also afterwards.
@@ -147,6 +172,30 @@ mod tests {
         assert_eq!(waiter.await.unwrap(), exit);
         assert_eq!(process.exited().await, exit);
         assert_eq!(process.state(), State::Stopped(exit));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_condemned_process_has_a_bounded_time() {
+        let process = process();
+        let condemned_at = tokio::time::Instant::now() + Duration::from_secs(3600);
+        let condemn = async {
+            tokio::time::sleep_until(condemned_at).await;
+            process.condemn();
+            process.condemn();
+        };
+        tokio::join!(condemn, process.outlived_sigkill());
+        assert_eq!(condemned_at.elapsed(), KILL_PATIENCE);
+    }
+
+    #[tokio::test]
+    async fn leaving_a_state_is_noticed_also_afterwards() {
+        let process = process();
+        let (_, advanced) = tokio::join!(process.left(State::Created), async {
+            tokio::task::yield_now().await;
+            process.advance(State::Created, State::Running)
+        });
+        assert!(advanced);
+        process.left(State::Created).await;
     }
 
     #[test]

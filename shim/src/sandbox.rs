@@ -263,19 +263,10 @@ impl Sandbox {
         explain(self.vm.as_ref(), doing, error)
     }
 
-    /// Ends the machine of a guest that has left even `SIGKILL` unanswered, unless it answers something
-    /// simpler now: then it is only slow. Whether it was ended.
-    ///
-    /// Without this a pod whose guest hangs could never be stopped: containerd forgets a pod only once its
-    /// processes are known to have ended.
-    pub(crate) async fn end_if_it_hangs(&self) -> bool {
-        let answer = self.agent.start_report().await;
-        if !matches!(answer, Err(AgentError::Deadline { .. } | AgentError::Broken { .. })) {
-            return false;
-        }
-        tracing::error!("the guest of sandbox {} does not answer: its machine is ended", self.id);
+    /// Ends the machine at once, whatever its guest does. The rest of the pod stays until [`Sandbox::stop`].
+    pub(crate) async fn end_machine(&self) {
         self.vm.stop(Duration::ZERO).await;
-        true
+        self.ended().await;
     }
 
     /// Makes disks of a container's block volumes; see [`block_volumes::attach`].

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use nacre_protocol::agent as api;
 use nacre_run_directory::RUN_ROOT;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{Pod, Slot};
 use crate::container::Container;
-use crate::process::{Exit, KILLED, Process, State};
+use crate::process::{Exit, KILL_PATIENCE, KILLED, Process, State};
 use crate::sandbox::Sandbox;
 
 /// Least time between two events of memory that ran out.
@@ -30,12 +30,21 @@ impl Pod {
         process: Arc<Process>,
     ) {
         let sandbox = &container.sandbox;
-        let status = match sandbox.agent.wait_process(&process.id).await {
-            Ok(status) => status,
-            Err(error) => {
+        let status = tokio::select! {
+            ended = sandbox.agent.wait_process(&process.id) => ended.unwrap_or_else(|error| {
                 tracing::error!("{} counts as killed: {error}", process.id);
                 KILLED
             }
+            }),
+            () = process.outlived_sigkill() => {
+                tracing::error!(
+                    "the guest of sandbox {} does not answer that {} has ended, {} s after SIGKILL: its machine is ended",
+                    sandbox.id,
+                    process.id,
+                    KILL_PATIENCE.as_secs()
+                );
+                sandbox.end_machine().await;
+                KILLED
         };
         let exit = Exit::now(status);
         process.pumps.drained().await;
@@ -92,18 +101,13 @@ impl Pod {
         }
     }
 
-    /// Ends a pod that nobody starts. containerd starts it right after it was made; one that died in between
-    /// has forgotten it when it is back, and nobody would ever ask for it again.
-    pub(super) async fn give_up_if_unstarted(self: Arc<Self>, sandbox: Arc<Sandbox>) {
-        tokio::select! {
-            _ = sandbox.ended() => return,
-            () = sleep(UNSTARTED) => {}
-        }
-        let Ok(container) = self.container(&sandbox.id) else { return };
-        if container.init.state() == State::Created {
+    /// Ends a pod that was made, all of it, and that nobody starts. containerd starts it right after it was made;
+    /// one that died in between has forgotten it when it is back, and nobody would ever ask for it again.
+    pub(super) async fn give_up_if_unstarted(self: Arc<Self>, container: Arc<Container>) {
+        if is_forgotten(&container.init).await {
             tracing::error!(
                 "nobody has started the sandbox {} for {} s: containerd has forgotten it; it ends",
-                sandbox.id,
+                container.sandbox.id,
                 UNSTARTED.as_secs()
             );
             self.shutdown(true).await;
@@ -131,6 +135,11 @@ impl Pod {
 }
 
 /// Adds the guest's own measurements to the report of the pod's start (none) or a container's, and tells it.
+/// Whether nobody starts (nor ends) a process for [`UNSTARTED`] from now.
+async fn is_forgotten(process: &Process) -> bool {
+    timeout(UNSTARTED, process.left(State::Created)).await.is_err()
+}
+
 pub(super) async fn report_start(sandbox: Arc<Sandbox>, container: Option<String>) {
     match sandbox.agent.start_report().await {
         Ok(measured) => sandbox.report.add_guests(container.as_deref(), &measured),
@@ -150,5 +159,41 @@ pub(super) async fn sweep_up() {
             }
         }
         Err(error) => tracing::warn!("leftovers of dead sandboxes: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::io::{Pumps, Stdio};
+    use crate::process::ProcessId;
+
+    fn process() -> Process {
+        let id = ProcessId { container: "c".into(), exec: String::new() };
+        Process::new(id, Stdio::default(), Pumps::default())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_starts_is_forgotten_after_its_time_and_not_before() {
+        let process = process();
+        // As long as a pull may take.
+        sleep(UNSTARTED * 3).await;
+        let made = Instant::now();
+        assert!(is_forgotten(&process).await);
+        assert_eq!(made.elapsed(), UNSTARTED);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_started_or_has_ended_in_time_is_not_forgotten() {
+        let (started, ended) = (process(), process());
+        let change = async {
+            sleep(UNSTARTED - Duration::from_millis(1)).await;
+            started.advance(State::Created, State::Running);
+            ended.stop(Exit::now(KILLED));
+        };
+        let (first, second, ()) = tokio::join!(is_forgotten(&started), is_forgotten(&ended), change);
+        assert!(!first && !second);
     }
 }

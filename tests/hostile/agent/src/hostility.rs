@@ -15,6 +15,9 @@ use ttrpc::Code;
 
 use crate::frame::{self, Asked, DATA, MOST, REQUEST, RESPONSE, answer, framed, header, refuse};
 
+/// Time between two bytes of a trickle: less than the shim lets output stand still.
+const TRICKLE: Duration = Duration::from_secs(4);
+
 /// A way to do harm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
@@ -52,6 +55,16 @@ pub enum Behaviour {
     Mute,
     /// From the moment a container runs answers that nobody asked for come beside the others.
     FloodBeside,
+    /// Signals are denied, as by a policy.
+    RefusesKill,
+    /// Signals are taken, and nothing ends.
+    IgnoresKill,
+    /// Signals are not answered, everything else is.
+    HalfMute,
+    /// A process that has ended goes on to give a byte now and then.
+    TricklingOutput,
+    /// Containers that have ended are not removed.
+    KeepsContainers,
 }
 
 /// When a behaviour begins.
@@ -61,9 +74,11 @@ pub enum Guest {
     NeverBoots,
     /// It runs a container first.
     Runs,
+    /// It runs a pod of two containers, and resists its end.
+    Resists,
 }
 
-const ALL: [(Behaviour, &str, Guest); 17] = [
+const ALL: [(Behaviour, &str, Guest); 22] = [
     (Behaviour::Honest, "honest", Guest::Runs),
     (Behaviour::Silent, "silent", Guest::NeverBoots),
     (Behaviour::Closing, "closing", Guest::NeverBoots),
@@ -81,6 +96,11 @@ const ALL: [(Behaviour, &str, Guest); 17] = [
     (Behaviour::OddStatus, "odd-status", Guest::Runs),
     (Behaviour::Mute, "mute", Guest::Runs),
     (Behaviour::FloodBeside, "flood-beside", Guest::Runs),
+    (Behaviour::RefusesKill, "refuses-kill", Guest::Resists),
+    (Behaviour::IgnoresKill, "ignores-kill", Guest::Resists),
+    (Behaviour::HalfMute, "half-mute", Guest::Resists),
+    (Behaviour::TricklingOutput, "trickling-output", Guest::Resists),
+    (Behaviour::KeepsContainers, "keeps-containers", Guest::Resists),
 ];
 
 impl Behaviour {
@@ -191,6 +211,25 @@ impl Behaviour {
             }
             (Behaviour::EmptyOutput, "ReadStdout" | "ReadStderr") => {
                 channel.answer(asked, &output(0))?;
+            }
+            (Behaviour::TricklingOutput, "ReadStdout" | "ReadStderr") => {
+                let (channel, stream) = (channel.clone(), asked.stream);
+                thread::spawn(move || {
+                    thread::sleep(TRICKLE);
+                    let mut out = channel.out.lock().unwrap_or_else(PoisonError::into_inner);
+                    answer(&mut *out, stream, &output(1))
+                });
+            }
+            (Behaviour::RefusesKill, "SignalProcess") => {
+                let mut out = channel.out.lock().unwrap_or_else(PoisonError::into_inner);
+                let words = "policy denies SignalProcess".to_owned();
+                refuse(&mut *out, asked.stream, Code::PERMISSION_DENIED, words)?;
+            }
+            (Behaviour::IgnoresKill, "SignalProcess") => channel.answer(asked, &Empty::new())?,
+            (Behaviour::HalfMute, "SignalProcess") => {}
+            (Behaviour::KeepsContainers, "RemoveContainer") => {
+                let mut out = channel.out.lock().unwrap_or_else(PoisonError::into_inner);
+                refuse(&mut *out, asked.stream, Code::INTERNAL, "it stays".to_owned())?;
             }
             (Behaviour::MemoryEvents, "GetOOMEvent") => {
                 let names = ["", "../../../etc", "no-such-container", "\u{1b}[2J"];
