@@ -69,7 +69,7 @@ pub use credentials::Credentials;
 pub use error::{Presented, PullError};
 pub use inspect::{InspectConfig, Inspected, InspectedLayers, Inspector};
 pub use limits::Limits;
-pub use process::{UserSource, merge_process};
+pub use process::{ImageUser, UserSource, merge_process};
 pub use progress::Progress;
 pub use puller::{Image, PullConfig, Puller};
 pub use registries::{Mirror, Proxy, Registries};

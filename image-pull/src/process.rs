@@ -58,10 +58,11 @@ pub fn merge_process(
         merged.set_cwd(cwd.into());
     }
     if user == UserSource::Image {
-        let name = image.user().as_deref().unwrap_or_default();
-        let account = Account::find(name, &Accounts::read(rootfs)?)?;
-        merged.user_mut().set_uid(account.uid).set_gid(account.gid);
-        merged.user_mut().set_additional_gids(Some(account.groups));
+        let account = ImageUser::read(config, rootfs)?;
+        let gid = account.group()?.unwrap_or(account.primary);
+        let others = account.listed.into_iter().filter(|group| *group != gid);
+        merged.user_mut().set_uid(account.uid).set_gid(gid);
+        merged.user_mut().set_additional_gids(Some([gid].into_iter().chain(others).collect()));
     }
     *process = merged;
     Ok(())
@@ -97,16 +98,66 @@ fn name_of(variable: &str) -> &str {
     variable.split('=').next().unwrap_or_default()
 }
 
-/// Numbers that a process runs with.
-#[derive(Debug, PartialEq, Eq)]
-struct Account {
+/// Who an image's `User` is, by the image's own `/etc/passwd` and `/etc/group`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageUser {
     uid: u32,
-    gid: u32,
-    /// The primary group first, then those that list the user.
-    groups: Vec<u32>,
+    primary: u32,
+    group: NamedGroup,
+    listed: Vec<u32>,
 }
 
-impl Account {
+/// What stands behind the `:` of `User`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum NamedGroup {
+    None,
+    Known(u32),
+    /// It is in no line of `/etc/group`, which matters to those alone who ask for it.
+    Unknown(String),
+}
+
+impl ImageUser {
+    /// Looks the `User` of an image up; `rootfs` has the image's files. No `User` means root.
+    ///
+    /// # Errors
+    /// [`PullError::Process`] if the image does not know the name, or has no files that can be read.
+    pub fn read(config: &ImageConfiguration, rootfs: &Path) -> Result<Self, PullError> {
+        let user = config.config().as_ref().and_then(|image| image.user().as_deref());
+        Self::find(user.unwrap_or_default(), &Accounts::read(rootfs)?)
+    }
+
+    /// User id.
+    #[must_use]
+    pub const fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// Primary group of the user; 0 for a number that the image does not know.
+    #[must_use]
+    pub const fn primary_group(&self) -> u32 {
+        self.primary
+    }
+
+    /// The group that `User` names beside the user, if any.
+    ///
+    /// # Errors
+    /// [`PullError::Process`] if the image does not know the name.
+    pub fn group(&self) -> Result<Option<u32>, PullError> {
+        match &self.group {
+            NamedGroup::None => Ok(None),
+            NamedGroup::Known(gid) => Ok(Some(*gid)),
+            NamedGroup::Unknown(name) => {
+                Err(bad("user", format!("the image's group {name:?} is not in its /etc/group")))
+            }
+        }
+    }
+
+    /// Groups whose lines list the user. As for containerd, a group that is called like the user is none.
+    #[must_use]
+    pub fn listed_groups(&self) -> &[u32] {
+        &self.listed
+    }
+
     /// Reads `user[:group]`, each a name or a number. Empty means root.
     fn find(text: &str, accounts: &Accounts) -> Result<Self, PullError> {
         let (user, group) = match text.split_once(':') {
@@ -129,28 +180,24 @@ impl Account {
                 ));
             }
         };
-        let gid = match group {
-            None => known.map_or(0, |known| known.gid),
-            Some(group) => match parse_id(group) {
-                Some(gid) => gid,
-                None => accounts
-                    .groups
-                    .iter()
-                    .find(|known| known.name == group)
-                    .map(|known| known.gid)
-                    .ok_or_else(|| {
-                        bad("user", format!("the image's group {group:?} is not in its /etc/group"))
-                    })?,
+        let named = |name: &str| accounts.groups.iter().find(|known| known.name == name);
+        let group = match group {
+            None => NamedGroup::None,
+            Some(group) => match parse_id(group).or_else(|| named(group).map(|known| known.gid)) {
+                Some(gid) => NamedGroup::Known(gid),
+                None => NamedGroup::Unknown(group.into()),
             },
         };
-        let mut groups = vec![gid];
+        let mut listed = Vec::new();
         for group in &accounts.groups {
-            let member = known.is_some_and(|user| group.members.contains(&user.name));
-            if member && !groups.contains(&group.gid) {
-                groups.push(group.gid);
+            let member = known
+                .is_some_and(|user| group.name != user.name && group.members.contains(&user.name));
+            if member && !listed.contains(&group.gid) {
+                listed.push(group.gid);
             }
         }
-        Ok(Self { uid, gid, groups })
+        let primary = known.map_or(0, |known| known.gid);
+        Ok(Self { uid, primary, group, listed })
     }
 }
 
@@ -187,13 +234,13 @@ impl Accounts {
         let group = read_beneath(rootfs, "etc/group")?;
         // Lines that make no sense are skipped, as every C library does.
         let users = passwd.lines().filter_map(|line| {
-            let mut fields = line.split(':');
+            let mut fields = line.trim().split(':');
             let (name, _, uid, gid) =
                 (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
             Some(User { name: name.into(), uid: parse_id(uid)?, gid: parse_id(gid)? })
         });
         let groups = group.lines().filter_map(|line| {
-            let mut fields = line.split(':');
+            let mut fields = line.trim().split(':');
             let (name, _, gid) = (fields.next()?, fields.next()?, fields.next()?);
             let members = fields.next().unwrap_or_default().split(',');
             Some(Group {
@@ -261,7 +308,7 @@ mod tests {
         .unwrap();
         std::fs::write(
             root.path().join("etc/group"),
-            "root:x:0:\nwheel:x:10:root,app\napp:x:101:\nlogs:x:102:other,app\n",
+            "root:x:0:root\nwheel:x:10:root,app\napp:x:105:app\nlogs:x:102:other,app\n",
         )
         .unwrap();
         root
@@ -299,26 +346,30 @@ mod tests {
     #[test]
     fn users_are_looked_up_as_containerd_does() {
         let root = rootfs();
-        let accounts = Accounts::read(root.path()).unwrap();
-        for (text, uid, gid, groups) in [
-            ("", 0, 0, vec![0, 10]),
-            ("0", 0, 0, vec![0, 10]),
-            ("app", 100, 101, vec![101, 10, 102]),
-            ("100", 100, 101, vec![101, 10, 102]),
-            ("app:wheel", 100, 10, vec![10, 102]),
-            ("app:55", 100, 55, vec![55, 10, 102]),
-            ("4000", 4000, 0, vec![0]),
-            ("4000:app", 4000, 101, vec![101]),
-            ("4000:4001", 4000, 4001, vec![4001]),
+        for (text, uid, primary, group, listed) in [
+            ("", 0, 0, None, vec![10]),
+            ("0", 0, 0, None, vec![10]),
+            ("app", 100, 101, None, vec![10, 102]),
+            ("100", 100, 101, None, vec![10, 102]),
+            ("app:wheel", 100, 101, Some(10), vec![10, 102]),
+            ("app:55", 100, 101, Some(55), vec![10, 102]),
+            ("4000", 4000, 0, None, vec![]),
+            ("4000:app", 4000, 0, Some(105), vec![]),
+            ("4000:4001", 4000, 0, Some(4001), vec![]),
         ] {
-            assert_eq!(
-                Account::find(text, &accounts).unwrap(),
-                Account { uid, gid, groups },
-                "{text}"
-            );
+            let image = config(&format!(r#"{{"User":{text:?}}}"#));
+            let user = ImageUser::read(&image, root.path()).unwrap();
+            assert_eq!((user.uid(), user.primary_group()), (uid, primary), "{text}");
+            assert_eq!((user.group().unwrap(), user.listed_groups()), (group, &*listed), "{text}");
         }
-        for text in ["nobody", "app:nogroup", "4294967295", "-1", "app:", "0x10"] {
-            assert!(Account::find(text, &accounts).is_err(), "{text}");
+        assert_eq!(ImageUser::read(&config("{}"), root.path()).unwrap().uid(), 0);
+        for text in ["nobody", "4294967295", "-1", "0x10"] {
+            let image = config(&format!(r#"{{"User":{text:?}}}"#));
+            assert!(ImageUser::read(&image, root.path()).is_err(), "{text}");
+        }
+        for text in ["app:nogroup", "app:"] {
+            let image = config(&format!(r#"{{"User":{text:?}}}"#));
+            assert!(ImageUser::read(&image, root.path()).unwrap().group().is_err(), "{text}");
         }
     }
 
@@ -330,6 +381,7 @@ mod tests {
             (r#"{"Cmd":["x"],"WorkingDir":"w"}"#, r#"{"cwd":"/","user":{}}"#, "cwd"),
             (r#"{"Cmd":["x"],"Env":["=x"]}"#, r#"{"cwd":"/","user":{}}"#, "env"),
             (r#"{"Cmd":["x"],"User":"ghost"}"#, r#"{"cwd":"/","user":{}}"#, "user"),
+            (r#"{"Cmd":["x"],"User":"app:ghosts"}"#, r#"{"cwd":"/","user":{}}"#, "user"),
         ] {
             let mut process = process(spec);
             let before = process.clone();
