@@ -64,7 +64,7 @@ fn text(known: &Known) -> String {
         phases(&mut text, &title, report, &report.phases.iter().filter(own).collect::<Vec<_>>());
     }
     if report.left_out > 0 {
-        let _ = writeln!(text, "\n{} more phases were too many to keep", report.left_out);
+        let _ = writeln!(text, "\n{} earlier phases of containers are not kept", report.left_out);
     }
     text
 }

@@ -3,14 +3,15 @@
 //! What a guest wrote is hostile: it is shown without control characters, and read within the bounds in which it
 //! was written.
 
-use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::fs::{File, Metadata};
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use nacre_run_directory::Remains;
 use nacre_run_directory::history::MOST_CONSOLE;
 
 use crate::Verdict;
@@ -63,7 +64,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         let Some(path) = kept else {
             bail!("{} is gone, and nothing of that log is kept", known.report.name());
         };
-        let text = read_from(&path, 0)?.0;
+        let text = Log::open(&path)?.rest(&path)?;
         if text.len() as u64 == MOST_CONSOLE {
             eprintln!("nacre: only the last {MOST_CONSOLE} bytes are kept");
         }
@@ -73,46 +74,52 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let path = directory.join(name);
     let older = directory.join(format!("{name}.1"));
     if older.exists() {
-        print(&lines.add(&read_from(&older, 0)?.0))?;
+        print(&lines.add(&Log::open(&older)?.rest(&older)?))?;
     }
-    let (text, mut place) = read_from(&path, 0)?;
-    print(&lines.add(&text))?;
-    while *follow && directory.exists() {
+    let mut log = Log::open(&path)?;
+    print(&lines.add(&log.more(&path)?))?;
+    // Of a pod whose shim is dead nobody writes any more.
+    let lives = || directory.exists() && Remains::if_dead(&directory).is_ok_and(|dead| dead.is_none());
+    while *follow && lives() {
         std::thread::sleep(EVERY);
-        let Ok(new) = place.more(&path) else { continue };
-        print(&lines.add(&new))?;
+        print(&lines.add(&log.more(&path)?))?;
+    }
+    if *follow {
+        print(&lines.add(&log.more(&path)?))?;
     }
     print(&lines.end())?;
     Ok(Verdict::Good)
 }
 
-/// How far a file was read.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    file: u64,
-    offset: u64,
-}
+/// A log that is read as it is written. It is held open: its end can be read when the pod has gone with its directory.
+struct Log(File);
 
-impl Place {
-    /// What was written since; from the beginning of a file that has taken the place of the other.
+impl Log {
+    fn open(path: &Path) -> anyhow::Result<Log> {
+        File::open(path).map(Log).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    /// What was written since; also in a file that has taken the place of the other.
     fn more(&mut self, path: &Path) -> anyhow::Result<Vec<u8>> {
-        let is_same = path.metadata()?.ino() == self.file;
-        let (text, place) = read_from(path, if is_same { self.offset } else { 0 })?;
-        *self = place;
+        let mut text = self.rest(path)?;
+        let number = |file: Metadata| (file.dev(), file.ino());
+        let own = self.0.metadata().map(number)?;
+        // It is missing for a moment while it is exchanged.
+        if path.metadata().is_ok_and(|there| number(there) != own)
+            && let Ok(next) = File::open(path)
+        {
+            self.0 = next;
+            text.extend(self.rest(path)?);
+        }
         Ok(text)
     }
-}
 
-fn read_from(path: &Path, offset: u64) -> anyhow::Result<(Vec<u8>, Place)> {
-    let read = || -> std::io::Result<(Vec<u8>, Place)> {
-        let mut file = File::open(path)?;
-        let number = file.metadata()?.ino();
-        file.seek(SeekFrom::Start(offset))?;
+    fn rest(&mut self, path: &Path) -> anyhow::Result<Vec<u8>> {
         let mut text = Vec::new();
-        let count = file.take(MOST_BYTES).read_to_end(&mut text)?;
-        Ok((text, Place { file: number, offset: offset + count as u64 }))
-    };
-    read().with_context(|| format!("cannot read {}", path.display()))
+        let read = (&mut self.0).take(MOST_BYTES).read_to_end(&mut text);
+        read.with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(text)
+    }
 }
 
 /// Turns bytes into lines for people.
@@ -205,14 +212,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("console.log");
         std::fs::write(&path, "one\n").unwrap();
-        let (text, mut place) = read_from(&path, 0).unwrap();
-        assert_eq!(text, b"one\n");
-        assert_eq!(place.more(&path).unwrap(), b"");
+        let mut log = Log::open(&path).unwrap();
+        assert_eq!(log.more(&path).unwrap(), b"one\n");
+        assert_eq!(log.more(&path).unwrap(), b"");
         std::fs::write(&path, "one\ntwo\n").unwrap();
-        assert_eq!(place.more(&path).unwrap(), b"two\n");
+        assert_eq!(log.more(&path).unwrap(), b"two\n");
+        std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
         std::fs::rename(&path, directory.path().join("console.log.1")).unwrap();
-        assert!(place.more(&path).is_err(), "it is missing for a moment");
-        std::fs::write(&path, "three\n").unwrap();
-        assert_eq!(place.more(&path).unwrap(), b"three\n");
+        assert_eq!(log.more(&path).unwrap(), b"three\n");
+        assert_eq!(log.more(&path).unwrap(), b"", "it is missing for a moment");
+        std::fs::write(&path, "four\n").unwrap();
+        assert_eq!(log.more(&path).unwrap(), b"four\n");
+        std::fs::write(&path, "four\nfive\n").unwrap();
+        std::fs::remove_dir_all(directory.path()).unwrap();
+        assert_eq!(log.more(&path).unwrap(), b"five\n", "its last words");
     }
 }

@@ -84,11 +84,16 @@ impl Places {
             sandboxes(&self.run_root).context("cannot look for sandboxes; are you root?")?;
         let known = |sandbox: nacre_run_directory::Sandbox| {
             // A shim that has just begun, or an older one, has written none.
-            let report = Report::read(&sandbox.path)
+            let mut report = Report::read(&sandbox.path)
                 .unwrap_or_else(|_| recorded(&sandbox.id, &sandbox.record));
-            let condition =
-                if sandbox.is_alive { Condition::of(report.state) } else { Condition::Dead };
-            let machine = sandbox.record.machine.map(|machine| machine.pid);
+            let condition = if sandbox.is_alive {
+                Condition::of(report.state)
+            } else {
+                report.lost_its_shim(sandbox.record.shim);
+                Condition::Dead
+            };
+            let machine = sandbox.record.machine.filter(|machine| machine.is_alive());
+            let machine = machine.map(|machine| machine.pid);
             Known { condition, machine, run_directory: Some(sandbox.path), report }
         };
         let mut all: Vec<_> = found.into_iter().map(known).collect();
@@ -162,7 +167,7 @@ pub(crate) fn duration(us: u64) -> String {
 mod tests {
     use std::path::Path;
 
-    use nacre_run_directory::PodName;
+    use nacre_run_directory::{PodName, ProcessRef, RunDir};
 
     use super::*;
 
@@ -181,7 +186,8 @@ mod tests {
             let ended = Report { state: State::Failed, ..report(sandbox, pod, began_us) };
             history.keep(&ended, None).unwrap();
         }
-        let live = nacre_run_directory::RunDir::create(&places.run_root, "ab3").await.unwrap();
+        let live = RunDir::create(&places.run_root, &history, "ab3").await;
+        let mut live = live.unwrap();
         let running = Report { state: State::Running, ..report("ab3", "web", 0) };
         running.write(live.path()).unwrap();
         let found = |name: &str| places.find(name).map(|known| known.report.sandbox);
@@ -192,10 +198,22 @@ mod tests {
         for absent in ["", "x", "shop/x", "other/web", "web"] {
             assert!(found(absent).unwrap_err().to_string().contains("nacre ps --all"), "{absent}");
         }
-        assert_eq!(places.find("ab3").unwrap().condition, Condition::Running);
+        let mut machine = ProcessRef::of(std::process::id());
+        live.update(|record| record.machine = machine).unwrap();
+        let running = places.find("ab3").unwrap();
+        assert_eq!(running.condition, Condition::Running);
+        assert_eq!(running.machine, Some(std::process::id()));
+        // Its number, but not its time: somebody else has the number by now.
+        let mut later = serde_json::to_value(machine).unwrap();
+        later["started"] = 1.into();
+        machine = serde_json::from_value(later).unwrap();
+        live.update(|record| (record.shim, record.machine) = (machine, machine)).unwrap();
+        assert_eq!(places.find("ab3").unwrap().machine, None);
         let path = live.path().to_owned();
         drop(live);
-        assert_eq!(places.find("ab3").unwrap().condition, Condition::Dead);
+        let dead = places.find("ab3").unwrap();
+        assert_eq!(dead.condition, Condition::Dead);
+        assert!(dead.report.reason.starts_with("NACRE-1205: "), "{}", dead.report.reason);
         assert!(Path::new(&path).exists());
         assert_eq!(places.present().unwrap().len(), 1);
         assert_eq!(places.all().unwrap().len(), 4);

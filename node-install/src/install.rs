@@ -12,7 +12,7 @@ use crate::lock::Lock;
 use crate::node_files::{PATH_LINKS, SYSUSERS, UNIT_DIRECTORY, UNITS, VmUser, configurations};
 use crate::receipt::Receipt;
 use crate::services::Services;
-use crate::versions::{CURRENT, Kept, LINKS, collect_unused};
+use crate::versions::{CURRENT, Kept, LINKS, collect};
 use crate::{NodeError, Step};
 
 /// The node's users (passwd(5)).
@@ -126,7 +126,7 @@ pub fn install(
             }
         }
     }
-    let (removed, kept) = collect_unused(root, dry)?;
+    let (removed, kept) = collect(root, Some(bundle.name()), dry)?;
     work.steps.extend(removed);
     Ok(Installed {
         version: bundle.name().to_owned(),

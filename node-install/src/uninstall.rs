@@ -12,7 +12,7 @@ use crate::lock::Lock;
 use crate::node_files::{UNIT_DIRECTORY, UNITS};
 use crate::receipt::{RECEIPT, Receipt};
 use crate::services::Services;
-use crate::versions::{Kept, collect_unused, uses};
+use crate::versions::{Kept, collect, current, uses};
 use crate::{NodeError, Step};
 
 /// The program that lives for as long as a pod.
@@ -41,7 +41,7 @@ pub fn uninstall(
     let _lock = if dry { None } else { Some(Lock::take(root)?) };
     let mut done = Uninstalled { steps: Vec::new(), left: Vec::new(), kept: Vec::new() };
     let Some(receipt) = Receipt::read(root)? else {
-        (done.steps, done.kept) = collect_unused(root, dry)?;
+        (done.steps, done.kept) = collect(root, current(root).as_deref(), dry)?;
         return Ok(done);
     };
     if !danger_with_running_pods {
@@ -96,7 +96,7 @@ pub fn uninstall(
         services.reload()?;
     }
     // With no current one, all that nobody uses.
-    let (removed, kept) = collect_unused(root, dry)?;
+    let (removed, kept) = collect(root, None, dry)?;
     done.steps.extend(removed);
     done.kept = kept;
     if !dry {

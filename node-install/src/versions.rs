@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::bundle::PREFIX;
 use crate::files::Root;
+use crate::lock::Lock;
 use crate::{NodeError, Step};
 
 /// The link to the version that new pods get.
@@ -26,14 +27,37 @@ pub struct Kept {
 }
 
 /// Removes the versions but the current one from which nothing runs any more; returns what it did, and those that
-/// stay. Uses are found by looking at the node's processes: a pod's shim and virtual machine are programs of its
-/// version, so there is no record that could be wrong after a crash.
+/// stay. Without a current one all stay: a node whose installation is not complete is none of its business.
+///
+/// # Errors
+/// [`NodeError::Busy`] while somebody installs: then the current version is not to be relied on.
 pub fn collect_unused(root: &Root, dry: bool) -> Result<(Vec<Step>, Vec<Kept>), NodeError> {
-    let current = fs::read_link(root.at(CURRENT)).ok();
-    let current = current.as_deref().and_then(Path::file_name);
+    if names(root)?.len() < 2 {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let _lock = if dry { None } else { Some(Lock::take(root)?) };
+    match current(root) {
+        Some(current) => collect(root, Some(&current), dry),
+        None => Ok((Vec::new(), Vec::new())),
+    }
+}
+
+/// Name of the version that new pods get.
+pub(crate) fn current(root: &Root) -> Option<String> {
+    let target = fs::read_link(root.at(CURRENT)).ok()?;
+    Some(target.file_name()?.to_str()?.to_owned())
+}
+
+/// Removes the versions but `current` from which nothing runs any more, for who has the installation's lock. Uses are
+/// found by looking at the node's processes: a pod's shim and virtual machine are programs of its version, so there
+/// is no record that could be wrong after a crash.
+pub(crate) fn collect(
+    root: &Root,
+    current: Option<&str>,
+    dry: bool,
+) -> Result<(Vec<Step>, Vec<Kept>), NodeError> {
     let names = names(root)?;
-    let old: Vec<&String> =
-        names.iter().filter(|name| current != Some(name.as_str().as_ref())).collect();
+    let old: Vec<&String> = names.iter().filter(|name| current != Some(name.as_str())).collect();
     if old.is_empty() {
         return Ok((Vec::new(), Vec::new()));
     }
@@ -163,6 +187,27 @@ mod tests {
         collect_unused(&root, false).expect("collected");
         assert_eq!(names(&root).expect("listed"), ["0.2.0-000000000003"]);
         assert!(root.at("/opt/nacre/of-the-administrator").is_dir());
+    }
+
+    #[test]
+    fn versions_stay_while_somebody_installs_and_where_none_is_current() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let root = Root::new(directory.path());
+        let versions = ["0.1.0-000000000001", "0.2.0-000000000002"];
+        for version in versions {
+            fs::create_dir_all(root.at(PREFIX).join(version)).expect("made");
+        }
+        // The first installation has copied its version and not made the link yet, or uninstalling has taken it.
+        collect_unused(&root, false).expect("looked");
+        assert_eq!(names(&root).expect("listed"), versions);
+        std::os::unix::fs::symlink(versions[1], root.at(CURRENT)).expect("linked");
+        // An installation goes back to the other version and has not switched the link yet.
+        let installing = Lock::take(&root).expect("taken");
+        assert!(matches!(collect_unused(&root, false), Err(NodeError::Busy(_))));
+        assert_eq!(names(&root).expect("listed"), versions);
+        drop(installing);
+        collect_unused(&root, false).expect("collected");
+        assert_eq!(names(&root).expect("listed"), versions[1..]);
     }
 
     #[test]

@@ -33,7 +33,8 @@ use crate::pod::Pod;
 use crate::process::{Exit, KILLED};
 use crate::sandbox::Origin;
 use crate::service::Service;
-use crate::spec;
+use crate::{spec, telemetry};
+use nacre_run_directory::history::History;
 use nacre_run_directory::{RUN_ROOT, RecordError, Remains};
 
 /// Name of the runtime in containerd's configuration.
@@ -270,6 +271,7 @@ fn serve_until_the_end(flags: &Flags) -> Result<(), BootstrapError> {
         Ok(())
     });
     let _ = std::fs::remove_file(socket_path(&flags.socket));
+    runtime.block_on(telemetry::all_sent());
     runtime.shutdown_background();
     ended
 }
@@ -306,11 +308,18 @@ fn start_log(debug: bool) {
 /// Removes what a dead shim left of a sandbox. Returns the number of the machine's process, if there was
 /// a record of one.
 async fn bury(id: &str) -> Result<Option<u32>, RecordError> {
-    let Some(remains) = Remains::after_death(Path::new(RUN_ROOT), id).await? else {
-        return Ok(None);
+    let remains = match Remains::after_death(Path::new(RUN_ROOT), id).await {
+        Ok(Some(remains)) => remains,
+        Ok(None) => return Ok(None),
+        // Somebody else does it.
+        Err(error @ RecordError::Busy { .. }) => {
+            tracing::warn!("dead sandbox {id}: {error}");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
     };
     let machine = remains.machine();
-    for reason in remains.remove().await.failed {
+    for reason in remains.remove(&History::of_the_node()).await.failed {
         tracing::warn!("dead sandbox {id}: {reason}; `nacre gc` tries again");
     }
     Ok(machine)

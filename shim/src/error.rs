@@ -119,14 +119,14 @@ impl Coded for nacre_run_directory::RecordError {
         match self {
             Self::Id(_) => Code::INVALID_ARGUMENT,
             Self::InUse { .. } => Code::ALREADY_EXISTS,
-            Self::Io { .. } => Code::UNAVAILABLE,
+            Self::Busy { .. } | Self::Remains { .. } | Self::Io { .. } => Code::UNAVAILABLE,
         }
     }
 
     fn failure(&self) -> Option<Failure> {
         Some(match self {
             Self::Id(_) => Failure::Request,
-            Self::InUse { .. } => Failure::Leftover,
+            Self::InUse { .. } | Self::Busy { .. } | Self::Remains { .. } => Failure::Leftover,
             Self::Io { .. } => Failure::Storage,
         })
     }

@@ -131,7 +131,8 @@ impl Pod {
             Err(error) => {
                 let error = attempt.failed(error);
                 if whose.is_none() {
-                    report.ended("").await;
+                    report.ended("");
+                    report.keep().await;
                 }
                 Err(error)
             }
@@ -369,12 +370,12 @@ impl Pod {
             }
             State::Running | State::Paused => {}
         }
-        let targets = if all && id.exec.is_empty() { container.running() } else { vec![process] };
         // Nobody has to believe the guest for it: see `Process::outlived_sigkill`.
         let is_promised = signal == SIGKILL && id.exec.is_empty();
         if is_promised {
             process.condemn();
         }
+        let targets = if all && id.exec.is_empty() { container.running() } else { vec![process] };
         for target in targets {
             let request = api::SignalProcessRequest {
                 container_id: target.id.container.clone(),

@@ -32,6 +32,7 @@ use crate::{
 };
 use nacre_configuration::Config;
 use nacre_pod_network::{Namespace, Network, NetworkError};
+use nacre_run_directory::history::History;
 use nacre_run_directory::{ProcessRef, RUN_ROOT, RunDir};
 
 /// What the pod's shared memory may hold, in bytes; Docker's and containerd's own default.
@@ -107,8 +108,9 @@ impl Sandbox {
             })),
             Err(error) => {
                 let error = attempt.failed(error);
-                report.ended("").await;
+                report.ended("");
                 parts.take_down(id, Duration::ZERO).await;
+                report.keep().await;
                 Err(error)
             }
         }
@@ -130,7 +132,8 @@ impl Sandbox {
         let wanted = spec::network(spec).doing(&starting)?;
         let backend = backend(config).await.doing(&starting)?;
 
-        let run_dir = RunDir::create(Path::new(RUN_ROOT), id).await.doing(&starting)?;
+        let run_dir = RunDir::create(Path::new(RUN_ROOT), &History::of_the_node(), id).await;
+        let run_dir = run_dir.doing(&starting)?;
         let run_dir = parts.run_dir.insert(run_dir);
         attempt.kept_in(run_dir.path());
         let named = run_dir.update(|record| {
@@ -148,7 +151,7 @@ impl Sandbox {
         let network = attempt.timed(Phase::Network, attaching).await;
         let network = parts.network.insert(network.doing(&starting)?);
         let connected = run_dir.update(|record| {
-            record.namespace = Some(network.namespace_path());
+            record.namespace = network.lasting_path().map(Path::to_owned);
             record.interfaces = network.interface_names();
         });
         connected.doing(&starting)?;
@@ -294,8 +297,9 @@ impl Sandbox {
             tracing::warn!("sandbox {} does not end by itself: {error}", self.id);
         }
         let reason = self.end().unwrap_or_else(|| "it was stopped".into());
-        self.report.ended(&reason).await;
+        self.report.ended(&reason);
         parts.take_down(&self.id, POWER_OFF).await;
+        self.report.keep().await;
     }
 }
 

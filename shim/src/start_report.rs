@@ -1,7 +1,8 @@
 //! The start report of this shim's pod: each phase once in the log, in the run directory, in the node's
 //! counters and, where a collector is configured, as a span. And what failed gets its code here.
 //!
-//! None of it can fail a pod: what cannot be written is said in the log and left out.
+//! None of it can fail a pod or hold it up: what cannot be written within a bounded time is said in the log and left
+//! out, and a machine is ended before its report is kept.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use nacre_configuration::{Config, Tee};
 use nacre_protocol::channel::{ANNOTATION_CONTAINER_NAME, ANNOTATION_IMAGE_NAME};
 use nacre_protocol::start_report::{Failure, Measured, Phase};
-use nacre_run_directory::history::{HISTORY_ROOT, History};
+use nacre_run_directory::history::{HISTORY_ROOT, History, end_of_console};
 use nacre_run_directory::report::{
     ContainerName, Failed, MOST_CONTAINERS, Passed, Report, State, now_us,
 };
@@ -20,6 +21,9 @@ use crate::error::TaskError;
 use crate::telemetry::{Exporter, new_trace};
 use crate::{annotations, error};
 
+/// Phases that wait for being counted and exported at most. Each start is told of when it is over: this is more than
+/// all containers of a pod have at once.
+const MOST_NEWS: usize = 1024;
 /// Most of a container's or image's name that is kept, in bytes.
 const MOST_NAME: usize = 300;
 
@@ -32,9 +36,12 @@ struct Inner {
     report: Report,
     run_dir: Option<PathBuf>,
     exporter: Option<Exporter>,
-    /// Phases of the report that are counted and exported.
-    told: usize,
+    /// Phases that are not counted and exported yet. The report itself keeps only the last ones.
+    news: Vec<Passed>,
     pod_is_told: bool,
+    /// The end of the console, once the pod has ended and until that is kept.
+    console: Option<Vec<u8>>,
+    has_ended: bool,
     is_kept: bool,
 }
 
@@ -78,8 +85,10 @@ impl StartReport {
             report,
             run_dir: None,
             exporter: None,
-            told: 0,
+            news: Vec::new(),
             pod_is_told: false,
+            console: None,
+            has_ended: false,
             is_kept: false,
         };
         StartReport(Arc::new(Mutex::new(inner)))
@@ -168,25 +177,37 @@ impl StartReport {
         inner.write();
     }
 
-    /// The pod is gone, and its run directory will be. Only the first call does anything.
-    pub(crate) async fn ended(&self, reason: &str) {
-        {
-            let mut inner = self.inner();
-            if std::mem::replace(&mut inner.is_kept, true) {
-                return;
-            }
-            if inner.report.state != State::Failed {
-                inner.report.state = State::Ended;
-                inner.report.reason = reason.to_owned();
-            }
+    /// The pod has ended, or is about to be; its run directory is still there. [`StartReport::keep`] is to follow when
+    /// its machine is gone. Only the first call does anything.
+    pub(crate) fn ended(&self, reason: &str) {
+        let mut inner = self.inner();
+        if std::mem::replace(&mut inner.has_ended, true) {
+            return;
+        }
+        inner.report.state = match inner.report.state {
+            // Taken down before it was made: nobody saw it run.
+            State::Starting | State::Failed => State::Failed,
+            State::Running | State::Ended => State::Ended,
+        };
+        if inner.report.reason.is_empty() {
+            inner.report.reason = reason.to_owned();
+        }
+        inner.write();
+        inner.console = inner.run_dir.take().and_then(|run_dir| end_of_console(&run_dir));
+    }
+
+    /// Puts the report of a pod that has ended where those are that are gone. Only the first call does anything.
+    pub(crate) async fn keep(&self) {
+        if std::mem::replace(&mut self.inner().is_kept, true) {
+            return;
         }
         self.tell().await;
-        let (report, run_dir) = {
+        let (report, console) = {
             let mut inner = self.inner();
-            (inner.report.clone(), inner.run_dir.take())
+            (inner.report.clone(), inner.console.take())
         };
         let kept = tokio::task::spawn_blocking(move || {
-            History::at(Path::new(HISTORY_ROOT)).keep(&report, run_dir.as_deref())
+            History::of_the_node().keep(&report, console.as_deref())
         });
         if let Ok(Err(error)) = kept.await {
             tracing::warn!("the start report is not kept in {HISTORY_ROOT}: {error}");
@@ -195,11 +216,10 @@ impl StartReport {
 
     /// Writes the report, and counts and exports what is new.
     pub(crate) async fn tell(&self) {
-        let (news, pod, exported) = {
+        let (news, pod) = {
             let mut inner = self.inner();
             inner.write();
-            let news = inner.report.phases.get(inner.told..).unwrap_or_default().to_vec();
-            inner.told = inner.report.phases.len();
+            let news = std::mem::take(&mut inner.news);
             let pod = match inner.report.state {
                 State::Starting => None,
                 State::Running | State::Failed | State::Ended if inner.pod_is_told => None,
@@ -207,13 +227,16 @@ impl StartReport {
                 State::Failed => Some(false),
             };
             inner.pod_is_told |= pod.is_some();
-            let exporter = inner.exporter.as_ref();
-            let exported =
-                exporter.and_then(|exporter| exporter.export(&inner.report, &news, pod.is_some()));
-            (news, pod, exported)
+            if let Some(exporter) = &inner.exporter {
+                exporter.export(&inner.report, &news, pod.is_some());
+            }
+            (news, pod)
         };
+        if news.is_empty() && pod.is_none() {
+            return;
+        }
         let counted = tokio::task::spawn_blocking(move || {
-            History::at(Path::new(HISTORY_ROOT)).count(|totals| {
+            History::of_the_node().count(|totals| {
                 for passed in &news {
                     totals.add(passed);
                     if passed.container.is_some() {
@@ -233,10 +256,6 @@ impl StartReport {
         });
         if let Ok(Err(error)) = counted.await {
             tracing::warn!("the node's counters in {HISTORY_ROOT} stay as they are: {error}");
-        }
-        // Its time is bounded; nobody who started something waits here.
-        if let Some(exported) = exported {
-            let _ = exported.await;
         }
     }
 
@@ -268,7 +287,11 @@ impl Inner {
             None => tracing::info!("{line}"),
         }
         let container = container.map(str::to_owned);
-        self.report.add(Passed { phase, container, began_us, took_us, failure });
+        let passed = Passed { phase, container, began_us, took_us, failure };
+        if self.news.len() < MOST_NEWS {
+            self.news.push(passed.clone());
+        }
+        self.report.add(passed);
     }
 
     fn write(&self) {

@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
 
 /// Time to connect, send and be answered.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,11 +22,14 @@ const MOST_BATCHES: usize = 8;
 /// Most of an answer that is read, in bytes: its status line is what counts.
 const MOST_ANSWER: usize = 256;
 
+/// A place for each batch that is on its way. One for the process, which has one pod and at most one collector.
+static ON_THEIR_WAY: Semaphore = Semaphore::const_new(MOST_BATCHES);
+
 /// Sends spans to one collector.
 #[derive(Debug, Clone)]
 pub(crate) struct Exporter {
     collector: SocketAddr,
-    on_their_way: Arc<Semaphore>,
+    host: String,
     has_failed: Arc<AtomicBool>,
 }
 
@@ -56,28 +58,23 @@ pub(crate) fn new_trace() -> String {
 impl Exporter {
     /// To the collector at that address.
     pub(crate) fn to(collector: SocketAddr) -> Exporter {
-        let on_their_way = Arc::new(Semaphore::new(MOST_BATCHES));
-        Exporter { collector, on_their_way, has_failed: Arc::default() }
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        Exporter { collector, host, has_failed: Arc::default() }
     }
 
-    /// Sends these phases, and the span of the whole start once that is over. The task ends when they have
-    /// arrived or are given up.
-    pub(crate) fn export(
-        &self,
-        report: &Report,
-        news: &[Passed],
-        is_over: bool,
-    ) -> Option<JoinHandle<()>> {
+    /// Sends these phases, and the span of the whole start once that is over, in a task of their own. It ends when
+    /// they have arrived or are given up. Whether they are on their way.
+    pub(crate) fn export(&self, report: &Report, news: &[Passed], is_over: bool) -> bool {
         if news.is_empty() && !is_over {
-            return None;
+            return false;
         }
-        let Ok(permit) = self.on_their_way.clone().try_acquire_owned() else {
+        let Ok(permit) = ON_THEIR_WAY.try_acquire() else {
             tracing::warn!("spans are dropped: the collector {} is too slow", self.collector);
-            return None;
+            return false;
         };
-        let body = request(report, news, is_over).to_string();
+        let body = request(report, &self.host, news, is_over).to_string();
         let exporter = self.clone();
-        Some(tokio::spawn(async move {
+        tokio::spawn(async move {
             let _permit = permit;
             let sent = tokio::time::timeout(PATIENCE, exporter.post(&body)).await;
             if let Err(error) = sent.unwrap_or(Err(ExportError::Late))
@@ -85,7 +82,8 @@ impl Exporter {
             {
                 tracing::warn!("spans do not reach the collector {}: {error}", exporter.collector);
             }
-        }))
+        });
+        true
     }
 
     async fn post(&self, body: &str) -> Result<(), ExportError> {
@@ -109,6 +107,12 @@ impl Exporter {
     }
 }
 
+/// Waits until nothing is on its way any more; only a process that ends has reason to. Batches give up by themselves.
+pub(crate) async fn all_sent() {
+    let all = ON_THEIR_WAY.acquire_many(MOST_BATCHES as u32);
+    let _ = tokio::time::timeout(PATIENCE, all).await;
+}
+
 /// Whether an answer of HTTP/1.x has a status of 2xx.
 fn is_success(answer: &[u8]) -> bool {
     let Some(rest) = answer.strip_prefix(b"HTTP/1.") else { return false };
@@ -116,22 +120,26 @@ fn is_success(answer: &[u8]) -> bool {
 }
 
 /// `ExportTraceServiceRequest`.
-fn request(report: &Report, news: &[Passed], is_over: bool) -> Value {
+fn request(report: &Report, host: &str, news: &[Passed], is_over: bool) -> Value {
     let mut spans: Vec<_> = news.iter().map(|passed| span(report, passed)).collect();
     if is_over {
         spans.push(root(report));
     }
     let mut resource = vec![
-        attribute("service.name", "nacre-shim"),
-        attribute("service.version", env!("CARGO_PKG_VERSION")),
-        attribute("nacre.sandbox.id", &report.sandbox),
-        attribute("nacre.tee", &report.tee),
+        ("service.name", "nacre-shim"),
+        ("service.version", env!("CARGO_PKG_VERSION")),
+        ("service.instance.id", &report.sandbox),
+        ("host.name", host),
+        ("nacre.sandbox.id", &report.sandbox),
+        ("nacre.tee", &report.tee),
     ];
     if let Some(pod) = &report.pod {
-        resource.push(attribute("k8s.pod.name", &pod.name));
-        resource.push(attribute("k8s.namespace.name", &pod.namespace));
-        resource.push(attribute("k8s.pod.uid", &pod.uid));
+        resource.push(("k8s.pod.name", &pod.name));
+        resource.push(("k8s.namespace.name", &pod.namespace));
+        resource.push(("k8s.pod.uid", &pod.uid));
     }
+    let known = resource.into_iter().filter(|(_, value)| !value.is_empty());
+    let resource: Vec<_> = known.map(|(key, value)| attribute(key, value)).collect();
     let scope = json!({ "name": "nacre.start", "version": env!("CARGO_PKG_VERSION") });
     json!({ "resourceSpans": [{
         "resource": { "attributes": resource },
@@ -141,8 +149,6 @@ fn request(report: &Report, news: &[Passed], is_over: bool) -> Value {
 
 fn root(report: &Report) -> Value {
     let failed = report.state == State::Failed;
-    let status =
-        if failed { json!({ "code": 2, "message": report.reason }) } else { json!({ "code": 1 }) };
     json!({
         "traceId": report.trace,
         "spanId": span_id(report, "start"),
@@ -150,7 +156,7 @@ fn root(report: &Report) -> Value {
         "kind": 1,
         "startTimeUnixNano": nanoseconds(report.began_us),
         "endTimeUnixNano": nanoseconds(report.began_us.saturating_add(report.start_us())),
-        "status": status,
+        "status": status(failed.then_some(&report.reason)),
     })
 }
 
@@ -171,16 +177,18 @@ fn span(report: &Report, passed: &Passed) -> Value {
         let named = report.containers.iter().find(|container| container.id == id);
         if let Some(named) = named.filter(|named| !named.name.is_empty()) {
             attributes.push(attribute("k8s.container.name", &named.name));
-            attributes.push(attribute("container.image.name", &named.image));
+            let (name, tag) = name_and_tag(&named.image);
+            attributes.push(attribute("container.image.name", name));
+            if let Some(tag) = tag {
+                let tags = json!({ "values": [{ "stringValue": tag }] });
+                let tags = json!({ "key": "container.image.tags", "value": { "arrayValue": tags } });
+                attributes.push(tags);
+            }
         }
     }
-    let status = match &passed.failure {
-        Some(failed) => {
-            attributes.push(attribute("nacre.next_step", &failed.next_step));
-            json!({ "code": 2, "message": failed.message })
-        }
-        None => json!({ "code": 1 }),
-    };
+    if let Some(failed) = &passed.failure {
+        attributes.push(attribute("nacre.next_step", &failed.next_step));
+    }
     json!({
         "traceId": report.trace,
         "spanId": span_id(report, &name_of(passed.phase.name(), container)),
@@ -190,8 +198,22 @@ fn span(report: &Report, passed: &Passed) -> Value {
         "startTimeUnixNano": nanoseconds(passed.began_us),
         "endTimeUnixNano": nanoseconds(passed.began_us.saturating_add(passed.took_us)),
         "attributes": attributes,
-        "status": status,
+        "status": status(passed.failure.as_ref().map(|failed| &failed.message)),
     })
+}
+
+/// Error, or unset: that something went well is for the application to say, not for what measures it.
+fn status(failed: Option<&String>) -> Value {
+    failed.map_or(json!({}), |message| json!({ "code": 2, "message": message }))
+}
+
+/// The parts of an image's reference, without its digest. A colon before a slash is of a registry's port.
+fn name_and_tag(image: &str) -> (&str, Option<&str>) {
+    let name = image.split_once('@').map_or(image, |(name, _)| name);
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (name, None),
+    }
 }
 
 fn name_of(phase: &str, container: Option<&str>) -> String {
@@ -238,11 +260,11 @@ mod tests {
             image: "i".into(),
         });
         report.add(passed(Phase::Create, Some("c")));
-        let first = request(&report, &report.phases, false);
+        let first = request(&report, "node", &report.phases, false);
         let pull = Failed { code: Failure::Registry, message: "m".into(), next_step: "n".into() };
         let pull = Passed { failure: Some(pull), ..passed(Phase::Pull, Some("c")) };
         report.add(pull.clone());
-        let second = request(&report, &[pull], true);
+        let second = request(&report, "node", &[pull], true);
         let span = |batch: &Value, n: usize| {
             batch["resourceSpans"][0]["scopeSpans"][0]["spans"][n].clone()
         };
@@ -255,6 +277,23 @@ mod tests {
         assert_eq!(create["endTimeUnixNano"], "1000500000");
         assert_eq!(pull["status"], json!({ "code": 2, "message": "m" }));
         assert_eq!(pull["attributes"][0]["value"]["stringValue"], "NACRE-2102");
+        assert_eq!(create["status"], json!({}), "unset");
+        let resource = first["resourceSpans"][0]["resource"]["attributes"].as_array().unwrap();
+        assert!(resource.contains(&attribute("host.name", "node")));
+        assert!(resource.iter().all(|attribute| attribute["value"]["stringValue"] != ""));
+    }
+
+    #[test]
+    fn an_image_is_told_by_name_and_tag() {
+        for (image, expected) in [
+            ("host:5000/a/b:1.2", ("host:5000/a/b", Some("1.2"))),
+            ("host:5000/a/b", ("host:5000/a/b", None)),
+            ("a:1@sha256:00", ("a", Some("1"))),
+            ("host:5000/a@sha256:00", ("host:5000/a", None)),
+            ("", ("", None)),
+        ] {
+            assert_eq!(name_and_tag(image), expected);
+        }
     }
 
     #[test]
@@ -279,12 +318,10 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let exporter = Exporter::to(listener.local_addr().unwrap());
         let report = Report::default();
-        let batches: Vec<_> = (0..20).map(|_| exporter.export(&report, &[], true)).collect();
-        assert_eq!(batches.iter().flatten().count(), MOST_BATCHES, "the others are dropped");
+        let sent = (0..20).filter(|_| exporter.export(&report, &[], true)).count();
+        assert_eq!(sent, MOST_BATCHES, "the others are dropped");
         drop(listener);
-        for batch in batches.into_iter().flatten() {
-            batch.await.unwrap();
-        }
+        all_sent().await;
         assert!(exporter.has_failed.load(Ordering::Relaxed));
     }
 }

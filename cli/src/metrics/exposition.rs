@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+use nacre_protocol::start_report::Failure;
 use nacre_run_directory::history::{BOUNDS_US, Histogram, Outcomes};
 
 use super::Metrics;
@@ -11,6 +12,8 @@ use super::Metrics;
 /// The whole answer.
 pub(super) fn text(metrics: &Metrics) -> String {
     let mut text = String::new();
+    head(&mut text, "nacre_build_info", "gauge", "The program that tells this; always 1");
+    line(&mut text, "nacre_build_info", &[("version", metrics.version)], "1");
     head(&mut text, "nacre_sandboxes", "gauge", "Sandboxes that have a run directory");
     for (condition, count) in &metrics.sandboxes {
         line(&mut text, "nacre_sandboxes", &[("state", condition.name())], &count.to_string());
@@ -20,15 +23,16 @@ pub(super) fn text(metrics: &Metrics) -> String {
     let help = "Containers that started or failed to, the pods' own left out";
     outcomes(&mut text, "nacre_container_starts_total", help, totals.containers);
     head(&mut text, "nacre_start_failures_total", "counter", "Failures of starts, by code");
-    for (failure, count) in &totals.failures {
-        let (code, phase) = (failure.to_string(), failure.phase());
-        let labels = [("code", code.as_str()), ("phase", phase.name())];
+    for (code, count) in totals.failures.iter().filter(|(code, _)| is_word(code)) {
+        // A newer version's shims may have counted one that this version does not know.
+        let phase = code.parse::<Failure>().map_or("unknown", |failure| failure.phase().name());
+        let labels = [("code", code.as_str()), ("phase", phase)];
         line(&mut text, "nacre_start_failures_total", &labels, &count.to_string());
     }
     let help = "How long phases of starts took that did not fail";
     head(&mut text, "nacre_start_phase_seconds", "histogram", help);
-    for (phase, taken) in &totals.phases {
-        histogram(&mut text, phase.name(), taken);
+    for (phase, taken) in totals.phases.iter().filter(|(phase, _)| is_word(phase)) {
+        histogram(&mut text, phase, taken);
     }
     let help = "Memory of the processes of all virtual machines";
     head(&mut text, "nacre_machine_resident_bytes", "gauge", help);
@@ -40,7 +44,12 @@ fn head(text: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 
-/// Labels are this program's own words: none has a character to be escaped.
+/// Whether it can be a code or a phase of any version.
+fn is_word(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+}
+
+/// Labels are words of Nacre's programs: none has a character to be escaped.
 fn line(text: &mut String, name: &str, labels: &[(&str, &str)], value: &str) {
     let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}=\"{value}\"")).collect();
     let labels =
@@ -74,7 +83,7 @@ fn seconds(us: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use nacre_protocol::start_report::{Failure, Phase};
+    use nacre_protocol::start_report::Phase;
     use nacre_run_directory::history::Totals;
     use nacre_run_directory::report::{Failed, Passed};
 
@@ -98,9 +107,14 @@ mod tests {
         let failure = Some(Failed { code, message: empty.clone(), next_step: empty });
         totals.add(&Passed { failure, ..passed(1) });
         totals.pods = Outcomes { started: 3, failed: 1 };
-        let sandboxes = vec![(Condition::Running, 2)];
-        let text = text(&Metrics { sandboxes, resident_bytes: 42, totals });
+        totals.failures.insert("NACRE-9901".to_owned(), 5);
+        totals.failures.insert("no\"word".to_owned(), 5);
+        let sandboxes = [(Condition::Running, 2)].into();
+        let text = text(&Metrics { version: "1.2.3", sandboxes, resident_bytes: 42, totals });
+        assert!(!text.contains("no\"word"), "{text}");
         for line in [
+            "nacre_build_info{version=\"1.2.3\"} 1",
+            "nacre_start_failures_total{code=\"NACRE-9901\",phase=\"unknown\"} 5",
             "# TYPE nacre_sandboxes gauge",
             "nacre_sandboxes{state=\"running\"} 2",
             "nacre_pod_starts_total{result=\"failed\"} 1",
@@ -108,6 +122,7 @@ mod tests {
             "nacre_start_phase_seconds_bucket{phase=\"boot\",le=\"0.01\"} 1",
             "nacre_start_phase_seconds_bucket{phase=\"boot\",le=\"2.5\"} 2",
             "nacre_start_phase_seconds_bucket{phase=\"boot\",le=\"60\"} 2",
+            "nacre_start_phase_seconds_bucket{phase=\"boot\",le=\"120\"} 3",
             "nacre_start_phase_seconds_bucket{phase=\"boot\",le=\"+Inf\"} 3",
             "nacre_start_phase_seconds_sum{phase=\"boot\"} 92.005",
             "nacre_start_phase_seconds_count{phase=\"boot\"} 3",
@@ -116,6 +131,6 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
         }
         let names = text.lines().filter(|line| line.starts_with("# TYPE")).count();
-        assert_eq!(names, 6, "each metric is described once");
+        assert_eq!(names, 7, "each metric is described once");
     }
 }

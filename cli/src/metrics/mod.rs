@@ -2,6 +2,7 @@
 
 mod exposition;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use anyhow::Context as _;
@@ -57,8 +58,10 @@ pub(crate) struct Serve {
 /// All that is told.
 #[derive(Debug, Serialize)]
 pub(crate) struct Metrics {
+    /// Of this program.
+    version: &'static str,
     /// Sandboxes by condition.
-    sandboxes: Vec<(Condition, usize)>,
+    sandboxes: BTreeMap<Condition, usize>,
     /// Memory of their machines' processes, in bytes.
     resident_bytes: u64,
     totals: Totals,
@@ -79,6 +82,7 @@ impl Metrics {
         let present = places.present()?;
         let count = |condition| present.iter().filter(|known| known.condition == condition).count();
         Ok(Metrics {
+            version: env!("CARGO_PKG_VERSION"),
             sandboxes: Condition::ALL
                 .iter()
                 .map(|condition| (*condition, count(*condition)))

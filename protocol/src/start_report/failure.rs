@@ -62,6 +62,7 @@ failures! {
     HostLacks = 1202, "this node cannot run such guests", "`nacre check` says what the node lacks; give the pod a RuntimeClass that it has";
     MonitorEnded = 1203, "QEMU ended while it made the machine", "QEMU's words say why; `nacre check` looks at what it needs";
     HostRefused = 1204, "the node refused something that the machine needs", "free on the node what it names, memory above all, or give the pod less";
+    ShimGone = 1205, "the pod's shim was killed or has crashed", "containerd's log and the node's may say by whom: look for its process, and for memory running out";
     Silent = 1301, "neither firmware nor kernel said anything in time", "if the node is slow, raise vm.boot_timeout_seconds; else run `nacre check`";
     KernelPanic = 1401, "the guest's kernel panicked, or reset the machine", "look at `nacre logs POD --console`; check the image with `nacre image verify`";
     KernelStuck = 1402, "the kernel started, but the agent did not answer in time", "if the node is slow, raise vm.boot_timeout_seconds; else look at `nacre logs POD --console`";

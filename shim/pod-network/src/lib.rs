@@ -165,6 +165,13 @@ impl Network {
         self.namespace.path()
     }
 
+    /// Path of the namespace that outlives this process. Without one the namespace, and with it the redirects, end
+    /// with who else holds it; a path by way of this process would name something else in a later one.
+    #[must_use]
+    pub fn lasting_path(&self) -> Option<&Path> {
+        self.namespace.own_path()
+    }
+
     /// Removes the redirects. The taps are gone as soon as their last descriptor is closed.
     pub async fn detach(&self) -> Result<(), NetworkError> {
         let names = self.interface_names();

@@ -48,6 +48,12 @@ impl Namespace {
         Ok(Namespace { descriptor, path: None })
     }
 
+    /// The namespace's own path, if it has one. It outlives this process.
+    #[must_use]
+    pub fn own_path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     /// A path of the namespace: its own, or one by way of this process.
     #[must_use]
     pub fn path(&self) -> PathBuf {

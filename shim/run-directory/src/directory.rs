@@ -4,13 +4,20 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::io::Errno;
+use tokio::time::{Instant, sleep};
 
-use crate::{ProcessRef, Record, RecordError, Remains};
+use crate::history::History;
+use crate::remains::{PATIENCE, POLL};
+use crate::{Record, RecordError, Remains};
 
 /// Most run directories that are looked at; a node has some hundred pods.
 const MOST_SANDBOXES: usize = 10_000;
+/// A directory that was touched since may be one that a shim has made and not locked yet.
+const YOUNG: Duration = Duration::from_secs(60);
 
 /// Before the name of a directory that is not complete yet. No sandbox id begins so.
 const DRAFT: char = '.';
@@ -24,10 +31,10 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Makes the directory. What a dead shim left there is cleaned up first.
+    /// Makes the directory. What a dead shim left there is cleaned up first, and its report kept.
     ///
     /// It appears with its lock and its record at once, so that nobody takes it for a dead one.
-    pub async fn create(root: &Path, id: &str) -> Result<RunDir, RecordError> {
+    pub async fn create(root: &Path, history: &History, id: &str) -> Result<RunDir, RecordError> {
         let path = path_of(root, id)?;
         let failed = |what, cause| RecordError::Io { what, path: path.clone(), cause };
         let mut builder = DirBuilder::new();
@@ -37,32 +44,49 @@ impl RunDir {
         let draft = root.join(format!("{DRAFT}{id}.{}", std::process::id()));
         let _ = fs::remove_dir_all(&draft);
         builder.create(&draft).map_err(|cause| failed("make", cause))?;
-        let made = Self::fill(&draft, &path).await;
+        let made = Self::fill(&draft, &path, history).await;
         if made.is_err() {
             let _ = fs::remove_dir_all(&draft);
         }
         made
     }
 
-    async fn fill(draft: &Path, path: &Path) -> Result<RunDir, RecordError> {
+    async fn fill(draft: &Path, path: &Path, history: &History) -> Result<RunDir, RecordError> {
         let failed = |what, cause| RecordError::Io { what, path: path.to_owned(), cause };
-        let lock = File::open(draft).map_err(|cause| failed("open", cause))?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(|e| failed("lock", e.into()))?;
+        let Some(lock) = try_lock(draft)? else {
+            return Err(RecordError::Busy { path: draft.to_owned() });
+        };
         let record = Record::of_this_process();
         record.write(draft).map_err(|cause| failed("write the record in", cause))?;
-        let place = || renameat_with(CWD, draft, CWD, path, RenameFlags::NOREPLACE);
-        match place() {
-            Err(rustix::io::Errno::EXIST) => {
-                let Some(remains) = Remains::if_dead(path)? else {
-                    let pid = Record::read(path).shim.map_or(0, |shim| shim.pid);
-                    return Err(RecordError::InUse { path: path.to_owned(), pid });
-                };
-                remains.remove().await;
-                place().map_err(|e| failed("make", e.into()))?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match renameat_with(CWD, draft, CWD, path, RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {}
+                other => {
+                    other.map_err(|e| failed("make", e.into()))?;
+                    return Ok(RunDir { path: path.to_owned(), record, _lock: lock });
+                }
             }
-            other => other.map_err(|e| failed("make", e.into()))?,
+            match Remains::if_dead(path)? {
+                Some(remains) => {
+                    let reasons = remains.remove(history).await.failed;
+                    if !reasons.is_empty() {
+                        return Err(RecordError::Remains { path: path.to_owned(), reasons });
+                    }
+                }
+                // Whoever has the lock lives with it, or is cleaning up and done in a moment.
+                None => {
+                    let shim = Record::read(path).unwrap_or_default().shim;
+                    if let Some(shim) = shim.filter(|shim| shim.is_alive()) {
+                        return Err(RecordError::InUse { path: path.to_owned(), pid: shim.pid });
+                    }
+                    if Instant::now() > deadline {
+                        return Err(RecordError::Busy { path: path.to_owned() });
+                    }
+                    sleep(POLL).await;
+                }
+            }
         }
-        Ok(RunDir { path: path.to_owned(), record, _lock: lock })
     }
 
     /// Where it is.
@@ -106,7 +130,8 @@ pub fn sandboxes(root: &Path) -> Result<Vec<Sandbox>, RecordError> {
     let mut found = Vec::new();
     for id in named {
         let path = root.join(&id);
-        let record = Record::read(&path);
+        // Of one that cannot be read nothing is known but that it is there.
+        let record = Record::read(&path).unwrap_or_default();
         let is_alive = Remains::if_dead(&path)?.is_none();
         // One that went away in the meantime is neither.
         if path.exists() {
@@ -126,13 +151,15 @@ pub fn find(root: &Path, name: &str) -> Result<Vec<Sandbox>, RecordError> {
     Ok(sandboxes(root)?.into_iter().filter(meant).collect())
 }
 
-/// Directories that a shim had only begun to make when it died.
-pub(crate) fn dead_drafts(root: &Path) -> Result<Vec<PathBuf>, RecordError> {
-    let is_dead = |name: &String| {
-        let maker = name.strip_prefix(DRAFT).and_then(|rest| rest.rsplit_once('.')?.1.parse().ok());
-        maker.is_some_and(|pid| ProcessRef::of(pid).is_none())
+/// Directories that a shim had only begun to make. Whether it still does, its lock tells, but for a moment before
+/// it has the lock: young ones are left out.
+pub(crate) fn abandoned_drafts(root: &Path) -> Result<Vec<PathBuf>, RecordError> {
+    let is_old = |path: &PathBuf| {
+        let changed = fs::symlink_metadata(path).and_then(|directory| directory.modified());
+        changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|age| age > YOUNG))
     };
-    Ok(names(root)?.into_iter().filter(is_dead).map(|name| root.join(name)).collect())
+    let drafts = names(root)?.into_iter().filter(|name| name.starts_with(DRAFT));
+    Ok(drafts.map(|name| root.join(name)).filter(is_old).collect())
 }
 
 /// The names of the directories in `root`.
@@ -163,7 +190,7 @@ pub(crate) fn try_lock(path: &Path) -> Result<Option<File>, RecordError> {
         other => other.map_err(|cause| failed("open", cause))?,
     };
     match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-        Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        Err(Errno::WOULDBLOCK) => return Ok(None),
         other => other.map_err(|e| failed("lock", e.into()))?,
     }
     let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
@@ -195,20 +222,24 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::{ALONE, PodName, Thing};
+    use crate::{ALONE, PodName, ProcessRef, Thing};
+
+    fn history(root: &tempfile::TempDir) -> History {
+        History::at(&root.path().join(".history"))
+    }
 
     #[tokio::test]
     async fn a_running_sandbox_keeps_its_directory() {
         let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
-        let dir = RunDir::create(root.path(), "a").await.unwrap();
-        let error = RunDir::create(root.path(), "a").await.unwrap_err();
+        let dir = RunDir::create(root.path(), &history(&root), "a").await.unwrap();
+        let error = RunDir::create(root.path(), &history(&root), "a").await.unwrap_err();
         assert!(error.to_string().contains("this sandbox exists already"), "{error}");
         assert!(Remains::if_dead(dir.path()).unwrap().is_none());
         assert!(sandboxes(root.path()).unwrap()[0].is_alive);
         dir.remove().unwrap();
         dir.remove().unwrap();
-        let _again = RunDir::create(root.path(), "a").await.unwrap();
+        let _again = RunDir::create(root.path(), &history(&root), "a").await.unwrap();
         assert_eq!(names(root.path()).unwrap(), ["a"]);
     }
 
@@ -216,7 +247,7 @@ mod tests {
     async fn what_a_dead_shim_left_is_removed() {
         let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
-        let mut dir = RunDir::create(root.path(), "b").await.unwrap();
+        let mut dir = RunDir::create(root.path(), &history(&root), "b").await.unwrap();
         let mut machine = Command::new("sleep").arg("600").spawn().unwrap();
         let shim = dead_process();
         let socket = root.path().join("socket");
@@ -247,7 +278,7 @@ mod tests {
         assert_eq!(remains.things(), things);
         // The machine is a child of this process: its end must be seen for it to be gone.
         let reaper = std::thread::spawn(move || machine.wait().unwrap());
-        let removal = remains.remove().await;
+        let removal = remains.remove(&history(&root)).await;
         assert!(!reaper.join().unwrap().success(), "it was killed");
         assert_eq!((removal.removed, removal.failed), (things, Vec::new()));
         assert!(!path.exists() && !socket.exists() && !group.exists());
@@ -258,7 +289,7 @@ mod tests {
     async fn what_cannot_be_removed_keeps_the_directory_for_the_next_time() {
         let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
-        let mut dir = RunDir::create(root.path(), "c").await.unwrap();
+        let mut dir = RunDir::create(root.path(), &history(&root), "c").await.unwrap();
         let group = root.path().join("group");
         fs::create_dir_all(group.join("occupied")).unwrap();
         let shim = dead_process();
@@ -269,11 +300,11 @@ mod tests {
         .unwrap();
         let path = dir.path().to_owned();
         drop(dir);
-        let removal = Remains::if_dead(&path).unwrap().unwrap().remove().await;
+        let removal = Remains::if_dead(&path).unwrap().unwrap().remove(&history(&root)).await;
         assert!(removal.failed[0].contains("group"), "{removal:?}");
         assert!(path.exists());
         fs::remove_dir(group.join("occupied")).unwrap();
-        let removal = Remains::if_dead(&path).unwrap().unwrap().remove().await;
+        let removal = Remains::if_dead(&path).unwrap().unwrap().remove(&history(&root)).await;
         assert_eq!(removal.failed, Vec::<String>::new());
         assert!(!path.exists());
     }
@@ -282,7 +313,7 @@ mod tests {
     async fn the_file_that_a_namespace_was_mounted_on_has_no_redirects() {
         let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
-        let mut dir = RunDir::create(root.path(), "e").await.unwrap();
+        let mut dir = RunDir::create(root.path(), &history(&root), "e").await.unwrap();
         let unmounted = root.path().join("cni-1");
         fs::write(&unmounted, "").unwrap();
         let shim = dead_process();
@@ -302,7 +333,7 @@ mod tests {
     async fn a_socket_that_somebody_listens_at_stays() {
         let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
-        let mut dir = RunDir::create(root.path(), "d").await.unwrap();
+        let mut dir = RunDir::create(root.path(), &history(&root), "d").await.unwrap();
         let socket = root.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let shim = dead_process();
@@ -313,7 +344,7 @@ mod tests {
         .unwrap();
         let path = dir.path().to_owned();
         drop(dir);
-        let removal = Remains::if_dead(&path).unwrap().unwrap().remove().await;
+        let removal = Remains::if_dead(&path).unwrap().unwrap().remove(&history(&root)).await;
         assert_eq!(removal.removed, vec![Thing::Directory { path }]);
         assert!(socket.exists());
     }
@@ -323,8 +354,8 @@ mod tests {
         let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
         assert!(sandboxes(&root.path().join("absent")).unwrap().is_empty());
-        let mut one = RunDir::create(root.path(), "aa1").await.unwrap();
-        let _two = RunDir::create(root.path(), "aa2").await.unwrap();
+        let mut one = RunDir::create(root.path(), &history(&root), "aa1").await.unwrap();
+        let _two = RunDir::create(root.path(), &history(&root), "aa2").await.unwrap();
         let [namespace, name, uid] = ["default", "web", "7"].map(str::to_owned);
         one.update(|record| record.pod = Some(PodName { namespace, name, uid })).unwrap();
         let ids = |name| {
@@ -339,22 +370,57 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_an_older_or_newer_shim_is_understood_and_a_broken_one_is_empty() {
+    fn a_record_of_an_older_or_newer_shim_is_understood_and_a_broken_one_is_not_an_empty_one() {
         let root = tempfile::tempdir().unwrap();
+        assert_eq!(Record::read(root.path()).unwrap(), Record::default());
         let of = |text: &str| {
             fs::write(root.path().join("record.json"), text).unwrap();
             Record::read(root.path())
         };
         let old =
             r#"{"shim":{"pid":1,"started":2},"machine":null,"namespace":null,"interfaces":[]}"#;
-        assert_eq!(of(old).shim.unwrap().pid, 1);
-        assert_eq!(
-            of(r#"{"containerd_namespace":"k8s.io","novelty":[1]}"#).containerd_namespace,
-            "k8s.io"
-        );
-        for broken in ["", "{", "[]", "{\"shim\":7}", &"x".repeat(70_000)] {
-            assert_eq!(of(broken), Record::default());
+        assert_eq!(of(old).unwrap().shim.unwrap().pid, 1);
+        let new = r#"{"containerd_namespace":"k8s.io","novelty":[1]}"#;
+        assert_eq!(of(new).unwrap().containerd_namespace, "k8s.io");
+        for broken in ["", "{", "[", "{\"shim\":7}", &" ".repeat(70_000)] {
+            assert!(of(broken).is_err(), "{broken}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_has_a_record_that_cannot_be_read_stays_and_is_told() {
+        let _alone = ALONE.lock().await;
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("f");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("record.json"), "{").unwrap();
+        let removal = Remains::if_dead(&path).unwrap().unwrap().remove(&history(&root)).await;
+        assert!(removal.failed[0].contains("cannot be read"), "{removal:?}");
+        assert_eq!((removal.removed, path.exists()), (Vec::new(), true));
+        let error = RunDir::create(root.path(), &history(&root), "f").await.unwrap_err();
+        assert!(matches!(&error, RecordError::Remains { .. }), "{error}");
+        assert!(!error.to_string().contains("running shim"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_another_cleans_up_waits_for_that() {
+        let _alone = ALONE.lock().await;
+        let root = tempfile::tempdir().unwrap();
+        let history = history(&root);
+        let mut dir = RunDir::create(root.path(), &history, "g").await.unwrap();
+        let shim = dead_process();
+        dir.update(|record| record.shim = Some(shim)).unwrap();
+        let path = dir.path().to_owned();
+        drop(dir);
+        let remains = Remains::if_dead(&path).unwrap().unwrap();
+        let cleaning = async {
+            sleep(10 * POLL).await;
+            remains.remove(&history).await
+        };
+        let made = RunDir::create(root.path(), &history, "g");
+        let (made, removal) = tokio::join!(made, cleaning);
+        assert_eq!(removal.failed, Vec::<String>::new());
+        assert!(made.unwrap().path().exists());
     }
 
     #[test]

@@ -1,16 +1,18 @@
 //! What stays of sandboxes that are gone: their last reports, and counters over all of them.
 //!
-//! Every shim of the node writes here, one at a time; a file that does not parse counts as absent. It is
-//! bounded, and gone with the next boot of the node, as a counter's reader expects.
+//! Every shim of the node writes here, one at a time. None waits long for another: that one may be frozen with
+//! its pod. It is bounded, and gone with the next boot of the node, as a counter's reader expects.
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use nacre_protocol::start_report::{Failure, Phase};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::directory::path_of;
@@ -24,16 +26,32 @@ pub const MOST_KEPT: usize = 128;
 /// What is kept of a console, in bytes: its end.
 pub const MOST_CONSOLE: u64 = 16 * 1024;
 
-const TOTALS: &str = "totals.json";
-const LOCK: &str = "lock";
+/// The counters. Versions of Nacre that understand them in another way give them another name; neither resets the
+/// other's. A sandbox's id does not begin with a dot.
+const TOTALS: &str = ".totals-1.json";
+const LOCK: &str = ".lock";
+/// How long the lock is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(5);
 /// What stands for the console in the name of its file.
 const CONSOLE: &str = "console";
 const MOST_TOTALS: u64 = 256 * 1024;
 
 /// Upper bounds of a histogram's buckets, in microseconds; there is one more without.
-pub const BOUNDS_US: [u64; 11] = [
-    10_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000,
-    30_000_000, 60_000_000,
+pub const BOUNDS_US: [u64; 13] = [
+    10_000,
+    50_000,
+    100_000,
+    250_000,
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    30_000_000,
+    60_000_000,
+    120_000_000,
+    300_000_000,
 ];
 
 /// The reports and counters of a node.
@@ -71,18 +89,20 @@ pub struct Totals {
     pub pods: Outcomes,
     /// Containers, the pods' own left out.
     pub containers: Outcomes,
-    /// Failures by code.
-    pub failures: BTreeMap<Failure, u64>,
-    /// Durations by phase, of those that did not fail.
-    pub phases: BTreeMap<Phase, Histogram>,
+    /// Failures by code. A newer version's shims may have some that this one does not know.
+    pub failures: BTreeMap<String, u64>,
+    /// Durations by phase, of those that did not fail. The same holds for these.
+    pub phases: BTreeMap<String, Histogram>,
 }
 
 impl Totals {
     /// Counts a phase that is over.
     pub fn add(&mut self, passed: &Passed) {
         match &passed.failure {
-            Some(failed) => *self.failures.entry(failed.code).or_default() += 1,
-            None => self.phases.entry(passed.phase).or_default().add(passed.took_us),
+            Some(failed) => *self.failures.entry(failed.code.to_string()).or_default() += 1,
+            None => {
+                self.phases.entry(passed.phase.to_string()).or_default().add(passed.took_us);
+            }
         }
     }
 }
@@ -108,15 +128,20 @@ impl History {
         History { root: root.to_owned() }
     }
 
-    /// Keeps a report and the end of the console in `run_dir`, if it has one. The oldest ones go.
+    /// The history of this node.
+    #[must_use]
+    pub fn of_the_node() -> History {
+        History::at(Path::new(HISTORY_ROOT))
+    }
+
+    /// Keeps a report and the end of the console. The oldest ones go.
     ///
     /// # Errors
-    /// If the system refuses.
-    pub fn keep(&self, report: &Report, run_dir: Option<&Path>) -> io::Result<()> {
+    /// If the system refuses, or another process keeps the lock.
+    pub fn keep(&self, report: &Report, console: Option<&[u8]>) -> io::Result<()> {
         let _lock = self.lock()?;
         report.write_file(&self.file(&report.sandbox, "json")?)?;
-        let console = run_dir.map(|path| end_of(&path.join("console.log"))).transpose();
-        if let Ok(Some(text)) = console {
+        if let Some(text) = console {
             fs::write(self.file(&report.sandbox, CONSOLE)?, text)?;
         }
         self.forget_the_oldest()
@@ -125,12 +150,12 @@ impl History {
     /// Changes the counters.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the system refuses, another process keeps the lock, or what is there are no counters: they are not reset.
     pub fn count(&self, change: impl FnOnce(&mut Totals)) -> io::Result<()> {
         let _lock = self.lock()?;
-        let mut totals = self.totals();
+        let mut totals = self.read_totals()?;
         change(&mut totals);
-        let draft = self.root.join("totals.new");
+        let draft = self.root.join(".totals.new");
         fs::write(&draft, serde_json::to_vec(&totals)?)?;
         fs::rename(&draft, self.root.join(TOTALS))
     }
@@ -138,10 +163,20 @@ impl History {
     /// The counters; zeros where there are none.
     #[must_use]
     pub fn totals(&self) -> Totals {
+        self.read_totals().unwrap_or_default()
+    }
+
+    fn read_totals(&self) -> io::Result<Totals> {
+        let path = self.root.join(TOTALS);
         let mut text = String::new();
-        let read = File::open(self.root.join(TOTALS))
-            .and_then(|file| file.take(MOST_TOTALS).read_to_string(&mut text));
-        read.ok().and_then(|_| serde_json::from_str(&text).ok()).unwrap_or_default()
+        match File::open(&path) {
+            Err(absent) if absent.kind() == io::ErrorKind::NotFound => return Ok(Totals::default()),
+            other => other?.take(MOST_TOTALS).read_to_string(&mut text)?,
+        };
+        serde_json::from_str(&text).map_err(|error| {
+            let path = path.display();
+            io::Error::other(format!("{path} has no counters: {error}; remove it to begin anew"))
+        })
     }
 
     /// The reports of sandboxes that are gone, the oldest first.
@@ -149,7 +184,7 @@ impl History {
     /// # Errors
     /// If the directory cannot be read; one that is absent is empty.
     pub fn reports(&self) -> io::Result<Vec<Report>> {
-        let files = self.files("json")?.into_iter().filter(|path| !path.ends_with(TOTALS));
+        let files = self.files("json")?.into_iter();
         let mut reports: Vec<_> = files.filter_map(|path| Report::read_file(&path).ok()).collect();
         reports.sort_by_key(|report| report.began_us);
         Ok(reports)
@@ -174,12 +209,14 @@ impl History {
             Err(absent) if absent.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other?,
         };
-        let paths = entries.take(16 * MOST_KEPT).filter_map(|entry| Some(entry.ok()?.path()));
+        let entries = entries.take(16 * MOST_KEPT).filter_map(Result::ok);
+        let of_sandboxes = entries.filter(|entry| !entry.file_name().as_bytes().starts_with(b"."));
+        let paths = of_sandboxes.map(|entry| entry.path());
         Ok(paths.filter(|path| path.extension().is_some_and(|found| found == kind)).collect())
     }
 
     fn forget_the_oldest(&self) -> io::Result<()> {
-        let files = self.files("json")?.into_iter().filter(|path| !path.ends_with(TOTALS));
+        let files = self.files("json")?.into_iter();
         let age = |path: &PathBuf| path.symlink_metadata().and_then(|file| file.modified()).ok();
         let mut files: Vec<_> = files.map(|path| (age(&path), path)).collect();
         files.sort();
@@ -196,9 +233,24 @@ impl History {
         let mut options = OpenOptions::new();
         let lock = options.write(true).create(true).truncate(false).mode(0o600);
         let lock = lock.open(self.root.join(LOCK))?;
-        flock(&lock, FlockOperation::LockExclusive)?;
-        Ok(lock)
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(POLL),
+                Err(Errno::WOULDBLOCK) => {
+                    let cause = "another process keeps its lock; is that frozen?";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, cause));
+                }
+                other => return other.map(|()| lock).map_err(io::Error::from),
+            }
+        }
     }
+}
+
+/// The end of the console that is in a run directory, if there is one.
+#[must_use]
+pub fn end_of_console(run_dir: &Path) -> Option<Vec<u8>> {
+    end_of(&run_dir.join("console.log")).ok()
 }
 
 fn end_of(path: &Path) -> io::Result<Vec<u8>> {
@@ -212,6 +264,8 @@ fn end_of(path: &Path) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use nacre_protocol::start_report::{Failure, Phase};
+
     use super::*;
     use crate::report::Failed;
 
@@ -231,13 +285,14 @@ mod tests {
         for number in 0..MOST_KEPT as u64 + 3 {
             let sandbox = format!("s{number}");
             let report = Report { sandbox, began_us: number, ..Default::default() };
-            history.keep(&report, Some(&run_dir)).unwrap();
+            history.keep(&report, end_of_console(&run_dir).as_deref()).unwrap();
         }
         assert_eq!(history.reports().unwrap().len(), MOST_KEPT);
         assert_eq!(history.files(CONSOLE).unwrap().len(), MOST_KEPT);
         let newest = history.console(&format!("s{}", MOST_KEPT + 2)).unwrap();
         assert_eq!(fs::metadata(newest).unwrap().len(), MOST_CONSOLE);
         assert_eq!(history.console("../x"), None);
+        assert_eq!(history.totals().pods.failed, 1);
         let outside = Report { sandbox: "../x".into(), ..Default::default() };
         assert!(history.keep(&outside, None).is_err());
     }
@@ -256,8 +311,45 @@ mod tests {
             }
         });
         assert_eq!(history.totals().pods, Outcomes { started: 80, failed: 0 });
-        fs::write(root.path().join(TOTALS), "not json").unwrap();
+    }
+
+    #[test]
+    fn what_is_not_understood_is_neither_lost_nor_overwritten() {
+        let root = tempfile::tempdir().unwrap();
+        let history = History::at(root.path());
+        let path = root.path().join(TOTALS);
+        let newer = r#"{"failures":{"NACRE-9901":7},"phases":{"later":{"sum_us":3}}}"#;
+        fs::write(&path, newer).unwrap();
+        history.count(|totals| totals.pods.started += 1).unwrap();
+        let totals = history.totals();
+        assert_eq!((totals.failures["NACRE-9901"], totals.phases["later"].sum_us), (7, 3));
+        fs::write(&path, "not json").unwrap();
+        let error = history.count(|totals| totals.pods.started += 1).unwrap_err();
+        assert!(error.to_string().contains("remove it"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "not json");
         assert_eq!(history.totals(), Totals::default());
+    }
+
+    #[test]
+    fn nobody_waits_long_for_one_that_is_frozen_with_the_lock() {
+        let root = tempfile::tempdir().unwrap();
+        let history = History::at(root.path());
+        let _frozen = history.lock().unwrap();
+        let error = history.count(|_| {}).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(history.totals(), Totals::default(), "readers take no lock");
+    }
+
+    #[test]
+    fn any_id_of_a_sandbox_is_no_other_file() {
+        let root = tempfile::tempdir().unwrap();
+        let history = History::at(root.path());
+        history.count(|totals| totals.pods.started += 1).unwrap();
+        for id in ["totals", "totals-1", "lock", "a.json", "a.console"] {
+            history.keep(&Report { sandbox: id.into(), ..Default::default() }, Some(b"x")).unwrap();
+        }
+        assert_eq!(history.reports().unwrap().len(), 5);
+        assert_eq!(history.totals().pods.started, 1);
     }
 
     #[test]
@@ -269,10 +361,11 @@ mod tests {
         let failure =
             Failed { code: Failure::Registry, message: String::new(), next_step: String::new() };
         totals.add(&Passed { failure: Some(failure), ..passed(Phase::Pull, 1) });
-        let vmm = &totals.phases[&Phase::Vmm];
-        assert_eq!((vmm.buckets[0], vmm.buckets[1], vmm.buckets[11]), (2, 1, 2));
+        let vmm = &totals.phases["vmm"];
+        let long = (vmm.buckets[11], vmm.buckets[13]);
+        assert_eq!((vmm.buckets[0], vmm.buckets[1], long), (2, 1, (1, 1)));
         assert_eq!((vmm.count(), vmm.sum_us), (5, u64::MAX));
-        assert_eq!(totals.failures, [(Failure::Registry, 1)].into());
+        assert_eq!(totals.failures, [("NACRE-2102".to_owned(), 1)].into());
         let text = serde_json::to_string(&totals).unwrap();
         assert!(text.contains("\"NACRE-2102\":1") && text.contains("\"vmm\":{"), "{text}");
         assert_eq!(serde_json::from_str::<Totals>(&text).unwrap(), totals);

@@ -43,8 +43,22 @@ pub enum RecordError {
     InUse {
         /// Its run directory.
         path: PathBuf,
-        /// Its shim; 0 where the record does not say.
+        /// Its shim.
         pid: u32,
+    },
+    /// Somebody else removes what is left of the sandbox, and takes long.
+    #[error("{path} is being cleaned up by another process: try again")]
+    Busy {
+        /// Its run directory.
+        path: PathBuf,
+    },
+    /// What a dead shim left of the sandbox stands in the way.
+    #[error("{path} is left of a dead sandbox and cannot be removed: {}", reasons.join("; "))]
+    Remains {
+        /// Its run directory.
+        path: PathBuf,
+        /// Why.
+        reasons: Vec<String>,
     },
     /// The system refused something.
     #[error("cannot {what} {path}: {cause}")]

@@ -30,7 +30,7 @@ pub struct Record {
     pub shim: Option<ProcessRef>,
     /// The virtual machine's process.
     pub machine: Option<ProcessRef>,
-    /// The pod's network namespace.
+    /// The pod's network namespace, where it has a path of its own. One without ends with the shim, its redirects too.
     pub namespace: Option<PathBuf>,
     /// Its interfaces that carry a redirect.
     pub interfaces: Vec<String>,
@@ -64,16 +64,19 @@ impl Record {
         }
     }
 
-    /// The record in a run directory; an empty one where there is none that can be read.
-    pub(crate) fn read(directory: &Path) -> Record {
-        let text = read_text(&directory.join(RECORD)).ok();
-        let record: Option<Record> = text.and_then(|text| serde_json::from_str(&text).ok());
-        let mut record = record.unwrap_or_default();
-        // Where /run outlives a reboot, a number and a start time may be somebody else's by now.
+    /// The record in a run directory; an empty one where there is none.
+    pub(crate) fn read(directory: &Path) -> io::Result<Record> {
+        let text = match read_text(&directory.join(RECORD)) {
+            Err(absent) if absent.kind() == io::ErrorKind::NotFound => return Ok(Record::default()),
+            other => other?,
+        };
+        let mut record: Record = serde_json::from_str(&text)?;
+        // Where /run outlives a reboot, a number and a start time may be somebody else's by now, and so may the
+        // path of a namespace.
         if !record.boot.is_empty() && record.boot != this_boot() {
-            (record.shim, record.machine) = (None, None);
+            (record.shim, record.machine, record.namespace) = (None, None, None);
         }
-        record
+        Ok(record)
     }
 
     /// Replaces the record in a run directory as a whole.
@@ -91,6 +94,9 @@ fn this_boot() -> String {
 
 fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(MOST_BYTES).read_to_string(&mut text)?;
+    File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MOST_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is too large for a record"));
+    }
     Ok(text)
 }

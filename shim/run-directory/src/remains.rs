@@ -11,13 +11,15 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::directory::{path_of, remove, try_lock};
+use crate::history::{History, end_of_console};
+use crate::report::Report;
 use crate::{ProcessRef, Record, RecordError};
 
 /// How long a shim that is already stopping, or somebody else who cleans up, is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a control group is waited for whose last process has just died.
 const LAST_PROCESS: Duration = Duration::from_secs(1);
-const POLL: Duration = Duration::from_millis(10);
+pub(crate) const POLL: Duration = Duration::from_millis(10);
 /// What statfs(2) says of a namespace (`linux/magic.h`).
 const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
@@ -27,6 +29,8 @@ const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 pub struct Remains {
     path: PathBuf,
     record: Record,
+    /// Why the record cannot be read: then nobody knows what there is but the directory.
+    unreadable: Option<String>,
     _lock: File,
 }
 
@@ -84,9 +88,10 @@ impl Remains {
                 return Ok(Some(remains));
             }
             if Instant::now() > deadline {
-                let shim = Record::read(&path).shim.filter(|shim| shim.pid != std::process::id());
-                let Some(shim) = shim.filter(|shim| shim.is_alive()) else {
-                    return Err(RecordError::InUse { path, pid: 0 });
+                let shim = Record::read(&path).unwrap_or_default().shim;
+                let other = shim.filter(|shim| shim.pid != std::process::id());
+                let Some(shim) = other.filter(|shim| shim.is_alive()) else {
+                    return Err(RecordError::Busy { path });
                 };
                 tracing::warn!("shim {} of sandbox {id} does not end: it is killed", shim.pid);
                 shim.kill().await;
@@ -100,13 +105,16 @@ impl Remains {
     /// What is left of the sandbox with that run directory, if its shim is dead.
     pub fn if_dead(path: &Path) -> Result<Option<Remains>, RecordError> {
         let Some(lock) = try_lock(path)? else { return Ok(None) };
-        let record = Record::read(path);
+        let (record, unreadable) = match Record::read(path) {
+            Ok(record) => (record, None),
+            Err(error) => (Record::default(), Some(error.to_string())),
+        };
         // A shim from before there was a lock.
         let lives = |shim: &ProcessRef| shim.is_alive() && shim.pid != std::process::id();
         if record.shim.as_ref().is_some_and(lives) {
             return Ok(None);
         }
-        Ok(Some(Remains { path: path.to_owned(), record, _lock: lock }))
+        Ok(Some(Remains { path: path.to_owned(), record, unreadable, _lock: lock }))
     }
 
     /// Process id of the machine, as recorded.
@@ -138,12 +146,22 @@ impl Remains {
             .collect()
     }
 
-    /// Removes it all; the run directory last, and only if everything else is gone.
-    pub async fn remove(self) -> Removal {
+    /// Removes it all; the run directory last, and only if everything else is gone. Its report goes to the history.
+    pub async fn remove(self, history: &History) -> Removal {
         let mut removal = Removal::default();
+        if let Some(cause) = &self.unreadable {
+            removal.failed.push(format!(
+                "the record in {} cannot be read: {cause}; look for the machine and the pod's network by hand, \
+                 then remove the directory",
+                self.path.display()
+            ));
+        }
         for thing in self.things() {
-            if matches!(thing, Thing::Directory { .. }) && !removal.failed.is_empty() {
-                continue;
+            if matches!(thing, Thing::Directory { .. }) {
+                if !removal.failed.is_empty() {
+                    continue;
+                }
+                self.keep_report(history).await;
             }
             match self.remove_one(&thing).await {
                 Ok(()) => removal.removed.push(thing),
@@ -151,6 +169,26 @@ impl Remains {
             }
         }
         removal
+    }
+
+    /// Nothing waits for it: a report that cannot be kept is lost.
+    async fn keep_report(&self, history: &History) {
+        // One that died at once has none.
+        let Ok(mut report) = Report::read(&self.path) else { return };
+        let failed = report.lost_its_shim(self.record.shim);
+        let (history, console) = (history.clone(), end_of_console(&self.path));
+        let kept = tokio::task::spawn_blocking(move || {
+            if let Some(failed) = failed {
+                history.count(|totals| {
+                    totals.add(&failed);
+                    totals.pods.failed += 1;
+                })?;
+            }
+            history.keep(&report, console.as_deref())
+        });
+        if let Ok(Err(error)) = kept.await {
+            tracing::warn!("the start report in {} is not kept: {error}", self.path.display());
+        }
     }
 
     async fn remove_one(&self, thing: &Thing) -> Result<(), String> {

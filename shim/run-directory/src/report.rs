@@ -8,12 +8,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nacre_protocol::start_report::{Failure, Phase};
 use serde::{Deserialize, Serialize};
 
-use crate::PodName;
+use crate::{PodName, ProcessRef};
 
 /// The report in a run directory.
 pub const REPORT: &str = "report.json";
 
-/// Phases that a report keeps at most; a pod may restart containers all day.
+/// Phases that a report keeps at most, the last ones; a pod may restart containers all day.
 pub const MOST_PHASES: usize = 256;
 /// Containers that a report keeps at most.
 pub const MOST_CONTAINERS: usize = 64;
@@ -58,9 +58,9 @@ pub struct Report {
     pub reason: String,
     /// Its containers, the oldest first.
     pub containers: Vec<ContainerName>,
-    /// Phases of its start and of its containers', the oldest first.
+    /// Phases of its start and the last ones of its containers, the oldest first.
     pub phases: Vec<Passed>,
-    /// Phases that are not kept, since there were too many.
+    /// Phases of containers that are not kept, since there were too many.
     pub left_out: u64,
 }
 
@@ -132,13 +132,44 @@ impl Report {
         fs::rename(&draft, path)
     }
 
-    /// Adds a phase, or counts it where there are too many.
+    /// Adds a phase. Where there are too many the oldest of a container goes: who looks at a pod whose container
+    /// fails all day wants to see the last failure. The pod's own are few.
     pub fn add(&mut self, passed: Passed) {
-        if self.phases.len() < MOST_PHASES {
-            self.phases.push(passed);
-        } else {
+        if self.phases.len() == MOST_PHASES {
+            let oldest = self.phases.iter().position(|passed| passed.container.is_some());
+            self.phases.remove(oldest.unwrap_or_default());
             self.left_out += 1;
         }
+        self.phases.push(passed);
+    }
+
+    /// Its shim is dead, and could not say so. Returns the failure of a start that it had begun.
+    pub fn lost_its_shim(&mut self, shim: Option<ProcessRef>) -> Option<Passed> {
+        let was = std::mem::replace(&mut self.state, State::Ended);
+        if matches!(was, State::Failed | State::Ended) {
+            self.state = was;
+            return None;
+        }
+        let code = Failure::ShimGone;
+        let process = shim.map(|shim| format!(" (process {})", shim.pid)).unwrap_or_default();
+        self.reason = format!("{code}: {}{process}", code.about());
+        if was == State::Running {
+            return None;
+        }
+        self.state = State::Failed;
+        let failed = Passed {
+            phase: code.phase(),
+            container: None,
+            began_us: self.began_us.saturating_add(self.start_us()),
+            took_us: 0,
+            failure: Some(Failed {
+                code,
+                message: self.reason.clone(),
+                next_step: code.next_step().to_owned(),
+            }),
+        };
+        self.add(failed.clone());
+        Some(failed)
     }
 
     /// The last phase of that kind, of that container or the pod.
@@ -198,13 +229,16 @@ mod tests {
         let pod = PodName { namespace: "shop".into(), name: "web".into(), uid: "1".into() };
         let mut report =
             Report { sandbox: "abc".into(), pod: Some(pod), began_us: 100, ..Default::default() };
-        for began_us in 0..1000 {
+        report.add(passed(Phase::Boot, None, 0, 5));
+        for began_us in 1..1000 {
             report.add(passed(Phase::Pull, Some("c"), began_us, 5));
         }
         assert_eq!(
             (report.phases.len(), report.left_out),
             (MOST_PHASES, 1000 - MOST_PHASES as u64)
         );
+        assert_eq!(report.last(Phase::Pull, Some("c")).unwrap().began_us, 999, "the last ones");
+        assert_eq!(report.phases[0].phase, Phase::Boot, "and the pod's own");
         let message = "x".repeat(2000);
         let failed = Failed { code: Failure::Registry, message, next_step: "look".into() };
         report.phases[0].failure = Some(failed);

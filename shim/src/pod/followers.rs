@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nacre_protocol::agent as api;
 use nacre_run_directory::RUN_ROOT;
+use nacre_run_directory::history::History;
 use tokio::time::{sleep, timeout};
 
 use super::{Pod, Slot};
@@ -34,7 +35,6 @@ impl Pod {
             ended = sandbox.agent.wait_process(&process.id) => ended.unwrap_or_else(|error| {
                 tracing::error!("{} counts as killed: {error}", process.id);
                 KILLED
-            }
             }),
             () = process.outlived_sigkill() => {
                 tracing::error!(
@@ -45,6 +45,7 @@ impl Pod {
                 );
                 sandbox.end_machine().await;
                 KILLED
+            }
         };
         let exit = Exit::now(status);
         process.pumps.drained().await;
@@ -134,12 +135,12 @@ impl Pod {
     }
 }
 
-/// Adds the guest's own measurements to the report of the pod's start (none) or a container's, and tells it.
 /// Whether nobody starts (nor ends) a process for [`UNSTARTED`] from now.
 async fn is_forgotten(process: &Process) -> bool {
     timeout(UNSTARTED, process.left(State::Created)).await.is_err()
 }
 
+/// Adds the guest's own measurements to the report of the pod's start (none) or a container's, and tells it.
 pub(super) async fn report_start(sandbox: Arc<Sandbox>, container: Option<String>) {
     match sandbox.agent.start_report().await {
         Ok(measured) => sandbox.report.add_guests(container.as_deref(), &measured),
@@ -151,7 +152,7 @@ pub(super) async fn report_start(sandbox: Arc<Sandbox>, container: Option<String
 /// Removes what dead shims left that containerd did not ask to be cleaned up, for example because it was
 /// down as well. A directory is read and its locks are tried: living pods notice nothing.
 pub(super) async fn sweep_up() {
-    match nacre_run_directory::sweep(Path::new(RUN_ROOT)).await {
+    match nacre_run_directory::sweep(Path::new(RUN_ROOT), &History::of_the_node()).await {
         Ok(swept) => {
             for one in swept {
                 let id = one.id.as_deref().unwrap_or("(unfinished)");
