@@ -10,6 +10,7 @@ mod interop;
 mod lint;
 mod setup;
 mod step;
+mod stories;
 mod tests;
 mod tree;
 

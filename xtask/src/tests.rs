@@ -5,24 +5,25 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::step::{Step, run};
+use crate::stories;
 use crate::tree::Tree;
 
 /// Every package but the pause program, which has no standard library.
 const SELECTION: [&str; 4] = ["--locked", "--workspace", "--exclude", "nacre-pause"];
 
 /// A compiled test program.
-struct TestProgram {
-    package: PathBuf,
-    target: String,
-    path: PathBuf,
+pub(crate) struct TestProgram {
+    pub(crate) package: PathBuf,
+    pub(crate) target: String,
+    pub(crate) path: PathBuf,
     /// It starts VMs under a real containerd: an integration test of `nacre-tests`.
-    is_story: bool,
+    pub(crate) is_story: bool,
 }
 
 /// All test programs.
@@ -60,51 +61,53 @@ impl TestProgram {
     }
 
     /// Its name for people.
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let package = self.package.file_name().unwrap_or_default().to_string_lossy();
         format!("{} of {package}", self.target)
     }
 
-    /// As `cargo test` announces and starts it. Whether all its tests passed.
-    fn run(&self, command: &mut Command, filter: Option<&str>) -> Result<bool> {
-        println!("     Running {}", self.name());
-        let status = command.args(filter).current_dir(&self.package).status();
-        let status = status.with_context(|| format!("failed to start {}", self.path.display()))?;
-        Ok(status.success())
+    /// As `cargo test` announces it.
+    pub(crate) fn announcement(&self) -> String {
+        format!("     Running {}\n", self.name())
+    }
+
+    /// Announces it and starts it as `cargo test` does. Whether all its tests passed.
+    pub(crate) fn run(&self, command: &mut Command) -> Result<bool> {
+        print!("{}", self.announcement());
+        Ok(self.status(command)?.success())
+    }
+
+    /// Starts it as `cargo test` does, and waits for its end.
+    pub(crate) fn status(&self, command: &mut Command) -> Result<ExitStatus> {
+        let status = command.current_dir(&self.package).status();
+        status.with_context(|| format!("failed to start {}", self.path.display()))
     }
 }
 
-/// Runs all of them, so that one run shows all that fails.
-fn run_all<'a>(
-    programs: impl Iterator<Item = &'a TestProgram>,
-    filter: Option<&str>,
-    command: impl Fn(&TestProgram) -> Result<Command>,
-) -> Result<()> {
-    let mut failed = Vec::new();
-    for program in programs {
-        if !program.run(&mut command(program)?, filter)? {
-            failed.push(program.name());
-        }
-    }
-    if !failed.is_empty() {
-        bail!("tests failed: {}; see above", failed.join(", "));
-    }
+/// An error that names those that failed, all of them: one run shows everything.
+fn none_of(failed: &[String]) -> Result<()> {
+    ensure!(failed.is_empty(), "tests failed: {}; see above", failed.join(", "));
     Ok(())
 }
 
 /// Unit and integration tests of the crates, and the examples in their documentation.
 pub(crate) fn crates(tree: &Tree, compiled: &Compiled, filter: Option<&str>) -> Result<()> {
     let step = Step::new("tests of the crates");
-    let programs = compiled.0.iter().filter(|program| !program.is_story);
-    run_all(programs, filter, |program| Ok(tree.command(&program.path)))?;
+    let mut failed = Vec::new();
+    for program in compiled.0.iter().filter(|program| !program.is_story) {
+        if !program.run(tree.command(&program.path).args(filter))? {
+            failed.push(program.name());
+        }
+    }
+    none_of(&failed)?;
     let mut cargo = tree.cargo("test");
     run(cargo.args(SELECTION).arg("--doc").args(filter))?;
     step.done();
     Ok(())
 }
 
-/// End-to-end tests: containerd, registry and VMs, one test at a time, as root; without those of
-/// containerd releases that are not there.
+/// End-to-end tests: containerd, registry and VMs, as root; of each program one test at a time. Without those
+/// of containerd releases that are not there.
 pub(crate) fn with_vms(
     tree: &Tree,
     compiled: &Compiled,
@@ -120,13 +123,14 @@ pub(crate) fn with_vms(
     for name in &left_out {
         step.say(format!("SKIPPED: tests named {name}..."));
     }
-    let programs = compiled.0.iter().filter(|program| program.is_story);
-    run_all(programs, filter, |program| {
+    let programs = compiled.0.iter().filter(|program| program.is_story).collect();
+    let failed = stories::run(&step, programs, &tree.prefix().join("stories"), |program| {
         let mut command = tree.root_command("env")?;
         command.args(long.then_some("NACRE_LONG=1")).arg(&program.path).arg("--test-threads=1");
-        command.args(left_out.iter().flat_map(|name| ["--skip", name]));
+        command.args(left_out.iter().flat_map(|name| ["--skip", name])).args(filter);
         Ok(command)
     })?;
+    none_of(&failed)?;
     step.done();
     Ok(())
 }
@@ -137,8 +141,11 @@ pub(crate) fn soak(tree: &Tree, compiled: &Compiled, pods: u32) -> Result<()> {
     let soak = compiled.0.iter().find(|program| program.is_story && program.target == "soak");
     let soak = soak.context("there is no test program named soak")?;
     let mut command = tree.root_command("env")?;
-    command.arg(format!("NACRE_SOAK_PODS={pods}")).arg(&soak.path).args(["--nocapture"]);
-    ensure!(soak.run(&mut command, Some("pods_in_a_loop"))?, "the soak test failed; see above");
+    command
+        .arg(format!("NACRE_SOAK_PODS={pods}"))
+        .arg(&soak.path)
+        .args(["--nocapture", "pods_in_a_loop"]);
+    ensure!(soak.run(&mut command)?, "the soak test failed; see above");
     step.done();
     Ok(())
 }
