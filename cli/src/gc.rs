@@ -105,8 +105,11 @@ fn collect(arguments: &Arguments) -> anyhow::Result<Vec<Dead>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let history = History::at(&arguments.history_root);
     let swept = runtime.block_on(sweep(&arguments.run_root, &history)).context(LOOKING)?;
-    let dead = |Swept { id, pod, removal }| {
-        Dead { id, pod, things: removal.removed, failed: removal.failed }
+    let dead = |Swept { id, pod, removal }| Dead {
+        id,
+        pod,
+        things: removal.removed,
+        failed: removal.failed,
     };
     Ok(swept.into_iter().map(dead).collect())
 }

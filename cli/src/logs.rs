@@ -79,7 +79,8 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
     let mut log = Log::open(&path)?;
     print(&lines.add(&log.more(&path)?))?;
     // Of a pod whose shim is dead nobody writes any more.
-    let lives = || directory.exists() && Remains::if_dead(&directory).is_ok_and(|dead| dead.is_none());
+    let lives =
+        || directory.exists() && Remains::if_dead(&directory).is_ok_and(|dead| dead.is_none());
     while *follow && lives() {
         std::thread::sleep(EVERY);
         print(&lines.add(&log.more(&path)?))?;

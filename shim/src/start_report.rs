@@ -35,6 +35,7 @@ pub(crate) struct StartReport(Arc<Mutex<Inner>>);
 struct Inner {
     report: Report,
     run_dir: Option<PathBuf>,
+    history: History,
     exporter: Option<Exporter>,
     /// Phases that are not counted and exported yet. The report itself keeps only the last ones.
     news: Vec<Passed>,
@@ -84,6 +85,7 @@ impl StartReport {
         let inner = Inner {
             report,
             run_dir: None,
+            history: History::of_the_node(),
             exporter: None,
             news: Vec::new(),
             pod_is_told: false,
@@ -202,13 +204,11 @@ impl StartReport {
             return;
         }
         self.tell().await;
-        let (report, console) = {
+        let (history, report, console) = {
             let mut inner = self.inner();
-            (inner.report.clone(), inner.console.take())
+            (inner.history.clone(), inner.report.clone(), inner.console.take())
         };
-        let kept = tokio::task::spawn_blocking(move || {
-            History::of_the_node().keep(&report, console.as_deref())
-        });
+        let kept = tokio::task::spawn_blocking(move || history.keep(&report, console.as_deref()));
         if let Ok(Err(error)) = kept.await {
             tracing::warn!("the start report is not kept in {HISTORY_ROOT}: {error}");
         }
@@ -216,7 +216,7 @@ impl StartReport {
 
     /// Writes the report, and counts and exports what is new.
     pub(crate) async fn tell(&self) {
-        let (news, pod) = {
+        let (history, news, pod) = {
             let mut inner = self.inner();
             inner.write();
             let news = std::mem::take(&mut inner.news);
@@ -230,13 +230,13 @@ impl StartReport {
             if let Some(exporter) = &inner.exporter {
                 exporter.export(&inner.report, &news, pod.is_some());
             }
-            (news, pod)
+            (inner.history.clone(), news, pod)
         };
         if news.is_empty() && pod.is_none() {
             return;
         }
         let counted = tokio::task::spawn_blocking(move || {
-            History::of_the_node().count(|totals| {
+            history.count(|totals| {
                 for passed in &news {
                     totals.add(passed);
                     if passed.container.is_some() {
@@ -375,5 +375,62 @@ impl Attempt {
 
     fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(history: &History) -> StartReport {
+        let report = StartReport::begin("s", "k8s.io", &HashMap::new());
+        report.inner().history = history.clone();
+        report
+    }
+
+    fn refused() -> TaskError {
+        TaskError::new(error::Code::UNAVAILABLE, "create container c", "no such image")
+    }
+
+    #[tokio::test]
+    async fn of_a_container_that_fails_all_day_each_failure_is_counted_and_the_last_are_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let history = History::at(root.path());
+        let report = report(&history);
+        report.runs();
+        for _ in 0..500 {
+            // It tells it in a task of its own as well.
+            let _ = report.attempt(Some("c")).failed(refused());
+            report.tell().await;
+        }
+        report.ended("it was stopped");
+        report.keep().await;
+        let totals = history.totals();
+        assert_eq!((totals.containers.failed, totals.failures["NACRE-1001"]), (500, 500));
+        assert_eq!((totals.pods.started, totals.pods.failed), (1, 0));
+        let kept = history.reports().unwrap().remove(0);
+        assert_eq!((kept.state, kept.reason.as_str()), (State::Ended, "it was stopped"));
+        assert_eq!(kept.phases.len() as u64 + kept.left_out, 500);
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_down_before_it_ran_has_not_started() {
+        let root = tempfile::tempdir().unwrap();
+        let history = History::at(root.path());
+        let run_dir = tempfile::tempdir().unwrap();
+        std::fs::write(run_dir.path().join("console.log"), "last words").unwrap();
+        let report = report(&history);
+        report.attempt(None).kept_in(run_dir.path());
+        report.ended("it was stopped");
+        // The run directory goes before the report is kept.
+        drop(run_dir);
+        report.ended("and again");
+        report.keep().await;
+        report.keep().await;
+        let (totals, kept) = (history.totals(), history.reports().unwrap().remove(0));
+        assert_eq!((totals.pods.started, totals.pods.failed), (0, 1));
+        assert_eq!((kept.state, kept.reason.as_str()), (State::Failed, "it was stopped"));
+        let console = history.console("s").unwrap();
+        assert_eq!(std::fs::read_to_string(console).unwrap(), "last words");
     }
 }

@@ -181,7 +181,8 @@ fn span(report: &Report, passed: &Passed) -> Value {
             attributes.push(attribute("container.image.name", name));
             if let Some(tag) = tag {
                 let tags = json!({ "values": [{ "stringValue": tag }] });
-                let tags = json!({ "key": "container.image.tags", "value": { "arrayValue": tags } });
+                let tags =
+                    json!({ "key": "container.image.tags", "value": { "arrayValue": tags } });
                 attributes.push(tags);
             }
         }
