@@ -17,6 +17,7 @@
 mod accelerator;
 mod bounded_log;
 mod confidential;
+mod host_clock;
 mod host_user;
 mod memory_encryption;
 pub mod probe;

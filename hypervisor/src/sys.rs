@@ -184,6 +184,12 @@ pub(crate) fn issue_sev_command(
     }
 }
 
+/// The processor's time stamp counter (AMD64 Architecture Programmer's Manual, volume 3, RDTSC).
+pub(crate) fn time_stamp() -> u64 {
+    // SAFETY: the instruction reads a counter and touches no memory.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 /// Whether the kernel counts its clock as synchronised (adjtimex(2)).
 pub(crate) fn clock_synchronised() -> std::io::Result<bool> {
     // SAFETY: `timex` is a C structure of integers, for which zero is valid.

@@ -79,6 +79,8 @@ pub(super) struct Machine {
     pub(super) memory_backend: &'static str,
     /// Id of the [`SnpGuest`] or [`TdxGuest`].
     pub(super) confidential: Option<&'static str>,
+    /// Whether it has an interval timer (i8254), by which a kernel measures other clocks.
+    pub(super) interval_timer: bool,
 }
 
 /// `-accel`.
@@ -291,6 +293,10 @@ impl Argument for Machine {
             // The memory of one pod is neither compared with that of another nor dumped.
             .switch("mem-merge", false)
             .switch("dump-guest-core", false);
+        let machine = match self.interval_timer {
+            true => machine,
+            false => machine.switch("pit", false),
+        };
         ("-machine", machine.done())
     }
 }

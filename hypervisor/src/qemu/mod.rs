@@ -23,6 +23,7 @@ use rustix::process::Gid;
 
 use crate::accelerator::HostCapabilities;
 use crate::bounded_log::BoundedLog;
+use crate::host_clock;
 use crate::memory_encryption::MemoryEncryption;
 use crate::socket_access::group_for;
 use crate::{
@@ -258,7 +259,12 @@ impl Hypervisor for QemuBackend {
         let channel = machine.agent_channel(&transport);
         let ends = QemuEnds { console: console_end.into(), qmp: qmp_end.into() };
         let empty_disks = machine.empty_disks();
-        let command_line = machine.command_line(&self.paths.firmware_dirs, transport, ends);
+        let counter_khz = match machine.is_told_its_counter() {
+            true => host_clock::kilohertz().await,
+            false => None,
+        };
+        let firmware_dirs = &self.paths.firmware_dirs;
+        let command_line = machine.command_line(firmware_dirs, transport, ends, counter_khz);
         let logs = [console_log.tail(), stderr_log.tail()];
         let binary = self.paths.binary.clone();
         let process = QemuProcess {

@@ -28,6 +28,8 @@ const CONSOLE_AND_AGENT: usize = 2;
 /// What the machine and its parts call each other.
 const MEMORY: &str = "memory";
 const TEE: &str = "tee";
+/// Tells a guest's kernel how many kHz its time stamp counter counts.
+pub(super) const COUNTER_PARAMETER: &str = "tsc_early_khz=";
 
 /// A configuration that was checked: everything in it can be given to QEMU.
 pub(super) struct PodMachine {
@@ -110,6 +112,11 @@ impl PodMachine {
         [self.config.kernel.clone(), self.config.initrd.clone()]
     }
 
+    /// Whether the guest has to be told how fast its time stamp counter counts ([`crate::host_clock`]).
+    pub(super) fn is_told_its_counter(&self) -> bool {
+        matches!(self.platform, Platform::Emulated)
+    }
+
     pub(super) fn run_dir(&self) -> &Path {
         &self.config.run_dir
     }
@@ -138,6 +145,7 @@ impl PodMachine {
         firmware_dirs: &[PathBuf],
         transport: AgentTransport,
         ends: QemuEnds,
+        counter_khz: Option<u32>,
     ) -> CommandLine {
         let PodMachine { config, platform, read_only_disks, .. } = self;
         let confidential = platform.is_confidential();
@@ -152,8 +160,16 @@ impl PodMachine {
         for dir in firmware_dirs {
             line.add(&FirmwareDir(dir.clone()));
         }
-        line.add(&Machine { memory_backend: MEMORY, confidential: confidential.then_some(TEE) })
-            .add(&MemoryBackend { id: MEMORY, size_mib: config.memory_mib, shared: confidential });
+        let machine = Machine {
+            memory_backend: MEMORY,
+            confidential: confidential.then_some(TEE),
+            interval_timer: counter_khz.is_none(),
+        };
+        line.add(&machine).add(&MemoryBackend {
+            id: MEMORY,
+            size_mib: config.memory_mib,
+            shared: confidential,
+        });
         match &platform {
             Platform::Emulated | Platform::Virtualized => {}
             Platform::Snp { launch, host } => {
@@ -222,9 +238,12 @@ impl PodMachine {
                 memory,
             });
         }
-        line.add(&Kernel(config.kernel))
-            .add(&Initrd(config.initrd))
-            .add(&KernelCommandLine(config.command_line));
+        line.add(&Kernel(config.kernel)).add(&Initrd(config.initrd)).add(&KernelCommandLine(
+            match counter_khz {
+                None => config.command_line,
+                Some(khz) => format!("{COUNTER_PARAMETER}{khz} {}", config.command_line),
+            },
+        ));
         line
     }
 }

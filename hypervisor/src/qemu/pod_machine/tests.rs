@@ -117,7 +117,8 @@ fn rendered(kvm: bool, transport: AgentTransport, make: impl FnOnce(&Path) -> Vm
         }
     });
     let firmware = [PathBuf::from("/firmware")];
-    let line = machine.command_line(&firmware, transport, ends);
+    let counter_khz = machine.is_told_its_counter().then_some(2_100_000);
+    let line = machine.command_line(&firmware, transport, ends, counter_khz);
     let (arguments, _inherited) = line.into_parts();
     let mut text = String::new();
     for argument in arguments {
@@ -306,7 +307,7 @@ fn further_ports_are_sockets_that_qemu_inherits() {
             .unwrap();
     let (console, qmp) = UnixStream::pair().unwrap();
     let ends = QemuEnds { console: console.into(), qmp: qmp.into() };
-    let line = machine.command_line(&[], virtio_serial(), ends);
+    let line = machine.command_line(&[], virtio_serial(), ends, None);
     let (arguments, inherited) = line.into_parts();
     let arguments: Vec<_> = arguments.iter().map(|argument| argument.to_str().unwrap()).collect();
     assert!(inherited.iter().any(|fd| fd.as_raw_fd() == number));
