@@ -84,7 +84,8 @@ pub trait Vm: Send + Sync {
     async fn stop(&self, grace: Duration) -> VmExit;
 
     /// Puts a volume into a disk that was [`DiskImage::Empty`], and tells the guest its size. What the guest asks to
-    /// be on stable storage is, once it is told so. The volume stays until the VM's end.
+    /// be on stable storage is, once it is told so. The volume stays until the VM's end. What fails is undone, or
+    /// [`InsertError::Lost`].
     async fn insert(&self, serial: &str, volume: Volume) -> Result<(), InsertError>;
 
     /// The last 2 KiB of the guest's console, without control characters: text written by
@@ -265,9 +266,18 @@ pub enum InsertError {
         /// Serial number that was asked for.
         serial: String,
     },
-    /// The VM's process refused a step.
+    /// The VM's process refused a step. The disk is empty as before, and may be tried again.
     #[error("failed to {doing}: {problem}")]
     Refused {
+        /// The step.
+        doing: &'static str,
+        /// What it said.
+        problem: String,
+    },
+    /// A step failed that cannot be undone: the disk is of no use any more, and the VM's process may hold the volume
+    /// until it ends.
+    #[error("failed to {doing}: {problem}; the disk is lost to this VM")]
+    Lost {
         /// The step.
         doing: &'static str,
         /// What it said.

@@ -12,7 +12,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lab::{Lab, PATIENCE, console_says, process_is_there};
-use nacre_hypervisor::{AgentChannel, Disk, DiskImage, HostUser, Hypervisor, LaunchError};
+use nacre_hypervisor::{
+    AgentChannel, Disk, DiskImage, HostUser, Hypervisor, InsertError, LaunchError, Volume,
+    VolumeKind,
+};
 use tokio::time::timeout;
 
 #[tokio::test]
@@ -92,6 +95,36 @@ async fn a_scratch_disk_is_a_file_without_a_name_as_large_as_it_says() {
     assert!(exit.clean, "{}", exit.reason);
     assert!(vm.console_tail().starts_with("1\n"), "{}", vm.console_tail());
     assert_eq!(file.metadata().unwrap().len(), 1 << 40);
+}
+
+#[tokio::test]
+async fn a_volume_that_qemu_refuses_leaves_the_disk_empty_and_the_volume_free() {
+    let Some(lab) = Lab::open() else { return };
+    let mut config = lab.config("$B sleep 600");
+    config.disks = vec![Disk { serial: "place".into(), image: DiskImage::Empty }];
+    let vm = lab.backend.launch(config).await.unwrap();
+    let path = lab.dir.path().join("volume");
+    let volume = |kind| {
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let file = file.unwrap();
+        file.set_len(1 << 20).unwrap();
+        Volume { file: file.into(), kind, size: 1 << 20 }
+    };
+    let held = || {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", vm.pid())).unwrap().flatten();
+        open.filter(|fd| fd.path().read_link().is_ok_and(|to| to == path)).count()
+    };
+    // A file is no device: QEMU has taken it, and does not open it.
+    for _ in 0..2 {
+        let refused = vm.insert("place", volume(VolumeKind::BlockDevice)).await.unwrap_err();
+        assert!(matches!(refused, InsertError::Refused { .. }), "{refused}");
+        assert_eq!(held(), 0);
+    }
+    vm.insert("place", volume(VolumeKind::File)).await.unwrap();
+    assert!(held() > 0);
+    let full = vm.insert("place", volume(VolumeKind::File)).await.unwrap_err();
+    assert!(matches!(full, InsertError::NoPlace { .. }), "{full}");
+    vm.stop(Duration::ZERO).await;
 }
 
 #[tokio::test]

@@ -8,11 +8,12 @@
 //! What a disk is to the pod is not decided here: its owner has told the guest, which refuses the rest.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
@@ -22,6 +23,7 @@ use nacre_protocol::channel::{DRIVER_BLOCK, VOLUMES_ROOT, volume_serial};
 use nacre_protocol::oci;
 use serde::Deserialize;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use crate::error::{Code, Coded};
 use crate::files::read_text;
@@ -34,6 +36,8 @@ const MOUNT_INFO: &str = "mountInfo.json";
 const MOST_BYTES: u64 = 64 * 1024;
 /// Unit of disks, in bytes.
 const SECTOR: u64 = 512;
+/// How long a device may take to be opened. One whose storage is gone may wait in the kernel for ever.
+const OPEN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a pod cannot have a volume as a disk.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +55,11 @@ pub(crate) enum BlockVolumeError {
     NoPlace { places: usize },
     #[error("cannot give {path} to the pod's machine: {cause}")]
     Insert { path: PathBuf, cause: InsertError },
+    #[error(
+        "{path} could not be given to the pod's machine before, which may hold it half-way until it ends: \
+         delete the pod"
+    )]
+    Lost { path: PathBuf },
 }
 
 impl Coded for BlockVolumeError {
@@ -60,7 +69,7 @@ impl Coded for BlockVolumeError {
             | BlockVolumeError::Device { .. }
             | BlockVolumeError::Description { .. } => Code::FAILED_PRECONDITION,
             BlockVolumeError::NoPlace { .. } => Code::RESOURCE_EXHAUSTED,
-            BlockVolumeError::Insert { .. } => Code::UNAVAILABLE,
+            BlockVolumeError::Insert { .. } | BlockVolumeError::Lost { .. } => Code::UNAVAILABLE,
         }
     }
 }
@@ -74,9 +83,18 @@ pub(crate) struct Attached {
 
 /// The machine's places for volumes.
 pub(crate) struct Places {
+    total: usize,
     free: Vec<String>,
-    /// Serial number by what the host knows the volume by.
-    taken: BTreeMap<Identity, String>,
+    /// By what the host knows the volume by.
+    taken: BTreeMap<Identity, Place>,
+}
+
+/// Where a volume is that was given to the machine.
+enum Place {
+    /// The disk with that serial number.
+    Disk(String),
+    /// Nobody knows.
+    Lost,
 }
 
 /// A device by its number, or a file by that of its file system and its own.
@@ -86,36 +104,84 @@ enum Identity {
     File(u64, u64),
 }
 
-/// An open volume of this host.
-struct Opened {
-    identity: Identity,
-    volume: Volume,
+/// A volume that is wanted in a machine.
+struct Wanted {
+    path: PathBuf,
+    /// Where the container is to see it.
+    destination: PathBuf,
+    use_: Use,
+}
+
+/// Whether somebody on the host may use the same device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Nobody may have mounted it.
+    Exclusive,
+    /// The claim's access mode says who may.
+    Shared,
 }
 
 impl Places {
     pub(crate) fn new(count: u32) -> Mutex<Places> {
-        let free = (0..count).rev().map(volume_serial).collect();
-        Mutex::new(Places { free, taken: BTreeMap::new() })
+        let free: Vec<_> = (0..count).rev().map(volume_serial).collect();
+        Mutex::new(Places { total: free.len(), free, taken: BTreeMap::new() })
     }
 
-    /// The place of a volume, which is put there if it is in none.
-    async fn put(
-        &mut self,
-        vm: &dyn Vm,
-        path: &Path,
-        opened: Opened,
-    ) -> Result<String, BlockVolumeError> {
-        let Opened { identity, volume } = opened;
-        if let Some(serial) = self.taken.get(&identity) {
-            return Ok(serial.clone());
+    /// The place of a volume, which is put there if it is in none. One that is in the machine is not opened a second
+    /// time: where its use is exclusive, that would be refused.
+    async fn put(&mut self, vm: &dyn Vm, wanted: Wanted) -> Result<String, BlockVolumeError> {
+        let identity = wanted.off_thread(identify).await?;
+        match self.taken.get(&identity) {
+            Some(Place::Disk(serial)) => return Ok(serial.clone()),
+            Some(Place::Lost) => return Err(BlockVolumeError::Lost { path: wanted.path }),
+            None => {}
         }
-        let places = self.taken.len();
-        let serial = self.free.pop().ok_or(BlockVolumeError::NoPlace { places })?;
-        let inserted = vm.insert(&serial, volume).await;
-        inserted.map_err(|cause| BlockVolumeError::Insert { path: path.to_owned(), cause })?;
-        tracing::info!("{} is now the disk {serial} of the machine", path.display());
-        self.taken.insert(identity, serial.clone());
-        Ok(serial)
+        if self.free.is_empty() {
+            return Err(BlockVolumeError::NoPlace { places: self.total });
+        }
+        let use_ = wanted.use_;
+        let volume = wanted.off_thread(move |path| open(path, identity, use_)).await?;
+        let serial = self.free.pop().ok_or(BlockVolumeError::NoPlace { places: self.total })?;
+        let path = wanted.path;
+        match vm.insert(&serial, volume).await {
+            Ok(()) => {
+                tracing::info!("{} is now the disk {serial} of the machine", path.display());
+                self.taken.insert(identity, Place::Disk(serial.clone()));
+                Ok(serial)
+            }
+            Err(cause) => {
+                match cause {
+                    InsertError::Refused { .. } => self.free.push(serial),
+                    InsertError::NoPlace { .. } | InsertError::Lost { .. } => {
+                        self.taken.insert(identity, Place::Lost);
+                    }
+                }
+                Err(BlockVolumeError::Insert { path, cause })
+            }
+        }
+    }
+}
+
+impl Wanted {
+    /// Does something with the volume's path that may wait in the kernel: on a thread of its own, and not for ever.
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, BlockVolumeError> {
+        let path = self.path.clone();
+        let working = tokio::task::spawn_blocking(move || work(&path));
+        let done = match timeout(OPEN_PATIENCE, working).await {
+            Ok(done) => done.map_err(io::Error::other).flatten(),
+            Err(_) => Err(io::Error::other(format!(
+                "nothing happens for {} s; is its storage there?",
+                OPEN_PATIENCE.as_secs()
+            ))),
+        };
+        done.map_err(|cause| BlockVolumeError::Open {
+            path: self.path.clone(),
+            destination: self.destination.clone(),
+            cause,
+        })
     }
 }
 
@@ -134,16 +200,11 @@ pub(crate) async fn attach(
             copied.push(mount);
             continue;
         };
-        let failed = |cause| BlockVolumeError::Open {
-            path: described.device.clone(),
-            destination: mount.destination.clone(),
-            cause,
-        };
-        // Nobody else may have mounted it.
-        let opened = open(&described.device, libc::O_EXCL).map_err(failed)?;
-        let serial = places.lock().await.put(vm, &described.device, opened).await?;
+        let entry = &mut spec.Mounts[mount.position];
+        let wanted =
+            Wanted { path: described.device, destination: mount.destination, use_: Use::Exclusive };
+        let serial = places.lock().await.put(vm, wanted).await?;
         let place = format!("{VOLUMES_ROOT}/{serial}");
-        let Some(entry) = spec.Mounts.get_mut(mount.position) else { continue };
         entry.source.clone_from(&place);
         let read_only = entry.options.iter().any(|option| option == "ro");
         attached.storages.push(api::Storage {
@@ -163,12 +224,9 @@ pub(crate) async fn attach(
             destination: destination.clone().into(),
             cause,
         })?;
-        let opened = open(&node, 0).map_err(|cause| BlockVolumeError::Open {
-            path: node.clone(),
-            destination: destination.clone().into(),
-            cause,
-        })?;
-        let serial = places.lock().await.put(vm, &node, opened).await?;
+        let wanted =
+            Wanted { path: node, destination: destination.clone().into(), use_: Use::Shared };
+        let serial = places.lock().await.put(vm, wanted).await?;
         attached.devices.push(api::Device {
             id: serial,
             type_: DRIVER_BLOCK.to_owned(),
@@ -235,10 +293,10 @@ fn describe(root: &Path, mount: &HostMount) -> Result<Option<Described>, BlockVo
     };
     let info = MountInfo::parse(&text).map_err(wrong)?;
     if let Some(group) = info.metadata.get("fsGroup") {
-        tracing::warn!(
-            "the volume at {}: fsGroup {group} is not applied in the guest",
-            mount.destination.display()
-        );
+        return Err(wrong(format!(
+            "metadata.fsGroup is {group:?}, which guests do not apply to a volume: leave fsGroup out of the pod's \
+             securityContext"
+        )));
     }
     Ok(Some(Described { device: info.device }))
 }
@@ -258,27 +316,70 @@ fn node_of(major: i64, minor: i64) -> io::Result<PathBuf> {
     Ok(node)
 }
 
-fn open(path: &Path, flags: i32) -> io::Result<Opened> {
+fn identify(path: &Path) -> io::Result<Identity> {
+    identity_of(&path.metadata()?)
+}
+
+fn identity_of(found: &Metadata) -> io::Result<Identity> {
+    match found.file_type() {
+        kind if kind.is_block_device() => Ok(Identity::Device(found.rdev())),
+        kind if kind.is_file() => Ok(Identity::File(found.dev(), found.ino())),
+        _ => Err(io::Error::other("it is neither a block device nor a file")),
+    }
+}
+
+/// Opens what has been found to be of that identity.
+fn open(path: &Path, identity: Identity, use_: Use) -> io::Result<Volume> {
+    let read_only = || {
+        io::Error::other(
+            "this node can only read it, and what a machine has for a volume it reads and writes: put what is only \
+             read into the image, or copy it to a volume of the pod's own",
+        )
+    };
     let mut options = OpenOptions::new();
     options.read(true).write(true);
-    // A regular file knows no exclusive use; QEMU locks it.
-    let is_device = path.metadata()?.file_type().is_block_device();
-    let file: File = options.custom_flags(if is_device { flags } else { 0 }).open(path)?;
-    let found = file.metadata()?;
-    let (identity, kind) = match found.file_type() {
-        kind if kind.is_block_device() => (Identity::Device(found.rdev()), VolumeKind::BlockDevice),
-        kind if kind.is_file() => (Identity::File(found.dev(), found.ino()), VolumeKind::File),
-        _ => return Err(io::Error::other("it is neither a block device nor a file")),
+    let kind = match identity {
+        Identity::Device(number) => {
+            if is_read_only(number) {
+                return Err(read_only());
+            }
+            if use_ == Use::Exclusive {
+                options.custom_flags(libc::O_EXCL);
+            }
+            VolumeKind::BlockDevice
+        }
+        // A regular file knows no exclusive use; QEMU locks it.
+        Identity::File(..) => VolumeKind::File,
     };
+    let opened = options.open(path);
+    let file: File = opened.map_err(|error| match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => read_only(),
+        io::ErrorKind::ResourceBusy => {
+            io::Error::other("something on this node has mounted it, or another pod has it")
+        }
+        _ => error,
+    })?;
+    if identity_of(&file.metadata()?)? != identity {
+        return Err(io::Error::other("it was exchanged for another one just now"));
+    }
     let size = (&file).seek(SeekFrom::End(0))?;
     if size == 0 || !size.is_multiple_of(SECTOR) {
         return Err(io::Error::other(format!("its size, {size} bytes, is not that of a disk")));
     }
-    Ok(Opened { identity, volume: Volume { file: OwnedFd::from(file), kind, size } })
+    Ok(Volume { file: OwnedFd::from(file), kind, size })
+}
+
+/// Whether the kernel takes no writes for a block device; it may be opened for them all the same.
+fn is_read_only(number: u64) -> bool {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let path = format!("/sys/dev/block/{major}:{minor}/ro");
+    read_text(Path::new(&path), MOST_BYTES).is_ok_and(|text| text.trim() == "1")
 }
 
 #[cfg(test)]
 mod tests {
+    use nacre_hypervisor::{AgentChannel, VmExit};
+
     use super::*;
 
     fn mount(source: &str) -> HostMount {
@@ -317,6 +418,10 @@ mod tests {
             (r#"{"volume-type":"nfs","device":"/x"}"#, "volume-type"),
             (r#"{"volume-type":"block","device":"x"}"#, "absolute"),
             (r#"{"volume-type":"block","device":"/x","fstype":"xfs"}"#, "guests have ext4"),
+            (
+                r#"{"volume-type":"block","device":"/x","metadata":{"fsGroup":"2000"}}"#,
+                "fsGroup is \"2000\"",
+            ),
             (&format!("\"{}\"", "x".repeat(70_000)), "larger than"),
         ] {
             let error = described(text).unwrap_err().to_string();
@@ -326,16 +431,125 @@ mod tests {
 
     #[test]
     fn files_of_whole_sectors_can_be_disks() {
+        let open = |path: &Path| open(path, identify(path)?, Use::Exclusive);
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert!(open(file.path(), 0).is_err());
+        assert!(open(file.path()).is_err());
         file.as_file().set_len(1025).unwrap();
-        assert!(open(file.path(), 0).is_err());
+        assert!(open(file.path()).is_err());
         file.as_file().set_len(1024).unwrap();
-        let opened = open(file.path(), 0).unwrap();
-        assert_eq!((opened.volume.size, opened.volume.kind), (1024, VolumeKind::File));
-        let again = open(file.path(), 0).unwrap();
-        assert_eq!(opened.identity, again.identity);
-        assert!(open(Path::new("/dev/null"), 0).is_err());
+        let opened = open(file.path()).unwrap();
+        assert_eq!((opened.size, opened.kind), (1024, VolumeKind::File));
+        assert!(open(Path::new("/dev/null")).is_err());
         assert!(node_of(0, 0).is_err());
+        let other = tempfile::NamedTempFile::new().unwrap();
+        other.as_file().set_len(1024).unwrap();
+        let error = super::open(other.path(), identify(file.path()).unwrap(), Use::Shared);
+        assert!(error.err().unwrap().to_string().contains("exchanged"));
+    }
+
+    /// A machine that answers insertions as it is told, the last word first.
+    struct FakeVm {
+        answers: std::sync::Mutex<Vec<Result<(), InsertError>>>,
+        channel: AgentChannel,
+    }
+
+    impl FakeVm {
+        fn answering(answers: impl IntoIterator<Item = Result<(), InsertError>>) -> FakeVm {
+            let answers = answers.into_iter().collect::<Vec<_>>().into_iter().rev().collect();
+            let channel = AgentChannel::Unix("/absent".into());
+            FakeVm { answers: std::sync::Mutex::new(answers), channel }
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl Vm for FakeVm {
+        fn pid(&self) -> u32 {
+            1
+        }
+
+        fn agent_channel(&self) -> &AgentChannel {
+            &self.channel
+        }
+
+        async fn wait(&self) -> VmExit {
+            std::future::pending().await
+        }
+
+        async fn stop(&self, _: Duration) -> VmExit {
+            VmExit { reason: "stopped".to_owned(), clean: true }
+        }
+
+        async fn insert(&self, _: &str, _: Volume) -> Result<(), InsertError> {
+            self.answers.lock().unwrap().pop().expect("no further insertion is expected")
+        }
+
+        fn console_tail(&self) -> String {
+            String::new()
+        }
+    }
+
+    fn disk() -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1024).unwrap();
+        file
+    }
+
+    async fn put(
+        places: &Mutex<Places>,
+        vm: &FakeVm,
+        file: &tempfile::NamedTempFile,
+    ) -> Result<String, BlockVolumeError> {
+        let wanted = Wanted {
+            path: file.path().to_owned(),
+            destination: "/data".into(),
+            use_: Use::Exclusive,
+        };
+        places.lock().await.put(vm, wanted).await
+    }
+
+    #[tokio::test]
+    async fn a_volume_that_is_in_the_machine_is_not_opened_again() {
+        let (places, vm) = (Places::new(2), FakeVm::answering([Ok(()), Ok(())]));
+        let (first, second, third) = (disk(), disk(), disk());
+        let serial = put(&places, &vm, &first).await.unwrap();
+        // Nobody could open it as a disk any more.
+        first.as_file().set_len(1).unwrap();
+        assert_eq!(put(&places, &vm, &first).await.unwrap(), serial);
+        assert_ne!(put(&places, &vm, &second).await.unwrap(), serial);
+        let error = put(&places, &vm, &third).await.unwrap_err().to_string();
+        assert!(error.contains("has 2 places"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_a_machine_refuses_costs_no_place_and_what_it_loses_is_said() {
+        let refused = || {
+            let problem = "Failed to get \"write\" lock".to_owned();
+            Err(InsertError::Refused { doing: "open the volume", problem })
+        };
+        let lost = Err(InsertError::Lost { doing: "put it there", problem: "late".to_owned() });
+        let vm = FakeVm::answering([refused(), refused(), refused(), Ok(()), lost]);
+        let places = Places::new(2);
+        let (first, second) = (disk(), disk());
+        for _ in 0..3 {
+            let error = put(&places, &vm, &first).await.unwrap_err().to_string();
+            assert!(error.contains("write"), "{error}");
+        }
+        put(&places, &vm, &first).await.unwrap();
+        let error = put(&places, &vm, &second).await.unwrap_err().to_string();
+        assert!(error.contains("lost to this VM"), "{error}");
+        let error = put(&places, &vm, &second).await.unwrap_err().to_string();
+        assert!(error.contains("delete the pod"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_does_not_answer_is_given_up() {
+        let wanted =
+            Wanted { path: "/dev/vdx".into(), destination: "/data".into(), use_: Use::Shared };
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let waiting = wanted.off_thread(move |_| Ok(held.recv().is_err()));
+        let (error, ()) = tokio::join!(waiting, tokio::time::advance(OPEN_PATIENCE));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("/dev/vdx") && error.contains("storage"), "{error}");
+        drop(hold);
     }
 }

@@ -454,7 +454,9 @@ impl Pod {
                 Err(absent) if absent.is_not_found() => {}
                 // containerd would ask for ever, and never end a pod whose guest keeps one container.
                 Err(error) => {
-                    tracing::warn!("{deleting}: its remains stay in the guest until it ends: {error}");
+                    tracing::warn!(
+                        "{deleting}: its remains stay in the guest until it ends: {error}"
+                    );
                 }
             }
         }

@@ -56,7 +56,10 @@ async fn a_plain_disk_is_mounted_in_the_guest_and_keeps_what_was_written() {
     let world = World::new().await.unwrap();
     let image = world.push(&Image::busybox("app")).unwrap();
     let file = disk(&world, "data", 64);
-    let volume = Volume::disk("data", &file);
+    // A device is opened for the machine alone, which the second container must not meet; without loop devices a
+    // file has to do.
+    let device = Loop::attach(world.path(&file).to_str().unwrap());
+    let volume = Volume::disk("data", device.as_ref().map_or(&file, |device| &device.0));
     let initdata = declared(
         &world,
         "[[volume]]\nname = \"data\"\nmounts = [\"app:/data\", \"reader:/in\"]\n\
@@ -79,6 +82,7 @@ async fn a_plain_disk_is_mounted_in_the_guest_and_keeps_what_was_written() {
     // Nothing asks for it to be written: the end of the pod does.
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
+    drop(device);
     let path = world.path(&file);
     let check = Command::new("e2fsck").args(["-f", "-n"]).arg(&path).output();
     match check {

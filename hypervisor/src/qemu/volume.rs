@@ -6,6 +6,7 @@
 //! open anything.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -25,43 +26,94 @@ impl EmptyDisks {
         EmptyDisks(disks.into_iter().collect())
     }
 
-    /// Puts a volume into one of them. If that fails half-way the disk is given up: nobody knows what is in it.
+    /// Puts a volume into one of them. What fails before the exchange is undone, so that the disk is as empty as before
+    /// and QEMU holds nothing of the volume.
     pub(super) async fn fill(
         &mut self,
         qmp: &Qmp,
         serial: &str,
         volume: Volume,
     ) -> Result<(), InsertError> {
-        let no_place = || InsertError::NoPlace { serial: serial.to_owned() };
-        let node = self.0.remove(serial).ok_or_else(no_place)?;
+        let node = self.0.get(serial).cloned();
+        let node = node.ok_or_else(|| InsertError::NoPlace { serial: serial.to_owned() })?;
         let Volume { file, kind, size } = volume;
-        let refused = |doing| {
-            move |error: QmpError| InsertError::Refused { doing, problem: error.to_string() }
-        };
-        let give = "give QEMU the volume's file";
-        let given = qmp.add_fd(file, PATIENCE).await.map_err(refused(give))?;
-        let set = given.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| {
-            let problem = "its answer has no fdset-id".to_owned();
-            InsertError::Refused { doing: give, problem }
-        })?;
         let medium = format!("{node}-volume");
-        let opened = json!({
-            "node-name": medium,
-            "driver": driver(kind),
-            "filename": format!("/dev/fdset/{set}"),
-            "read-only": false,
-        });
-        let open = qmp.command("blockdev-add", opened, PATIENCE).await;
-        open.map_err(refused("open the volume"))?;
-        let raw = json!({
-            "node-name": node, "driver": "raw", "read-only": false, "file": medium,
-        });
-        let exchanged = qmp.command("blockdev-reopen", json!({ "options": [raw] }), PATIENCE).await;
-        exchanged.map_err(refused("put the volume into the disk"))?;
-        let size = json!({ "node-name": node, "size": size });
-        let told = qmp.command("block_resize", size, PATIENCE).await;
-        told.map_err(refused("tell the guest the volume's size"))?;
-        Ok(())
+        let (doing, error) = match exchange(qmp, &node, &medium, file, kind).await {
+            Ok(()) => {
+                self.0.remove(serial);
+                let size = json!({ "node-name": node, "size": size });
+                let told = qmp.command("block_resize", size, PATIENCE).await;
+                return told.map(drop).map_err(|error| InsertError::Lost {
+                    doing: "tell the guest the volume's size",
+                    problem: error.to_string(),
+                });
+            }
+            Err(Failed::Undone { doing, error }) => {
+                return Err(InsertError::Refused { doing, problem: error.to_string() });
+            }
+            Err(Failed::Unknown { doing, error }) => (doing, error),
+        };
+        self.0.remove(serial);
+        Err(InsertError::Lost { doing, problem: error.to_string() })
+    }
+}
+
+/// Why a volume is not behind a disk.
+enum Failed {
+    /// Everything is as before.
+    Undone { doing: &'static str, error: QmpError },
+    /// Nobody knows what is behind the disk, or QEMU holds the volume.
+    Unknown { doing: &'static str, error: QmpError },
+}
+
+/// Gives QEMU the file, opens it as `medium` and lets `node` be over it.
+async fn exchange(
+    qmp: &Qmp,
+    node: &str,
+    medium: &str,
+    file: OwnedFd,
+    kind: VolumeKind,
+) -> Result<(), Failed> {
+    let doing = "give QEMU the volume's file";
+    let given = qmp.add_fd(file, PATIENCE).await;
+    // Without its number the file could not be taken back.
+    let given = given.map_err(|error| match error {
+        QmpError::Refused { .. } => Failed::Undone { doing, error },
+        error => Failed::Unknown { doing, error },
+    })?;
+    let set = given.get("fdset-id").and_then(Value::as_u64);
+    let set = set.ok_or_else(|| Failed::Unknown {
+        doing,
+        error: QmpError::Refused { command: "add-fd", why: "it names no fdset-id".to_owned() },
+    })?;
+    let doing = "open the volume";
+    let opened = json!({
+        "node-name": medium,
+        "driver": driver(kind),
+        "filename": format!("/dev/fdset/{set}"),
+        "read-only": false,
+    });
+    let failed = match qmp.command("blockdev-add", opened, PATIENCE).await {
+        Ok(_) => {
+            let doing = "put the volume into the disk";
+            let raw = json!({
+                "node-name": node, "driver": "raw", "read-only": false, "file": medium,
+            });
+            match qmp.command("blockdev-reopen", json!({ "options": [raw] }), PATIENCE).await {
+                Ok(_) => return Ok(()),
+                Err(error @ QmpError::Refused { .. }) => (doing, error),
+                Err(error) => return Err(Failed::Unknown { doing, error }),
+            }
+        }
+        Err(error) => (doing, error),
+    };
+    let (doing, error) = failed;
+    // Commands are carried out one after the other, so one that was late has come to an end when these have. What it
+    // did not open cannot be closed: what counts is the file.
+    let _ = qmp.command("blockdev-del", json!({ "node-name": medium }), PATIENCE).await;
+    match qmp.command("remove-fd", json!({ "fdset-id": set }), PATIENCE).await {
+        Ok(_) => Err(Failed::Undone { doing, error }),
+        Err(_) => Err(Failed::Unknown { doing, error }),
     }
 }
 

@@ -194,7 +194,8 @@ mod tests {
             started.advance(State::Created, State::Running);
             ended.stop(Exit::now(KILLED));
         };
-        let (first, second, ()) = tokio::join!(is_forgotten(&started), is_forgotten(&ended), change);
+        let (first, second, ()) =
+            tokio::join!(is_forgotten(&started), is_forgotten(&ended), change);
         assert!(!first && !second);
     }
 }
