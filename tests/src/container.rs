@@ -10,7 +10,7 @@ use k8s_cri::v1 as cri;
 use crate::cri::call;
 use crate::ctr::Output;
 use crate::declaration::resources;
-use crate::world::World;
+use crate::world::{PATIENCE, World};
 
 /// A container.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl<'w> Container<'w> {
     pub async fn wait_for(&self, text: &str) -> anyhow::Result<()> {
         let started = Instant::now();
         while !self.stdout()?.contains(text) {
-            if started.elapsed() > Duration::from_secs(60) {
+            if started.elapsed() > PATIENCE {
                 bail!("no {text:?} in {:?}", self.stdout()?);
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -119,7 +119,7 @@ impl<'w> Container<'w> {
                 let (code, reason, message) = (status.exit_code, status.reason, status.message);
                 return Ok(Exit { code, reason, message });
             }
-            ensure!(started.elapsed() < Duration::from_secs(120), "it still runs after 120 s");
+            ensure!(started.elapsed() < PATIENCE, "it still runs");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -12,10 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::world::{SHIM_CONFIG, SOCKET, World};
-
-/// Longest wait for a terminal to show something.
-const LONGEST: Duration = Duration::from_secs(60);
+use crate::world::{PATIENCE, SHIM_CONFIG, SOCKET, World};
 
 /// `ctr` in a world, in a containerd namespace.
 #[derive(Debug)]
@@ -181,7 +178,7 @@ impl Terminal {
         loop {
             self.type_line(line)?;
             match self.wait_for(text, Duration::from_millis(500)) {
-                Err(_) if started.elapsed() < LONGEST => {}
+                Err(_) if started.elapsed() < PATIENCE => {}
                 result => return result,
             }
         }

@@ -13,7 +13,7 @@ impl World {
         let output = self
             .namespaces
             .command("timeout")
-            .arg("60")
+            .arg("180")
             .arg(self.products().nacre())
             .args(["exec-vm", pod, "--"])
             .args(command)

@@ -9,12 +9,10 @@ use anyhow::{Context as _, ensure};
 use rustix::process::Signal;
 
 use crate::ctr::Output;
-use crate::world::{SHIM_CONFIG, SOCKET, World};
+use crate::world::{PATIENCE, SHIM_CONFIG, SOCKET, World};
 
 const DIRECTORY: &str = "/run/world/docker";
 const HOST: &str = "unix:///run/world/docker/docker.sock";
-/// Longest wait for the daemon.
-const LONGEST: Duration = Duration::from_secs(60);
 
 /// A Docker daemon. Its runtime `nacre` is the shim under test.
 #[derive(Debug)]
@@ -59,7 +57,7 @@ impl World {
         let docker = Docker { world: self, client };
         let started = Instant::now();
         while docker.run(&["version"])?.code != 0 {
-            ensure!(started.elapsed() < LONGEST, "dockerd is not ready within {LONGEST:?}");
+            ensure!(started.elapsed() < PATIENCE, "dockerd is not ready");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         Ok(Some(docker))

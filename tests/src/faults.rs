@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use crate::control_groups;
 use crate::cri::call;
 use crate::namespaces::Process;
-use crate::world::World;
+use crate::world::{PATIENCE, World};
 
 /// A process that is stopped until this value is dropped.
 #[derive(Debug)]
@@ -105,13 +105,13 @@ impl World {
             if let Some(new) = list()?.into_iter().find(|p| known.iter().all(|k| k.pid != p.pid)) {
                 return Ok(new);
             }
-            ensure!(started.elapsed() < Duration::from_secs(60), "{what} does not appear");
+            ensure!(started.elapsed() < PATIENCE, "{what} does not appear");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     /// Stops and removes every pod that containerd knows, as a kubelet does with pods it does not want;
-    /// what fails is tried again, for a minute. Returns how many there were.
+    /// what fails is tried again. Returns how many there were.
     pub async fn remove_all_pods(&self) -> anyhow::Result<usize> {
         let started = Instant::now();
         let mut removed = 0;
@@ -125,7 +125,7 @@ impl World {
             for pod in pods {
                 match self.remove_pod(&pod.id).await {
                     Ok(()) => removed += 1,
-                    Err(error) if started.elapsed() > Duration::from_secs(60) => return Err(error),
+                    Err(error) if started.elapsed() > PATIENCE => return Err(error),
                     Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
                 }
             }

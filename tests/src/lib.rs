@@ -68,7 +68,7 @@ pub use private_registry::{GUESTS_LOGIN, GUESTS_PASSWORD, PrivateRegistry};
 pub use products::{ContainerdVersion, Products};
 pub use registry::Registry;
 pub use volumes::{FileTexts, Volume};
-pub use world::{Runtime, World, WorldBuilder};
+pub use world::{PATIENCE, Runtime, World, WorldBuilder};
 
 /// SHA-256 of some bytes, in hex.
 pub fn sha256(bytes: &[u8]) -> String {

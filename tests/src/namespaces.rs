@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::control_groups::ControlGroups;
+use crate::world::PATIENCE;
 
 /// Enters the control groups that are its arguments, makes them roots, moves on to the daemons' within them, and
 /// becomes what starts the first process.
@@ -129,10 +130,10 @@ impl Namespaces {
             {
                 return Ok(Namespaces { keeper, init, _groups: groups });
             }
-            if started.elapsed() > Duration::from_secs(20) {
+            if started.elapsed() > PATIENCE {
                 let _ = keeper.kill();
                 let _ = keeper.wait();
-                bail!("namespaces were not ready within 20 s; see {}", log.display());
+                bail!("namespaces are not ready; see {}", log.display());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -243,9 +244,7 @@ impl Namespaces {
         let _ = self.keeper.wait();
         // The kernel kills the rest with the first process; its entry goes when all are gone.
         let started = Instant::now();
-        while Path::new(&format!("/proc/{}", self.init)).exists()
-            && started.elapsed() < Duration::from_secs(10)
-        {
+        while Path::new(&format!("/proc/{}", self.init)).exists() && started.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(5));
         }
     }

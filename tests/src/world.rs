@@ -34,6 +34,10 @@ pub(crate) const SOCKET: &str = "/run/containerd/containerd.sock";
 pub(crate) const SHIM_CONFIG: &str = "/run/world/shim.toml";
 /// Annotation that names a pod's runtime.
 pub(crate) const RUNTIME_HANDLER: &str = "io.containerd.cri.runtime-handler";
+/// Longest wait for what takes seconds at most where nobody else is at work. It ends tests that hang, and
+/// promises nothing: machines that run tests are busy.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
 /// What runs the pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runtime {
@@ -393,19 +397,20 @@ impl World {
     }
 
     /// What pods left behind: processes, mounts, interfaces, namespaces, sockets, addresses, control groups.
-    /// Things that go on their own are waited for, up to ten seconds.
+    /// Things that go on their own are waited for.
     pub async fn leftovers(&self) -> anyhow::Result<Vec<String>> {
         let started = Instant::now();
         loop {
             let found = self.leftovers_now()?;
-            if found.is_empty() || started.elapsed() > Duration::from_secs(10) {
+            if found.is_empty() || started.elapsed() > PATIENCE {
                 return Ok(found);
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    fn leftovers_now(&self) -> anyhow::Result<Vec<String>> {
+    /// The same, without any wait.
+    pub fn leftovers_now(&self) -> anyhow::Result<Vec<String>> {
         const DAEMONS: [&str; 5] =
             ["containerd", "docker-registry", "nacre-snapshott", "nacre-cache", "nacre"];
         let mut found = Vec::new();
@@ -563,7 +568,7 @@ impl World {
         self.namespaces.kill(&process, signal)?;
         let started = Instant::now();
         while Path::new(&format!("/proc/{}", process.pid)).exists() {
-            ensure!(started.elapsed() < Duration::from_secs(10), "{name} does not end");
+            ensure!(started.elapsed() < PATIENCE, "{name} does not end");
             // The `nsenter` that started it is its parent and ends with it.
             self.daemons
                 .lock()
@@ -581,7 +586,7 @@ impl World {
             .expect("no holder panics")
             .last_mut()
             .and_then(|daemon| daemon.try_wait().ok().flatten());
-        if ended.is_some() || started.elapsed() > Duration::from_secs(30) {
+        if ended.is_some() || started.elapsed() > PATIENCE {
             bail!("{name} did not become ready:\n{}", tail(&self.log_file(name)));
         }
         Ok(())

@@ -4,10 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use nacre_tests::{Image, World};
-
-/// For a shim to end, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use nacre_tests::{Image, PATIENCE, World};
 
 #[tokio::test]
 async fn docker_runs_a_container_in_a_machine_of_its_own() {

@@ -14,7 +14,7 @@ async fn a_pod_of_plain_runc_runs_and_leaves_nothing() {
     let app = pod.start("app").await.unwrap();
     assert_eq!(app.wait_exit().await.unwrap().code, 3);
     assert_eq!(app.stdout().unwrap(), "hello\n");
-    assert!(!world.leftovers().await.unwrap().is_empty(), "a running pod is something");
+    assert!(!world.leftovers_now().unwrap().is_empty(), "a running pod is something");
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
     assert_eq!(world.leftovers().await.unwrap(), Vec::<String>::new());

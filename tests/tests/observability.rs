@@ -5,11 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use nacre_tests::{Collector, Compression, Image, Layer, World, container};
+use nacre_tests::{Collector, Compression, Image, Layer, PATIENCE, World, container};
 use serde_json::Value;
-
-/// A guard against hanging; what is waited for comes within seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn nacre(world: &World, words: &[&str]) -> String {
     let (text, status) = nacre_with_status(world, words);

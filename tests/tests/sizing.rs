@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nacre_configuration::Config;
 use nacre_configuration::sizing::annotation::{IMAGES_MIB, MEMORY_MIB, SCRATCH_DISK_MIB, VCPUS};

@@ -11,10 +11,7 @@ use k8s_cri::v1 as cri;
 use crate::cluster_dns;
 use crate::cri::call;
 use crate::ctr::Output;
-use crate::world::{RUNTIME_HANDLER, World};
-
-/// Longest wait for something that takes a moment.
-const LONGEST: Duration = Duration::from_secs(60);
+use crate::world::{PATIENCE, RUNTIME_HANDLER, World};
 
 /// A kubelet that asks for pods of one runtime handler.
 #[derive(Debug, Clone, Copy)]
@@ -359,7 +356,7 @@ where
         if let Some(found) = probe().await? {
             return Ok(found);
         }
-        ensure!(started.elapsed() < LONGEST, "waited {} s until {what}", LONGEST.as_secs());
+        ensure!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} until {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

@@ -8,9 +8,10 @@ use anyhow::{bail, ensure};
 
 use super::table::{BEHAVIOURS, Behaviour};
 use crate::products::ContainerdVersion;
+use crate::world::PATIENCE;
 
-/// Longest that one behaviour may take to be seen.
-const LONGEST: Duration = Duration::from_secs(150);
+/// Longest that one behaviour may take to be seen: a wait, and what there is to do besides.
+const LONGEST: Duration = PATIENCE.saturating_mul(2);
 
 /// What came of one behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]

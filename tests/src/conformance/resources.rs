@@ -51,7 +51,7 @@ pub(super) async fn containers(stage: &Stage<'_>, pod: &Sandbox) {
     limited(stage, pod).await;
     // It holds some memory and uses some processor time, and does nothing from then on.
     let script = format!(
-        "head -c {} /dev/zero | tr '\\0' x >/tmp/held; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); \
+        "head -c {} /dev/zero | tr '\\0' x >/tmp/held; i=0; while [ $i -lt 2000 ]; do i=$((i+1)); \
          done; echo ready; sleep 1000",
         HELD_MIB << 20
     );
@@ -186,7 +186,7 @@ async fn compare(
     let id = runc.launch(pod, stage.script("figures", "sleep 1000")).await?;
     let busy = format!(
         "head -c {} /dev/zero | tr '\\0' x >/dev/shm/held; \
-         i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done",
+         i=0; while [ $i -lt 6000 ]; do i=$((i+1)); done",
         HELD_MIB << 20
     );
     let mut grown = Vec::new();

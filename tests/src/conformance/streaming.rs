@@ -4,16 +4,13 @@
 //! Each message begins with a byte that names its channel; the subprotocol is `v4.channel.k8s.io`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::world::World;
+use crate::world::{PATIENCE, World};
 
-/// Longest wait for a message.
-const LONGEST: Duration = Duration::from_secs(60);
 /// Largest message that is accepted, in bytes.
 const MOST_MESSAGE: u64 = 1 << 20;
 /// Largest answer to the request to upgrade, in bytes.
@@ -63,7 +60,7 @@ impl Channels {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             ensure!(head.len() < MOST_HEAD, "the answer to the upgrade does not end");
-            let byte = tokio::time::timeout(LONGEST, stream.read_u8()).await;
+            let byte = tokio::time::timeout(PATIENCE, stream.read_u8()).await;
             head.push(byte.context("no answer to the upgrade")??);
         }
         let head = String::from_utf8_lossy(&head).into_owned();
@@ -128,8 +125,8 @@ impl Channels {
     }
 
     async fn frame(&mut self) -> anyhow::Result<Option<(bool, u8, Vec<u8>)>> {
-        let first = match tokio::time::timeout(LONGEST, self.stream.read_u8()).await {
-            Err(_) => bail!("no message within {} s: {self:?}", LONGEST.as_secs()),
+        let first = match tokio::time::timeout(PATIENCE, self.stream.read_u8()).await {
+            Err(_) => bail!("no message within {PATIENCE:?}: {self:?}"),
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
             Ok(first) => first?,
         };
