@@ -33,7 +33,7 @@ use crate::launcher::{self, Kind};
 use crate::oci::{ParsedSpec, missing, refuse_if};
 use crate::sandbox::Sandbox;
 use crate::secrets::{self, UnsealedEnv};
-use crate::storage::{ImageStore, WantedVolume};
+use crate::storage::{AskedVolumes, ImageStore};
 
 /// The built-in root file system of the pod's own container.
 const PAUSE_ROOT: &str = "/pause_bundle/rootfs";
@@ -88,7 +88,7 @@ struct Plan {
     devices: DevicePolicy,
     /// The owner's name for it; empty outside of Kubernetes.
     name: String,
-    volumes: Vec<WantedVolume>,
+    volumes: AskedVolumes,
 }
 
 impl Plan {

@@ -9,20 +9,22 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
 use crate::error::RpcError;
 use crate::oci::{check_path, refuse_if};
-use crate::storage::{VolumeDevice, VolumeKind, WantedVolume};
+use crate::storage::{AskedVolumes, VolumeDevice, VolumeKind, WantedVolume};
 
 /// Most of one container.
 const MOST: usize = 32;
 /// Who may use a device's node: its owner, which is the container's root, and its group.
 const DEVICE_MODE: u32 = 0o660;
+/// Annotation with the pod's name, which the policy has judged.
+const POD_NAME: &str = "io.kubernetes.cri.sandbox-name";
 
 /// True for a storage that is a volume.
 pub(super) fn is_volume(storage: &Storage) -> bool {
     storage.driver == DRIVER_BLOCK
 }
 
-/// Reads the volumes of a request. Each mount from where volumes are mounted has its volume among them.
-pub(super) fn parse(request: &CreateContainerRequest) -> Result<Vec<WantedVolume>, RpcError> {
+/// Reads what a request says of volumes. Each mount from where volumes are mounted has its volume among them.
+pub(super) fn parse(request: &CreateContainerRequest) -> Result<AskedVolumes, RpcError> {
     let storages = request.storages.iter().enumerate().filter(|(_, storage)| is_volume(storage));
     let spec = request.OCI.get_or_default();
     let mut wanted = Vec::new();
@@ -31,7 +33,10 @@ pub(super) fn parse(request: &CreateContainerRequest) -> Result<Vec<WantedVolume
     }
     for (index, mount) in spec.Mounts.iter().enumerate() {
         let from_volume = Path::new(&mount.source).starts_with(VOLUMES_ROOT);
-        let known = wanted.iter().any(|wanted| wanted.path == mount.destination);
+        let is_it = |wanted: &WantedVolume| {
+            wanted.path == mount.destination && mount.source == place_of(&wanted.serial)
+        };
+        let known = wanted.iter().any(is_it);
         let why = "no storage of the request is mounted there";
         refuse_if(from_volume && !known, &format!("OCI.Mounts[{index}].source"), why)?;
     }
@@ -39,7 +44,26 @@ pub(super) fn parse(request: &CreateContainerRequest) -> Result<Vec<WantedVolume
         wanted.push(block_device(&format!("devices[{index}]"), device)?);
     }
     refuse_if(wanted.len() > MOST, "storages, devices", "have more volumes than a pod can have")?;
-    Ok(wanted)
+    let pod = spec.Annotations.get(POD_NAME).cloned().unwrap_or_default();
+    Ok(AskedVolumes { wanted, places: places(request), pod })
+}
+
+/// Each path at which something is put into the container, without what a path may have twice: a slash, a dot.
+fn places(request: &CreateContainerRequest) -> Vec<String> {
+    let spec = request.OCI.get_or_default();
+    let mounts = spec.Mounts.iter().map(|mount| &mount.destination);
+    let devices = request.devices.iter().map(|device| &device.container_path);
+    let others = spec.Linux.get_or_default().Devices.iter().map(|device| &device.Path);
+    let plain = |path: &String| {
+        let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
+        parts.fold(String::new(), |path, part| path + "/" + part)
+    };
+    mounts.chain(devices).chain(others).map(plain).collect()
+}
+
+/// Where the file system of the volume in that place is mounted.
+fn place_of(serial: &str) -> String {
+    format!("{VOLUMES_ROOT}/{serial}")
 }
 
 /// One for each place where the container sees it.
@@ -50,7 +74,7 @@ fn file_system(
 ) -> Result<Vec<WantedVolume>, RpcError> {
     let part = |name: &str| format!("{field}.{name}");
     check_serial(&part("source"), &storage.source)?;
-    let place = format!("{VOLUMES_ROOT}/{}", storage.source);
+    let place = place_of(&storage.source);
     let why = format!("must be {place}");
     refuse_if(storage.mount_point != place, &part("mount_point"), &why)?;
     refuse_if(storage.fstype != "ext4", &part("fstype"), "must be ext4")?;
@@ -149,7 +173,8 @@ mod tests {
 
     #[test]
     fn mounts_and_devices_are_volumes() {
-        let wanted = parse(&request()).unwrap();
+        let asked = parse(&request()).unwrap();
+        let wanted = &asked.wanted;
         let seen: Vec<_> =
             wanted.iter().map(|w| (&*w.serial, &*w.path, w.kind, w.read_only)).collect();
         let expected = [
@@ -157,13 +182,26 @@ mod tests {
             ("nacre-volume-0", "/dev/xvda", VolumeKind::Device, true),
         ];
         assert_eq!(seen, expected);
-        assert_eq!(parse(&CreateContainerRequest::new()).unwrap(), []);
+        assert_eq!(parse(&CreateContainerRequest::new()).unwrap(), AskedVolumes::default());
+    }
+
+    #[test]
+    fn every_place_of_a_request_is_known_by_one_name() {
+        let mut request = request();
+        let spec = request.OCI.mut_or_insert_default();
+        spec.Mounts.push(mounted("tmpfs", "//shared/./x/"));
+        let device = oci::LinuxDevice { Path: "/dev/null".into(), ..Default::default() };
+        spec.Linux.mut_or_insert_default().Devices.push(device);
+        spec.Annotations.insert(POD_NAME.into(), "web-0".into());
+        let asked = parse(&request).unwrap();
+        assert_eq!(asked.places, ["/data", "/shared/x", "/dev/xvda", "/dev/null"]);
+        assert_eq!(asked.pod, "web-0");
     }
 
     #[test]
     fn other_forms_are_refused_by_field() {
         type Change = fn(&mut CreateContainerRequest);
-        let changes: [(Change, &str); 13] = [
+        let changes: [(Change, &str); 14] = [
             (|r| r.storages[0].source = "vda".into(), "storages[0].source"),
             (|r| r.storages[0].source = "nacre-volume-9".into(), "storages[0].source"),
             (|r| r.storages[0].mount_point = "/etc".into(), "storages[0].mount_point"),
@@ -172,6 +210,14 @@ mod tests {
             (|r| r.storages[0].driver_options.push("key=a".into()), "storages[0].driver_options"),
             (|r| r.OCI.mut_or_insert_default().Mounts.clear(), "storages[0]"),
             (|r| r.storages.clear(), "OCI.Mounts[0].source"),
+            (
+                |r| {
+                    // What is mounted there is another volume's.
+                    let spec = r.OCI.mut_or_insert_default();
+                    spec.Mounts.push(mounted(&place_of("nacre-volume-2"), "/data"));
+                },
+                "OCI.Mounts[1].source",
+            ),
             (|r| r.devices[0].id = "0000:00:05.0".into(), "devices[0].id"),
             (|r| r.devices[0].type_ = "vfio".into(), "devices[0].type"),
             (|r| r.devices[0].vm_path = "/dev/vda".into(), "devices[0].vm_path"),

@@ -11,7 +11,7 @@ use nacre_protocol::agent::{
     GuestDetailsRequest, GuestDetailsResponse, OOMEvent, OnlineCPUMemRequest,
     ReseedRandomDevRequest, SetGuestDateTimeRequest, SetPolicyRequest,
 };
-use nacre_protocol::channel::{DRIVER_EPHEMERAL, DRIVER_IMAGE_PULL, DRIVER_LOCAL};
+use nacre_protocol::channel::{DRIVER_BLOCK, DRIVER_EPHEMERAL, DRIVER_IMAGE_PULL, DRIVER_LOCAL};
 use protobuf::well_known_types::empty::Empty;
 use rustix::time::{ClockId, Timespec};
 
@@ -84,7 +84,7 @@ pub(crate) fn details(_: &Allowed<GuestDetailsRequest>) -> Result<GuestDetailsRe
         agent_details: Some(AgentDetails {
             version: env!("CARGO_PKG_VERSION").into(),
             init_daemon: true,
-            storage_handlers: [DRIVER_IMAGE_PULL, DRIVER_EPHEMERAL, DRIVER_LOCAL]
+            storage_handlers: [DRIVER_BLOCK, DRIVER_IMAGE_PULL, DRIVER_EPHEMERAL, DRIVER_LOCAL]
                 .map(str::to_owned)
                 .to_vec(),
             supports_seccomp: true,

@@ -331,6 +331,10 @@ async fn answer(sandbox: &Sandbox, container: Option<&str>, request: Request<Inc
         return text(StatusCode::FORBIDDEN, denied.denial().to_string());
     }
     match call {
+        // The agent alone needs it; who has it can, with the host, read the volume for ever.
+        Call::Resource(uri) if sandbox.volumes.has_key(&uri) => {
+            text(StatusCode::FORBIDDEN, format!("{uri} is the key of a volume (volumes.toml)"))
+        }
         Call::Resource(uri) => match secrets.resource(&uri).await {
             Ok(resource) => bytes(resource.to_vec()),
             Err(error) => failed(&error),

@@ -131,7 +131,8 @@ fn add_integrity(
     mapper.load(&device, &table(SECTOR / TABLE_SECTOR))?;
     let status = mapper.status_of_loaded(&device)?;
     mapper.clear(&device)?;
-    let sectors = provided_sectors(&status, size).ok_or(StorageError::Layout { status })?;
+    let sectors = provided_sectors(&status, size)
+        .ok_or_else(|| StorageError::Layout { disk: disk.display().to_string(), status })?;
     mapper.load(&device, &table(sectors))?;
     mapper.resume(&device)?;
     Ok((device, sectors))

@@ -78,13 +78,22 @@ pub(super) fn format(
 ) -> io::Result<()> {
     let layout = Layout::of(size, journal)
         .ok_or_else(|| io::Error::other(format!("{size} bytes are too few or too many for it")))?;
-    let write = |block: u32, bytes: &[u8]| disk.write_all_at(bytes, offset(block));
-
+    let mut write = |block: u32, bytes: &[u8]| disk.write_all_at(bytes, offset(block));
+    write_all_but_first(&layout, identity, &mut write)?;
+    disk.sync_all()?;
+    // What was cut short before is no file system.
     let mut first = vec![0_u8; BLOCK];
     first[1024..2048].copy_from_slice(&layout.superblock(identity));
     write(0, &first)?;
-    write(1, &layout.descriptors(identity))?;
+    disk.sync_all()
+}
 
+fn write_all_but_first(
+    layout: &Layout,
+    identity: &Identity,
+    write: &mut impl FnMut(u32, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    write(1, &layout.descriptors(identity))?;
     let (bitmap, inodes, table) = layout.places(0);
     write(bitmap, &layout.block_bitmap(0))?;
     write(inodes, &inode_bitmap())?;
@@ -101,7 +110,7 @@ pub(super) fn format(
     if last > 0 {
         write(layout.places(last).0, &layout.block_bitmap(last))?;
     }
-    disk.sync_all()
+    Ok(())
 }
 
 /// Where everything is.
@@ -398,6 +407,18 @@ mod tests {
     fn the_checksum_is_the_usual_one() {
         // The check value of CRC-16/ARC.
         assert_eq!(crc16(0, b"123456789"), 0xbb3d);
+    }
+
+    #[test]
+    fn the_block_that_makes_it_a_file_system_comes_last() {
+        let layout = Layout::of(1 << 30, Journal::Kept).unwrap();
+        let mut written = Vec::new();
+        let mut write = |block, _: &[u8]| {
+            written.push(block);
+            Ok(())
+        };
+        write_all_but_first(&layout, &IDENTITY, &mut write).unwrap();
+        assert!(written.len() > 4096 && !written.contains(&0));
     }
 
     #[test]

@@ -27,7 +27,9 @@ use crate::disk::{self, DiskError};
 use crate::error::RpcError;
 use crate::modules::{ModuleError, Modules};
 
-pub(crate) use volume::{Kind as VolumeKind, VolumeDevice, Volumes, Wanted as WantedVolume};
+pub(crate) use volume::{
+    Asked as AskedVolumes, Kind as VolumeKind, VolumeDevice, Volumes, Wanted as WantedVolume,
+};
 
 /// Where the file system is mounted.
 const ROOT: &str = "/run/nacre/image";
@@ -75,10 +77,24 @@ pub(crate) enum StorageError {
         least: u64,
     },
     /// What dm-integrity says of the disk cannot be.
-    #[error("the scratch disk cannot hold what its state {status:?} tells")]
+    #[error("the disk {disk} cannot hold what its state {status:?} tells")]
     Layout {
+        /// Its node.
+        disk: String,
         /// The target's state.
         status: String,
+    },
+    /// A volume's disk was larger.
+    #[error(
+        "the disk {disk} has room for {has} bytes of a volume that was made with {needs}: it was cut short"
+    )]
+    CutShort {
+        /// Its node.
+        disk: String,
+        /// In bytes.
+        has: u64,
+        /// In bytes.
+        needs: u64,
     },
 }
 

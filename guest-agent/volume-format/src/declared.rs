@@ -35,6 +35,8 @@ pub struct DeclaredVolume {
     pub format: Format,
     /// Whether containers cannot write to it.
     pub read_only: bool,
+    /// What beside its name an encrypted volume is bound to.
+    pub bind: Bind,
     mounts: Vec<Place>,
 }
 
@@ -56,6 +58,17 @@ pub enum Format {
     Never,
     /// It becomes an empty volume.
     Blank,
+}
+
+/// What an encrypted volume is bound to, beside its key and its name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bind {
+    /// Nothing: all pods with the same declaration and key can open it.
+    #[default]
+    Name,
+    /// The pod's name: replicas cannot be given each other's.
+    Pod,
 }
 
 /// Where containers see a volume.
@@ -85,6 +98,8 @@ struct Entry {
     format: Format,
     #[serde(default)]
     read_only: bool,
+    #[serde(default)]
+    bind: Bind,
 }
 
 impl DeclaredVolumes {
@@ -190,6 +205,10 @@ impl DeclaredVolume {
             let problem = "contradicts read_only: what is only read cannot be made".to_owned();
             return Err(value(&key("format"), problem));
         }
+        if entry.bind == Bind::Pod && protection == Protection::DangerPlaintext {
+            let problem = "contradicts danger_plaintext: only a key binds a volume".to_owned();
+            return Err(value(&key("bind"), problem));
+        }
         let mounts = entry.mounts.iter().enumerate();
         let mounts = mounts.map(|(at, text)| {
             Place::parse(text).ok_or_else(|| {
@@ -201,8 +220,8 @@ impl DeclaredVolume {
         if mounts.is_empty() || mounts.len() > MOST_MOUNTS {
             return Err(value(&key("mounts"), format!("must have 1 to {MOST_MOUNTS} entries")));
         }
-        let (name, format, read_only) = (entry.name, entry.format, entry.read_only);
-        Ok(Self { name, protection, format, read_only, mounts })
+        let Entry { name, format, read_only, bind, .. } = entry;
+        Ok(Self { name, protection, format, read_only, bind, mounts })
     }
 }
 
@@ -264,6 +283,9 @@ mod tests {
         assert!(declared.at("other", "/shared").is_some() && declared.needs_encryption());
         assert_eq!(declared.expected("app").collect::<Vec<_>>(), [("data", "/data")]);
         assert_eq!(declared.expected("other").count(), 0);
+        assert_eq!(volume.bind, Bind::Name);
+        let bound = DeclaredVolumes::parse(&format!("{DATA}bind = \"pod\"\n")).unwrap();
+        assert_eq!(bound.at("app", "/data").unwrap().bind, Bind::Pod);
         assert!(DeclaredVolumes::read(None).unwrap().at("app", "/data").is_none());
     }
 
@@ -280,6 +302,8 @@ mod tests {
             (entry("danger_plaintext = true\nformat = \"always\""), "volumes.toml"),
             (entry("danger_plaintext = true\nencryptd = true"), "encryptd"),
             (entry("danger_plaintext = true\nread_only = true\nformat = \"blank\""), "format"),
+            (entry("danger_plaintext = true\nbind = \"pod\""), "volume[0].bind"),
+            (entry("key = \"kbs:///a/b/c\"\nbind = \"node\""), "volumes.toml"),
             (DATA.replace("app:/data", "app:data"), "volume[0].mounts[0]"),
             (DATA.replace("app:/data", "app:/data/../x"), "volume[0].mounts[0]"),
             (DATA.replace("app:/data", ":/data"), "volume[0].mounts[0]"),

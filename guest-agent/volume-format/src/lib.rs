@@ -1,5 +1,5 @@
-//! Volumes as bytes and words: the owner's declarations (`volumes.toml` of the initdata) and the header of an
-//! encrypted volume, with the keys that come with it.
+//! Volumes as bytes and words: the owner's declarations (`volumes.toml` of the initdata), the header of an
+//! encrypted volume with the keys that come with it, and the superblock behind it.
 //!
 //! The guest's agent reads both, and the owner's tools write and check the declarations by the same code. What is
 //! declared comes from the pod's owner; what is on a disk comes from the host, and nothing in it is believed before it
@@ -9,3 +9,4 @@
 
 pub mod declared;
 pub mod header;
+pub mod superblock;
