@@ -1,7 +1,9 @@
 //! `nacre install`, `nacre uninstall` and `nacre containerd-config`.
 
 use std::fmt::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
@@ -21,7 +23,9 @@ use crate::output::Output;
 /// get; pods that run keep theirs, and it goes when the last of them has ended. Units go to /etc/systemd/system,
 /// configurations to /etc/nacre, and the handlers nacre, nacre-snp and nacre-tdx into containerd's configuration (K3s'
 /// and RKE2's, too). containerd is asked first whether it would understand it and do all else as before; if it
-/// does not come back with it, it gets back what it had. Files that you changed stay as they are. Repeating it does nothing.
+/// does not come back with it, it gets back what it had. Files that you changed stay as they are. Repeating it does
+/// nothing; what you named (--containerd, --containerd-config, --qemu) is kept. The installing is done by the program
+/// in what is installed: another version brings its own units and configurations.
 #[derive(Args)]
 #[command(after_help = "Examples:
   nacre-0.1.0/bin/nacre install            from the directory that this program is in
@@ -39,7 +43,7 @@ pub(crate) struct Arguments {
     from: Option<PathBuf>,
     #[command(flatten)]
     node: Node,
-    /// QEMU, where the directory brings none and it is in another place than usual.
+    /// QEMU, where the directory brings none and it is in another place than usual [default: as before].
     #[arg(long, value_name = "PROGRAM")]
     qemu: Option<PathBuf>,
     /// Run QEMU as this user, who is made if absent, and no longer as root without capabilities. Later installations
@@ -78,16 +82,16 @@ pub(crate) struct Removal {
 /// What is where on the node.
 #[derive(Args)]
 struct Node {
-    /// containerd's program [default: K3s' or RKE2's, or one in /usr/local/bin or /usr/bin].
+    /// containerd's program [default: as before, or K3s' or RKE2's, or one in /usr/local/bin or /usr/bin].
     #[arg(long, value_name = "PROGRAM")]
     containerd: Option<PathBuf>,
-    /// containerd's configuration [default: K3s' or RKE2's template, or /etc/containerd/config.toml].
+    /// containerd's configuration [default: as before, or K3s' or RKE2's template, or /etc/containerd/config.toml].
     #[arg(long, value_name = "FILE")]
     containerd_config: Option<PathBuf>,
-    /// The node's file system, for images of nodes. Nothing is started then.
+    /// The node's file system, for images of nodes: all starts when they boot.
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
-    /// Start and restart nothing.
+    /// Start and restart nothing: you do, or the next installation.
     #[arg(long)]
     no_start: bool,
     /// Only say what would be done. containerd is not asked whether it would understand its configuration.
@@ -97,11 +101,12 @@ struct Node {
 
 /// Print the lines that lead containerd's pods to Nacre, as deploy/containerd has them.
 ///
-/// For nodes whose configuration something else writes. `nacre install` adds them by itself.
+/// For nodes whose configuration something else writes. `nacre install` adds them by itself. What they say at their
+/// beginning matters: which version they have, and what containerd forgets when they are there.
 #[derive(Args)]
 #[command(after_help = "Examples:
   nacre containerd-config --release 1.7
-  nacre containerd-config --release 2 -o /etc/containerd/conf.d/nacre.toml
+  nacre containerd-config --release 2 -o nacre.toml
 
 Exit status: 0 written; 2 it could not be.")]
 pub(crate) struct Lines {
@@ -141,6 +146,9 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<Verdict> {
         Some(from) => from.clone(),
         None => own_directory()?,
     };
+    if let Some(error) = handed_over(&from)? {
+        return Err(error);
+    }
     let bundle = Bundle::open(&from, env!("CARGO_PKG_VERSION"))?;
     let choices = Choices {
         qemu: arguments.qemu.clone(),
@@ -170,6 +178,18 @@ pub(crate) fn remove(arguments: &Removal) -> anyhow::Result<Verdict> {
     Ok(Verdict::Good)
 }
 
+/// Becomes the `nacre` of what is to be installed, which knows its own units and configurations; returns why it could
+/// not, or nothing if it is that program already or there is none (which is told in its place).
+fn handed_over(from: &Path) -> anyhow::Result<Option<anyhow::Error>> {
+    let Ok(theirs) = from.join("bin/nacre").canonicalize() else { return Ok(None) };
+    let own = std::env::current_exe().context("failed to find this program")?;
+    if own.canonicalize().is_ok_and(|own| own == theirs) {
+        return Ok(None);
+    }
+    let error = Command::new(&theirs).args(std::env::args_os().skip(1)).exec();
+    Ok(Some(anyhow::Error::new(error).context(format!("failed to run {}", theirs.display()))))
+}
+
 /// The directory with `bin/nacre`, if that is this program.
 fn own_directory() -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe().context("failed to find this program")?;
@@ -194,7 +214,11 @@ impl Node {
     }
 
     fn services(&self) -> &'static dyn Services {
-        if self.no_start || self.root != Path::new("/") { &Unmanaged } else { &Systemd }
+        match (self.root == Path::new("/"), self.no_start) {
+            (true, false) => &Systemd,
+            (true, true) => &Unmanaged { at_boot: false },
+            (false, _) => &Unmanaged { at_boot: true },
+        }
     }
 
     fn check(&self) -> anyhow::Result<()> {
@@ -223,7 +247,7 @@ impl Lists<'_> {
             let _ = writeln!(text, "  {:8} {}", step.what, step.to);
         }
         for path in self.left {
-            let _ = writeln!(text, "  left     {}: it was changed by hand", path.display());
+            let _ = writeln!(text, "  left     {}: it is not nacre's", path.display());
         }
         for kept in self.kept {
             let count = kept.processes.len();
@@ -243,7 +267,7 @@ fn installed(done: &Installed, node: &Node) -> String {
         let starts = done.steps.iter().any(|step| step.what == "restart");
         let touched =
             done.steps.iter().any(|step| step.what == "write" && step.to.contains("containerd"));
-        if touched && !starts {
+        if touched && !starts && node.root == Path::new("/") {
             text.push_str(
                 "containerd was not restarted: restart it, or its pods stay without Nacre.\n",
             );
@@ -260,5 +284,11 @@ fn uninstalled(done: &Uninstalled, node: &Node) -> String {
         (false, false) => "Nacre was taken off this node; /var/lib/nacre stays:\n".to_owned(),
     };
     Lists { steps: &done.steps, left: &done.left, kept: &done.kept }.write(&mut text);
+    if let Some(why) = &done.unasked {
+        let _ = writeln!(
+            text,
+            "containerd could not be asked what it makes of its configuration without Nacre: {why}"
+        );
+    }
     text
 }

@@ -61,6 +61,18 @@ impl Bundle {
         Ok(Bundle { directory: directory.to_owned(), name, files })
     }
 
+    /// One of these files only.
+    #[cfg(test)]
+    pub(crate) fn of_files(
+        directory: &Path,
+        version: &str,
+        files: &[&str],
+    ) -> Result<Bundle, NodeError> {
+        let files: Vec<_> = files.iter().map(|file| (PathBuf::from(file), true)).collect();
+        let name = format!("{version}-{}", &tree_hash(directory, &files)?[..12]);
+        Ok(Bundle { directory: directory.to_owned(), name, files })
+    }
+
     /// Release and hash, such as `0.1.0-7ea4b61c92f0`: the same for the same contents only.
     pub fn name(&self) -> &str {
         &self.name
@@ -83,7 +95,7 @@ impl Bundle {
 
     /// Copies it beneath [`PREFIX`], under its name; whether it was not there yet. It appears as a whole.
     pub(crate) fn place(&self, root: &Root, dry: bool) -> Result<bool, NodeError> {
-        let destination = root.at(PREFIX).join(&self.name);
+        let destination = root.at(PREFIX)?.join(&self.name);
         let complete = destination.is_dir() && {
             let mut files = Vec::new();
             let mut bytes = 0;
@@ -103,7 +115,7 @@ impl Bundle {
             );
             return Err(NodeError::Bundle { directory: self.directory.clone(), problem });
         }
-        let incoming = root.at(PREFIX).join(".incoming");
+        let incoming = root.at(PREFIX)?.join(".incoming");
         match fs::remove_dir_all(&incoming) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(NodeError::file("remove", &incoming)(error));
@@ -114,7 +126,7 @@ impl Bundle {
             copy(&self.directory.join(file), &incoming.join(file), *executable)?;
         }
         fs::rename(&incoming, &destination).map_err(NodeError::file("make", &destination))?;
-        let prefix = root.at(PREFIX);
+        let prefix = root.at(PREFIX)?;
         sync_directory(&prefix).map_err(NodeError::file("write", &prefix))?;
         Ok(true)
     }

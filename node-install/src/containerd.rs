@@ -2,17 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use toml_edit::{Array, DocumentMut, Item};
+use toml_edit::{DocumentMut, Item};
 
 use crate::NodeError;
+use crate::candidate::{self, DropIn};
+use crate::change::{Change, Kept, Promise};
 use crate::dump::Dump;
 use crate::edit;
-use crate::files::{Root, hash, read_text, remove, replace};
-use crate::handlers::{Release, Schema, lines};
+use crate::files::{Root, hash, read_text};
+use crate::handlers::{CRI, Release, Schema, default_runtimes, lines};
 use crate::receipt::ContainerdReceipt;
-use crate::services::Services;
 
 /// Where containerd is looked for, beside K3s' and RKE2's places.
 const PROGRAMS: [&str; 4] = [
@@ -26,8 +26,8 @@ const CONFIG: &str = "/etc/containerd/config.toml";
 const DROP_IN: &str = "conf.d/nacre.toml";
 const BEGIN: &str = "# BEGIN nacre (nacre install; nacre uninstall takes it away)";
 const END: &str = "# END nacre";
-/// How long containerd may take to come back.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The template where there is none.
+const BASE: &str = "{{ template \"base\" . }}\n";
 
 /// K3s and RKE2 write containerd's configuration themselves, from a template.
 const ENGINES: [Engine; 2] = [
@@ -76,16 +76,20 @@ pub enum Place {
     },
 }
 
-/// A change that containerd has been asked about.
-#[derive(Debug)]
-pub(crate) struct Change {
-    /// Files on the node, what they have and what they get, in the order in which they are written.
-    files: Vec<(PathBuf, Option<String>, Option<String>)>,
-    /// `None` when taken back.
-    pub(crate) receipt: Option<ContainerdReceipt>,
-    units: Vec<&'static str>,
-    /// Its socket.
-    address: Option<PathBuf>,
+impl Place {
+    /// What an installation changes.
+    pub(crate) fn changed(&self) -> &Path {
+        let (Place::File(path) | Place::Template { template: path, .. }) = self;
+        path
+    }
+
+    /// Units by which containerd can run.
+    pub(crate) fn units(&self) -> Vec<&'static str> {
+        match self {
+            Place::File(_) => vec!["containerd.service"],
+            Place::Template { units, .. } => units.to_vec(),
+        }
+    }
 }
 
 impl Containerd {
@@ -95,18 +99,22 @@ impl Containerd {
         program: Option<&Path>,
         config: Option<&Path>,
     ) -> Result<Containerd, NodeError> {
-        let engine =
-            ENGINES.iter().find(|engine| config.is_none() && root.at(engine.directory).is_dir());
+        let mut engine = None;
+        for candidate in ENGINES.iter().filter(|_| config.is_none()) {
+            if engine.is_none() && root.at(candidate.directory)?.is_dir() {
+                engine = Some(candidate);
+            }
+        }
         let own = engine.map(|engine| engine.program);
         let looked: Vec<&str> = own.into_iter().chain(PROGRAMS).collect();
-        let program = match program {
-            Some(program) => program.to_owned(),
-            None => looked
-                .iter()
-                .map(|path| root.at(path))
-                .find(|path| path.is_file())
-                .ok_or_else(|| NodeError::NoContainerd { looked: looked.join(", ") })?,
-        };
+        let mut found = program.map(Path::to_owned);
+        for path in &looked {
+            let path = root.at(path)?;
+            if found.is_none() && path.is_file() {
+                found = Some(path);
+            }
+        }
+        let program = found.ok_or_else(|| NodeError::NoContainerd { looked: looked.join(", ") })?;
         let command = format!("{} --version", program.display());
         let output = Command::new(&program).arg("--version").stdin(Stdio::null()).output();
         let output =
@@ -151,45 +159,59 @@ impl Containerd {
         known: Option<&ContainerdReceipt>,
         dry: bool,
     ) -> Result<Option<Change>, NodeError> {
-        let path = root.at(config);
+        let path = root.at(config)?;
         let known = known.filter(|known| known.config == config);
         let text = read_text(&path)?;
+        let mut document = parse(config, text.as_deref().unwrap_or_default())?;
+        let drop_in = (self.release == Release::V2).then(|| config.with_file_name(DROP_IN));
+        let there = match &drop_in {
+            Some(drop_in) => read_text(&root.at(drop_in)?)?,
+            None => None,
+        };
+        let ask = |document: &DocumentMut, text: Option<&str>| {
+            let drop_in = drop_in.as_deref().map(|path| DropIn { path, text });
+            candidate::dump(&self.program, root, config, document, drop_in.as_ref())
+        };
         let before = match &text {
-            Some(_) => Dump::of(&self.program, &path)?,
+            Some(_) => ask(&document, there.as_deref())?,
             None => Dump::without_file(&self.program)?,
         };
+        // Without Nacre's file: what it says of other pods' snapshotters is not the administrator's word.
+        let without = if there.is_some() { ask(&document, None)? } else { before.clone() };
         if before.has_no_cri() {
             let problem =
                 "switches CRI off (disabled_plugins), so no pod comes to it; take that line out";
-            return Err(NodeError::config(&path, problem));
+            return Err(NodeError::config(config, problem));
         }
-        let mut document = parse(&path, text.as_deref().unwrap_or_default())?;
-        let (schema, is_stated) = self.schema(&path, &document)?;
+        let (schema, is_stated) = self.schema(config, &document)?;
         let mut wanted = if is_stated { String::new() } else { format!("{}\n", schema.line()) };
-        let drop_in = (self.release == Release::V2).then(|| config.with_file_name(DROP_IN));
-        let ours = lines(self.release, schema, &before.other_snapshotters());
+        let ours = lines(self.release, schema, &without.other_snapshotters());
         match &drop_in {
-            Some(_) => {
-                if let Some(line) = import_line(&document) {
+            Some(drop_in) => {
+                if let Some(line) = import_line(&document, config, drop_in) {
                     wanted.push_str(&line);
                 }
             }
-            None => wanted.push_str(&ours),
+            None => wanted.push_str(&(default_runtimes_of(&before, &document) + &ours)),
         }
-        let set = edit::set(&mut document, &parse(&path, &wanted)?);
-        let edits = set.map_err(|problem| NodeError::config(&path, problem))?;
-        let changed = if edits.is_empty() { text.clone() } else { Some(document.to_string()) };
+        let mut edits = known.map(|known| known.edits.clone()).unwrap_or_default();
+        edits.retain(|edit| edit.stands(&mut document));
+        let set = edit::set(&mut document, &parse(config, &wanted)?);
+        let set = set.map_err(|problem| NodeError::config(config, problem))?;
+        let changed = if set.is_empty() { text.clone() } else { Some(document.to_string()) };
+        edits.extend(set);
 
         let mut files = Vec::new();
+        let mut drop_in_text = None;
         if let Some(drop_in) = &drop_in {
             let content = format!(
                 "# Made by `nacre install`; `nacre uninstall` takes it away.\n{}\n{ours}",
                 schema.line()
             );
-            let there = read_text(&root.at(drop_in))?;
             if there.as_deref() != Some(content.as_str()) {
-                files.push((drop_in.clone(), there, Some(content)));
+                files.push((drop_in.clone(), there, Some(content.clone())));
             }
+            drop_in_text = Some(content);
         }
         if changed != text {
             files.push((config.to_owned(), text.clone(), changed.clone()));
@@ -198,25 +220,34 @@ impl Containerd {
             return Ok(None);
         }
         if !dry {
-            let drop_in_text = drop_in.as_ref().map(|_| format!("{}\n{ours}", schema.line()));
-            let candidate = Candidate::write(&path, document, drop_in_text.as_deref())?;
-            let after = Dump::of(&self.program, &candidate.0[0])?;
-            after.check_against(&before, self.release)?;
+            let after = ask(&document, drop_in_text.as_deref())?;
+            after.check_added(&before, &without, self.release)?;
         }
-        let earlier = known.map(|known| known.edits.clone()).unwrap_or_default();
+        let before_nacre = match (&text, known) {
+            (Some(text), Some(known)) if hash(text) == known.after => known.before.clone(),
+            // What was written since must not be lost to what was before it.
+            (Some(text), Some(known)) => without_ours(config, text, known)?,
+            _ => text,
+        };
         let receipt = ContainerdReceipt {
             config: config.to_owned(),
-            before: known.map_or(text, |known| known.before.clone()),
+            before: before_nacre,
             after: hash(changed.as_deref().unwrap_or_default()),
-            edits: earlier.into_iter().chain(edits).collect(),
+            edits,
             drop_in,
         };
-        let address = before.address().map(|address| root.at(address));
+        let address = before.address().map(|address| root.at(address)).transpose()?;
         Ok(Some(Change {
             files,
             receipt: Some(receipt),
-            units: vec!["containerd.service"],
+            units: self.place.units(),
             address,
+            promise: Some(Promise {
+                program: self.program.clone(),
+                release: self.release,
+                config: config.to_owned(),
+                kept: Kept::Added { before, without },
+            }),
         }))
     }
 
@@ -224,9 +255,8 @@ impl Containerd {
     /// nothing that depends on it.
     fn schema(&self, path: &Path, document: &DocumentMut) -> Result<(Schema, bool), NodeError> {
         let stated = document.get("version").and_then(Item::as_integer);
-        let depends = ["plugins", "disabled_plugins", "required_plugins", "imports"];
         match stated {
-            None if !depends.iter().any(|key| document.contains_key(key)) => {
+            None if !edit::VERSIONED.iter().any(|key| document.contains_key(key)) => {
                 Ok((self.release.schema(), false))
             }
             None | Some(1) => Err(NodeError::config(
@@ -251,154 +281,128 @@ impl Containerd {
         known: Option<&ContainerdReceipt>,
         dry: bool,
     ) -> Result<Option<Change>, NodeError> {
-        let path = root.at(generated);
-        let Some(made) = read_text(&path)? else {
-            return Err(NodeError::config(&path, "is not there yet: start K3s or RKE2 once"));
+        let Some(made) = read_text(&root.at(generated)?)? else {
+            return Err(NodeError::config(generated, "is not there yet: start K3s or RKE2 once"));
         };
         if self.release != Release::V2 {
             let problem = "comes from a K3s or RKE2 with containerd 1.x, whose template cannot be added to in the \
                            way that Nacre needs; take one with containerd 2 (1.31.6, 1.32.2 and later)";
-            return Err(NodeError::config(&path, problem));
+            return Err(NodeError::config(generated, problem));
         }
-        let before = Dump::of(&self.program, &path)?;
-        let (schema, _) = self.schema(&path, &parse(&path, &made)?)?;
+        let ask = |document: &DocumentMut| {
+            candidate::dump(&self.program, root, generated, document, None)
+        };
+        let made = parse(generated, &made)?;
+        let without_text = without_block(&made.to_string());
+        let (before, without) = (ask(&made)?, ask(&parse(generated, &without_text)?)?);
+        let (schema, _) = self.schema(generated, &made)?;
         let block = format!(
             "{BEGIN}\n{}{END}\n",
-            lines(self.release, schema, &before.other_snapshotters())
+            lines(self.release, schema, &without.other_snapshotters())
         );
-        let there = read_text(&root.at(template))?;
-        let base = there
-            .as_deref()
-            .map_or_else(|| "{{ template \"base\" . }}\n".to_owned(), without_block);
-        let wanted = format!("{}\n{block}", base.trim_end_matches('\n').to_owned() + "\n");
+        let there = read_text(&root.at(template)?)?;
+        let base = there.as_deref().map_or_else(|| BASE.to_owned(), without_block);
+        let wanted = format!("{}\n\n{block}", base.trim_end_matches('\n'));
         if there.as_deref() == Some(wanted.as_str()) {
             return Ok(None);
         }
         if !dry {
             // What the template will give.
-            let document = parse(&path, &format!("{}\n{block}", without_block(&made)))?;
-            let candidate = Candidate::write(&path, document, None)?;
-            Dump::of(&self.program, &candidate.0[0])?.check_against(&before, self.release)?;
+            let document = parse(generated, &format!("{without_text}\n{block}"))?;
+            ask(&document)?.check_added(&before, &without, self.release)?;
         }
         let known = known.filter(|known| known.config == template);
+        let before_nacre = match (&there, known) {
+            (Some(text), Some(known)) if hash(text) == known.after => known.before.clone(),
+            (Some(text), Some(known)) => without_ours_of_template(text, known),
+            _ => there.clone(),
+        };
         let receipt = ContainerdReceipt {
             config: template.to_owned(),
-            before: known.map_or_else(|| there.clone(), |known| known.before.clone()),
+            before: before_nacre,
             after: hash(&wanted),
             edits: Vec::new(),
             drop_in: None,
         };
         let files = vec![(template.to_owned(), there, Some(wanted))];
-        Ok(Some(Change { files, receipt: Some(receipt), units: units.to_vec(), address: None }))
-    }
-
-    /// What is to be changed so that nothing of Nacre is left.
-    pub(crate) fn plan_removal(
-        &self,
-        root: &Root,
-        known: &ContainerdReceipt,
-        dry: bool,
-    ) -> Result<Change, NodeError> {
-        let path = root.at(&known.config);
-        let text = read_text(&path)?;
-        let restored = match &text {
-            None => None,
-            Some(text) if hash(text) == known.after => known.before.clone(),
-            Some(text) if matches!(self.place, Place::Template { .. }) => Some(without_block(text)),
-            Some(text) => {
-                let mut document = parse(&path, text)?;
-                edit::undo(&mut document, &known.edits);
-                Some(document.to_string())
-            }
-        };
-        let mut files = Vec::new();
-        if restored != text {
-            files.push((known.config.clone(), text, restored.clone()));
-        }
-        let mut address = None;
-        if let (Place::File(_), Some(restored)) = (&self.place, &restored)
-            && !dry
-        {
-            let candidate = Candidate::write(&path, parse(&path, restored)?, None)?;
-            let dump = Dump::of(&self.program, &candidate.0[0])?;
-            address = dump.address().map(|address| root.at(address));
-        }
-        // Last: a file that imports it by name would not be readable without it.
-        if let Some(drop_in) = &known.drop_in {
-            let there = read_text(&root.at(drop_in))?;
-            if there.is_some() {
-                files.push((drop_in.clone(), there, None));
-            }
-        }
-        let units = match &self.place {
-            Place::File(_) => vec!["containerd.service"],
-            Place::Template { units, .. } => units.to_vec(),
-        };
-        Ok(Change { files, receipt: None, units, address })
+        let units = units.to_vec();
+        Ok(Some(Change { files, receipt: Some(receipt), units, address: None, promise: None }))
     }
 }
 
-impl Change {
-    /// Files that are written or removed.
-    pub(crate) fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        let what = |after: &Option<String>| if after.is_some() { "write" } else { "remove" };
-        self.files.iter().map(move |(path, _, after)| (what(after), path.as_path()))
-    }
-
-    /// Writes them and starts containerd anew, if it runs. If it does not come back it gets what it had.
-    pub(crate) fn apply(
-        &self,
-        root: &Root,
-        services: &dyn Services,
-    ) -> Result<Option<&str>, NodeError> {
-        for (done, (path, _, after)) in self.files.iter().enumerate() {
-            if let Err(error) = put(root, path, after.as_deref()) {
-                self.take_back(root, done);
-                return Err(error);
+/// What is to be changed so that nothing of Nacre is left, and why containerd could not be asked about it, if so.
+/// `found` is containerd, which may be gone, or not understand its configuration any more: it must be
+/// possible to take Nacre off that node, too.
+pub(crate) fn plan_removal(
+    found: Result<Containerd, NodeError>,
+    root: &Root,
+    known: &ContainerdReceipt,
+    dry: bool,
+) -> Result<(Change, Option<String>), NodeError> {
+    let config = &known.config;
+    let engine = ENGINES.iter().find(|engine| config.starts_with(engine.directory));
+    let text = read_text(&root.at(config)?)?;
+    let restored = match &text {
+        None => None,
+        Some(text) if hash(text) == known.after => known.before.clone(),
+        Some(text) if engine.is_some() => without_ours_of_template(text, known),
+        Some(text) => without_ours(config, text, known)?,
+    };
+    let there = match &known.drop_in {
+        Some(drop_in) => read_text(&root.at(drop_in)?)?,
+        None => None,
+    };
+    let units = engine.map_or_else(|| vec!["containerd.service"], |engine| engine.units.to_vec());
+    let mut change = Change::of_nothing(units);
+    let mut unasked = None;
+    if let (None, Some(text), false) = (engine, &text, dry) {
+        let ask = |containerd: &Containerd, text: &str, drop_in_text| {
+            let drop_in = known.drop_in.as_deref();
+            let drop_in = drop_in.map(|path| DropIn { path, text: drop_in_text });
+            let document = parse(config, text)?;
+            candidate::dump(&containerd.program, root, config, &document, drop_in.as_ref())
+        };
+        let with = found.and_then(|containerd| {
+            let with = ask(&containerd, text, there.as_deref())?;
+            Ok((containerd, with))
+        });
+        match with {
+            Err(error) => unasked = Some(error.to_string()),
+            Ok((containerd, with)) => {
+                let without = match &restored {
+                    Some(restored) => ask(&containerd, restored, None)?,
+                    None => Dump::without_file(&containerd.program)?,
+                };
+                without.check_removed(&with, containerd.release)?;
+                change.address = without.address().map(|address| root.at(address)).transpose()?;
+                change.promise = Some(Promise {
+                    program: containerd.program,
+                    release: containerd.release,
+                    config: config.clone(),
+                    kept: Kept::Removed { with },
+                });
             }
         }
-        let Some(unit) = self.units.iter().copied().find(|unit| services.is_active(unit)) else {
-            return Ok(None);
-        };
-        let Err(error) = self.restart(unit, services) else { return Ok(Some(unit)) };
-        self.take_back(root, self.files.len());
-        let restored = match self.restart(unit, services) {
-            Ok(()) => String::new(),
-            Err(error) => format!(", but it did not start with that either: {error}"),
-        };
-        Err(NodeError::Restart { unit: unit.to_owned(), problem: error.to_string(), restored })
     }
-
-    fn restart(&self, unit: &str, services: &dyn Services) -> Result<(), NodeError> {
-        services.restart(unit)?;
-        let started = Instant::now();
-        let answers = || match &self.address {
-            Some(address) => std::os::unix::net::UnixStream::connect(address).is_ok(),
-            None => true,
-        };
-        while !(services.is_active(unit) && answers()) {
-            if started.elapsed() > PATIENCE {
-                let problem = format!("nobody answers after {} s", PATIENCE.as_secs());
-                return Err(NodeError::Program { command: unit.to_owned(), problem });
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Ok(())
+    if restored != text {
+        change.files.push((config.clone(), text, restored));
     }
-
-    /// Best effort: the error that led here is the one to be told.
-    fn take_back(&self, root: &Root, files: usize) {
-        for (path, before, _) in self.files[..files].iter().rev() {
-            let _ = put(root, path, before.as_deref());
-        }
+    // Last: a file that imports it by name would not be readable without it.
+    if let (Some(drop_in), Some(_)) = (&known.drop_in, &there) {
+        change.files.push((drop_in.clone(), there, None));
     }
+    Ok((change, unasked))
 }
 
-fn put(root: &Root, path: &Path, text: Option<&str>) -> Result<(), NodeError> {
-    match text {
-        Some(text) => replace(&root.at(path), text, 0o644),
-        None => remove(&root.at(path)).map(drop),
+/// Lines for the runtimes that containerd 1.x has and the file does not name.
+fn default_runtimes_of(dump: &Dump, document: &DocumentMut) -> String {
+    const PATH: [&str; 4] = ["plugins", CRI, "containerd", "runtimes"];
+    let Some(known) = dump.get(&PATH).and_then(toml::Value::as_table) else { return String::new() };
+    let mut named = document.get(PATH[0]);
+    for key in &PATH[1..] {
+        named = named.and_then(|item| item.get(key));
     }
+    default_runtimes(known, |name| named.is_some_and(|item| item.get(name).is_some()))
 }
 
 fn parse(path: &Path, text: &str) -> Result<DocumentMut, NodeError> {
@@ -407,75 +411,56 @@ fn parse(path: &Path, text: &str) -> Result<DocumentMut, NodeError> {
     })
 }
 
-/// `imports` with Nacre's file; `None` if it is imported already.
-fn import_line(document: &DocumentMut) -> Option<String> {
+/// `imports` with Nacre's file; `None` if it is named already. A pattern that covers it does not count: containerd
+/// reads a file that is imported twice once.
+fn import_line(document: &DocumentMut, config: &Path, drop_in: &Path) -> Option<String> {
     let mut imports = document.get("imports").and_then(Item::as_array).cloned().unwrap_or_default();
-    let names = |import: &str| {
-        import == DROP_IN || import.ends_with("/conf.d/*.toml") || import == "conf.d/*.toml"
-    };
-    if imports.iter().filter_map(toml_edit::Value::as_str).any(names) {
+    let is_ours = |import: &str| candidate::names(import, config, drop_in);
+    if imports.iter().filter_map(toml_edit::Value::as_str).any(is_ours) {
         return None;
     }
     imports.push(DROP_IN);
     Some(format!("imports = {}\n", imports.to_string().trim()))
 }
 
-/// A template without Nacre's part.
+/// A configuration without what was set in it; none if nothing else is in it and there was none before.
+fn without_ours(
+    path: &Path,
+    text: &str,
+    known: &ContainerdReceipt,
+) -> Result<Option<String>, NodeError> {
+    let mut document = parse(path, text)?;
+    edit::undo(&mut document, &known.edits);
+    if let Some(drop_in) = &known.drop_in
+        && let Some(imports) = document.get_mut("imports").and_then(Item::as_array_mut)
+    {
+        // Whatever else was done to the list: it must not name a file that goes.
+        imports.retain(|import| {
+            !import.as_str().is_some_and(|import| candidate::names(import, &known.config, drop_in))
+        });
+        if imports.is_empty() && known.edits.iter().any(|edit| edit.made("imports")) {
+            document.remove("imports");
+            edit::undo(&mut document, &known.edits);
+        }
+    }
+    Ok((known.before.is_some() || !document.is_empty()).then(|| document.to_string()))
+}
+
+/// A template without Nacre's part; none if there was none before and nothing was added.
+fn without_ours_of_template(text: &str, known: &ContainerdReceipt) -> Option<String> {
+    let rest = without_block(text);
+    (known.before.is_some() || rest.trim() != BASE.trim()).then_some(rest)
+}
+
 fn without_block(text: &str) -> String {
-    let mut inside = false;
-    let mut kept = String::new();
-    for line in text.lines() {
-        match line {
-            BEGIN => inside = true,
-            END if inside => inside = false,
-            line if !inside => {
-                kept.push_str(line);
-                kept.push('\n');
-            }
-            _ => {}
-        }
-    }
-    kept
-}
-
-/// Files beside the real ones that containerd is asked to read; gone when it has.
-struct Candidate(Vec<PathBuf>);
-
-impl Candidate {
-    fn write(
-        config: &Path,
-        mut main: DocumentMut,
-        drop_in: Option<&str>,
-    ) -> Result<Candidate, NodeError> {
-        const SUFFIX: &str = ".nacre-candidate";
-        let beside = |path: &Path| {
-            let mut name = path.file_name().unwrap_or_default().to_owned();
-            name.push(SUFFIX);
-            path.with_file_name(name)
-        };
-        let mut candidate = Candidate(vec![beside(config)]);
-        if let Some(text) = drop_in {
-            let path = beside(&config.with_file_name(DROP_IN));
-            let mut imports =
-                main.get("imports").and_then(Item::as_array).cloned().unwrap_or_else(Array::new);
-            imports.retain(|import| import.as_str() != Some(DROP_IN));
-            imports.push(format!("{DROP_IN}{SUFFIX}"));
-            main["imports"] = toml_edit::value(imports);
-            candidate.0.push(path.clone());
-            replace(&path, text, 0o644)?;
-        }
-        replace(&candidate.0[0], &main.to_string(), 0o644)?;
-        Ok(candidate)
-    }
-}
-
-impl Drop for Candidate {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            let _ = remove(path);
-        }
-    }
+    let line = |mark: &str| format!("{mark}\n");
+    let block = text
+        .split_once(&line(BEGIN))
+        .and_then(|(before, rest)| rest.split_once(&line(END)).map(|(_, after)| (before, after)));
+    block.map_or_else(|| text.to_owned(), |(before, after)| format!("{before}{after}"))
 }
 
 #[cfg(test)]
-mod tests;
+mod real;
+#[cfg(test)]
+pub(crate) mod tests;

@@ -14,22 +14,33 @@ use crate::handlers::{CRI, CRI_IMAGES, CRI_RUNTIME, HANDLERS, Release, TRANSFER}
 pub(crate) struct Dump(Table);
 
 impl Dump {
-    /// Asks containerd. It reads the file as it would at its start, and fails as it would then.
+    /// Asks containerd about a file as it stands on the node. Other than at its start it passes over files that are
+    /// imported and are not there.
     pub(crate) fn of(program: &Path, config: &Path) -> Result<Dump, NodeError> {
-        let config = config.as_os_str();
-        Dump::ask(program, &["--config".as_ref(), config, "config".as_ref(), "dump".as_ref()])
+        Dump::of_copy(program, config, config)
+    }
+
+    /// The same of a copy, which errors call by the name of what it is a copy of.
+    pub(crate) fn of_copy(program: &Path, copy: &Path, config: &Path) -> Result<Dump, NodeError> {
+        Dump::ask(program, &["--config", &copy.display().to_string(), "config", "dump"], |text| {
+            text.replace(&*copy.to_string_lossy(), &config.to_string_lossy())
+        })
     }
 
     /// What it does without a file.
     pub(crate) fn without_file(program: &Path) -> Result<Dump, NodeError> {
-        Dump::ask(program, &["config".as_ref(), "default".as_ref()])
+        Dump::ask(program, &["config", "default"], |text| text)
     }
 
-    fn ask(program: &Path, arguments: &[&std::ffi::OsStr]) -> Result<Dump, NodeError> {
-        let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
-        let command = format!("{} {}", program.display(), words.join(" "));
-        let failed = |problem: String| NodeError::Program { command: command.clone(), problem };
-        let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    fn ask(
+        program: &Path,
+        words: &[&str],
+        named: impl Fn(String) -> String,
+    ) -> Result<Dump, NodeError> {
+        let command = named(format!("{} {}", program.display(), words.join(" ")));
+        let failed =
+            |problem| NodeError::Program { command: command.clone(), problem: named(problem) };
+        let output = Command::new(program).args(words).stdin(Stdio::null()).output();
         let output = output.map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -61,19 +72,19 @@ impl Dump {
         names.into_iter().any(|name| ["cri", CRI, CRI_RUNTIME, CRI_IMAGES].contains(&name))
     }
 
-    /// Snapshotters that images are unpacked with: as configured, else CRI's own.
+    /// Snapshotters that images of other pods are unpacked with, where this is asked without Nacre's lines: those
+    /// that are configured, and CRI's own.
     pub(crate) fn other_snapshotters(&self) -> Vec<String> {
+        let own = self.get(&["plugins", CRI_IMAGES, "snapshotter"]).and_then(Value::as_str);
         let listed = self.get(&["plugins", TRANSFER, "unpack_config"]).and_then(Value::as_array);
-        let listed = listed.into_iter().flatten();
-        let name =
-            |entry: &Value| entry.get("snapshotter").and_then(Value::as_str).map(str::to_owned);
-        let mut names: Vec<String> = listed.filter_map(name).collect();
-        names.retain(|name| name != "nacre" && !name.is_empty());
-        if names.is_empty() {
-            let own = self.get(&["plugins", CRI_IMAGES, "snapshotter"]).and_then(Value::as_str);
-            names.push(own.unwrap_or("overlayfs").to_owned());
+        let listed = listed.into_iter().flatten().filter_map(|entry| entry.get("snapshotter"));
+        let listed = listed.filter_map(Value::as_str);
+        let mut names: Vec<String> = Vec::new();
+        for name in listed.chain([own.unwrap_or("overlayfs")]) {
+            if name != "nacre" && !name.is_empty() && !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
         }
-        names.dedup();
         names
     }
 
@@ -82,13 +93,18 @@ impl Dump {
         self.get(&["grpc", "address"]).and_then(Value::as_str)
     }
 
-    /// Whether pods are led to Nacre, and nothing else of what `before` does has changed.
-    pub(crate) fn check_against(&self, before: &Dump, release: Release) -> Result<(), NodeError> {
-        let plugin = if release == Release::V2 { CRI_RUNTIME } else { CRI };
+    /// Whether pods are led to Nacre, and nothing else of what `before` does has changed. `without` is what it
+    /// does without Nacre's lines, where `before` has older ones.
+    pub(crate) fn check_added(
+        &self,
+        before: &Dump,
+        without: &Dump,
+        release: Release,
+    ) -> Result<(), NodeError> {
         for handler in &HANDLERS {
             let path = [
                 "plugins",
-                plugin,
+                plugin(release),
                 "containerd",
                 "runtimes",
                 handler.name,
@@ -100,13 +116,29 @@ impl Dump {
                 return Err(NodeError::Difference { problem });
             }
         }
-        let differences = differences(&before.0, &self.0);
+        self.check_only_ours(before, without, release, false)
+    }
+
+    /// Whether nothing but what is Nacre's went, of what `with` does.
+    pub(crate) fn check_removed(&self, with: &Dump, release: Release) -> Result<(), NodeError> {
+        with.check_only_ours(self, self, release, true)
+    }
+
+    fn check_only_ours(
+        &self,
+        other: &Dump,
+        without: &Dump,
+        release: Release,
+        is_removal: bool,
+    ) -> Result<(), NodeError> {
+        let differences = differences(&other.0, &self.0);
         let foreign: Vec<String> = differences
             .iter()
-            .filter(|(path, values)| !is_ours(path, values, plugin, release))
-            .map(|(path, (before, after))| {
+            .filter(|(path, values)| !is_ours(path, values, without, release))
+            .map(|(path, (other, with))| {
                 let shown =
                     |value: &Option<&Value>| value.map_or("absent".to_owned(), ToString::to_string);
+                let (before, after) = if is_removal { (with, other) } else { (other, with) };
                 format!("{}: {} would be {}", path.join("."), shown(before), shown(after))
             })
             .collect();
@@ -119,6 +151,11 @@ impl Dump {
         }
         Err(NodeError::Difference { problem })
     }
+}
+
+/// CRI's plugin with the runtimes, as a release calls it.
+pub(crate) fn plugin(release: Release) -> &'static str {
+    if release == Release::V2 { CRI_RUNTIME } else { CRI }
 }
 
 type Values<'a> = (Option<&'a Value>, Option<&'a Value>);
@@ -154,9 +191,10 @@ fn flatten<'a>(
 }
 
 /// Whether a difference is what Nacre's lines are for.
-fn is_ours(path: &[String], values: &Values<'_>, plugin: &str, release: Release) -> bool {
+fn is_ours(path: &[String], values: &Values<'_>, without: &Dump, release: Release) -> bool {
     let words: Vec<&str> = path.iter().map(String::as_str).collect();
     let is_handler = |name: &str| HANDLERS.iter().any(|handler| handler.name == name);
+    let plugin = plugin(release);
     match words.as_slice() {
         ["imports"] => true,
         ["proxy_plugins", "nacre", ..] => true,
@@ -167,11 +205,11 @@ fn is_ours(path: &[String], values: &Values<'_>, plugin: &str, release: Release)
         ["plugins", of, "containerd", "snapshotter"] => *of == plugin && release == Release::V1_6,
         ["plugins", of, "runtime_platforms", name, ..] => *of == CRI_IMAGES && is_handler(name),
         ["plugins", of, "unpack_config"] => {
-            let entries = |value: &Option<&Value>| {
+            let entries = |value: Option<&Value>| {
                 value.and_then(Value::as_array).cloned().unwrap_or_default()
             };
-            let after = entries(&values.1);
-            *of == TRANSFER && entries(&values.0).iter().all(|entry| after.contains(entry))
+            let after = entries(values.1);
+            *of == TRANSFER && entries(without.get(&words)).iter().all(|one| after.contains(one))
         }
         _ => false,
     }
@@ -193,15 +231,18 @@ mod tests {
             let ours = lines(release, release.schema(), &["overlayfs".to_owned()]);
             let before = dump(base);
             let after = dump(&format!("{base}{ours}"));
-            after.check_against(&before, release).expect("only ours");
-            after.check_against(&after, release).expect("nothing at all");
-            let error = before.check_against(&before, release).expect_err("no handler");
+            after.check_added(&before, &before, release).expect("only ours");
+            after.check_added(&after, &before, release).expect("nothing at all");
+            before.check_removed(&after, release).expect("only ours");
+            let error = before.check_added(&before, &before, release).expect_err("no handler");
             assert!(error.to_string().contains("the handler nacre would be missing"), "{error}");
             let hurt = dump(&format!("{}{ours}", base.replace("0.02", "0.5")));
-            let error = hurt.check_against(&before, release).expect_err("something else");
+            let error = before.check_removed(&hurt, release).expect_err("something else");
+            assert!(error.to_string().contains("pause_threshold: 0.5 would be 0.02"), "{error}");
+            let error = hurt.check_added(&before, &before, release).expect_err("something else");
             assert!(error.to_string().contains("pause_threshold: 0.02 would be 0.5"), "{error}");
             let gone = dump(&ours);
-            let error = gone.check_against(&before, release).expect_err("something went");
+            let error = gone.check_added(&before, &before, release).expect_err("something went");
             assert!(error.to_string().contains("0.02 would be absent"), "{error}");
         }
     }
@@ -216,7 +257,7 @@ mod tests {
             }
             dump(&text)
         };
-        assert_eq!(list(&["zfs", "nacre"]).other_snapshotters(), ["zfs"]);
+        assert_eq!(list(&["zfs", "nacre", "zfs"]).other_snapshotters(), ["zfs", "overlayfs"]);
         assert_eq!(list(&[]).other_snapshotters(), ["overlayfs"]);
         assert_eq!(
             dump("[plugins.'io.containerd.cri.v1.images']\nsnapshotter='native'")

@@ -3,17 +3,23 @@
 use serde::{Deserialize, Serialize};
 use toml_edit::{DocumentMut, Item, TableLike};
 
-/// One value that was set.
+use crate::handlers::HANDLERS;
+
+/// What was set: a value, or a whole runtime or plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Edit {
     /// Keys from the outermost table on.
     path: Vec<String>,
-    /// The value that it had, in TOML; none if there was none, nor its table.
+    /// The value that it had, in TOML; none if there was none.
     before: Option<String>,
-    /// The value that it got; none for a table.
+    /// What it got, in TOML; none for a table that was made for what comes into it.
     after: Option<String>,
 }
+
+/// Keys by which a file's version matters.
+pub(crate) const VERSIONED: [&str; 4] =
+    ["plugins", "disabled_plugins", "required_plugins", "imports"];
 
 /// Sets everything that `lines` have; returns what was different before. An error if a table of one is
 /// a value of the other.
@@ -31,23 +37,33 @@ fn merge(
 ) -> Result<(), String> {
     for (key, new) in from.iter() {
         path.push(key.to_owned());
-        match to.get_mut(key) {
-            None => {
+        match (to.get_mut(key), new) {
+            (None, Item::Table(table)) if !is_entry(path) => {
+                let mut made = table.clone();
+                made.clear();
+                made.set_position(None);
+                to.insert(key, Item::Table(made));
+                edits.push(Edit { path: path.clone(), before: None, after: None });
+                if let Some(made) = to.get_mut(key).and_then(Item::as_table_like_mut) {
+                    merge(made, table, path, edits)?;
+                }
+            }
+            (None, _) => {
                 let mut item = new.clone();
                 unplace(&mut item);
                 to.insert(key, item);
                 edits.push(Edit { path: path.clone(), before: None, after: value(new) });
             }
-            Some(old) => match (old.as_table_like_mut(), new.as_table_like()) {
+            (Some(old), _) => match (old.as_table_like_mut(), new.as_table_like()) {
                 (Some(old), Some(new)) => merge(old, new, path, edits)?,
                 (None, None) => {
                     let (before, after) = (value(old), value(new));
                     if before != after {
-                        let Some(kept) = before else {
+                        if !old.is_value() {
                             return Err(format!("has a list of tables at {}", path.join(".")));
-                        };
+                        }
                         *old = new.clone();
-                        edits.push(Edit { path: path.clone(), before: Some(kept), after });
+                        edits.push(Edit { path: path.clone(), before, after });
                     }
                 }
                 _ => return Err(format!("has something unexpected at {}", path.join("."))),
@@ -58,34 +74,70 @@ fn merge(
     Ok(())
 }
 
-/// Takes the edits back, the last first, where the values still are those that were set.
+/// Whether it is a runtime or a proxy plugin: makes sense as a whole only.
+fn is_entry(path: &[String]) -> bool {
+    matches!(path, [.., of, _] if of == "runtimes" || of == "proxy_plugins")
+}
+
+/// Takes the edits back, the last first, where the values still are those that were set. What somebody added since
+/// stays, and so does what it needs: the tables that it is in, the file's version, and a runtime that containerd has by
+/// default (see [`crate::handlers::default_runtimes`]), if others are named or somebody changed it.
 pub(crate) fn undo(document: &mut DocumentMut, edits: &[Edit]) {
     for edit in edits.iter().rev() {
+        let is_needed =
+            edit.path == ["version"] && VERSIONED.iter().any(|key| document.contains_key(key));
         let Some((last, tables)) = edit.path.split_last() else { continue };
-        let mut table: Option<&mut dyn TableLike> = Some(document.as_table_mut());
-        for key in tables {
-            table = table.and_then(|table| table.get_mut(key)).and_then(Item::as_table_like_mut);
-        }
-        let Some(table) = table else { continue };
-        match (&edit.before, table.get(last)) {
-            (None, Some(now)) if edit.after.is_none() || value(now) == edit.after => {
-                table.remove(last);
-            }
-            (Some(before), Some(now)) if value(now) == edit.after => {
-                if let Ok(value) = before.parse::<toml_edit::Value>() {
+        let Some(table) = table(document, tables) else { continue };
+        let Some(now) = table.get(last) else { continue };
+        let is_ours = HANDLERS.iter().any(|handler| handler.name == last);
+        let is_unchanged = value(now) == edit.after;
+        let goes = match (&edit.before, &edit.after) {
+            (Some(before), _) => {
+                if let (true, Ok(value)) = (is_unchanged, before.parse::<toml_edit::Value>()) {
                     table.insert(last, Item::Value(value));
                 }
+                false
             }
-            _ => {}
+            (None, None) => now.as_table_like().is_some_and(TableLike::is_empty),
+            (None, Some(_)) if is_entry(&edit.path) => is_ours || is_unchanged && table.len() == 1,
+            (None, Some(_)) => is_unchanged && !is_needed,
+        };
+        if goes {
+            table.remove(last);
         }
     }
 }
 
-/// A value without the spaces and comments around it.
+impl Edit {
+    /// Whether it sets this key of the outermost table, which was not there.
+    pub(crate) fn made(&self, key: &str) -> bool {
+        self.path == [key] && self.before.is_none()
+    }
+
+    /// Whether the document still has what was set.
+    pub(crate) fn stands(&self, document: &mut DocumentMut) -> bool {
+        let Some((last, tables)) = self.path.split_last() else { return false };
+        let now = table(document, tables).and_then(|table| table.get(last));
+        now.is_some_and(|now| self.after.is_none() || value(now) == self.after)
+    }
+}
+
+fn table<'a>(document: &'a mut DocumentMut, keys: &[String]) -> Option<&'a mut dyn TableLike> {
+    let mut table: Option<&mut dyn TableLike> = Some(document.as_table_mut());
+    for key in keys {
+        table = table.and_then(|table| table.get_mut(key)).and_then(Item::as_table_like_mut);
+    }
+    table
+}
+
+/// A value or table, the same text for the same meaning: however it is broken into lines, whatever is remarked.
 fn value(item: &Item) -> Option<String> {
-    let mut value = item.as_value()?.clone();
-    value.decor_mut().clear();
-    Some(value.to_string())
+    let mut alone = DocumentMut::new();
+    let mut item = item.clone();
+    unplace(&mut item);
+    alone.insert("value", item);
+    let read: toml::Table = alone.to_string().parse().ok()?;
+    read.get("value").map(ToString::to_string)
 }
 
 /// Lets tables from another document come at the end.
@@ -168,6 +220,61 @@ address = "127.0.0.1:1338"
         undo(&mut document, &edits);
         let read: toml::Table = document.to_string().parse().expect("TOML");
         assert_eq!((read["a"].as_integer(), read["b"].as_integer()), (Some(1), Some(7)));
+    }
+
+    /// Lines for 1.7 and what is in its default configuration.
+    fn lines_of_1_7() -> DocumentMut {
+        let text = lines(Release::V1_7, Release::V1_7.schema(), &[]);
+        let runc = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
+                    runtime_type = \"io.containerd.runc.v2\"\noptions = {SystemdCgroup = false}\n";
+        format!("version = 2\n{runc}{text}").parse().expect("TOML")
+    }
+
+    #[test]
+    fn what_was_added_into_nacres_tables_stays_with_all_that_it_needs() {
+        const CRI: &str = "plugins.\"io.containerd.grpc.v1.cri\"";
+        let runtimes = format!("{CRI}.containerd.runtimes");
+        for (added, whats_left) in [
+            (String::new(), String::new()),
+            (
+                format!("[{CRI}.registry]\nconfig_path = \"/etc/certs.d\"\n"),
+                format!("version = 2\n[{CRI}.registry]\nconfig_path = \"/etc/certs.d\"\n"),
+            ),
+            // Without runc beside it kata would be the only one.
+            (
+                format!("[{runtimes}.kata]\nruntime_type = \"x\"\n"),
+                format!(
+                    "version = 2\n[{runtimes}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+                     options = {{SystemdCgroup = false}}\n[{runtimes}.kata]\nruntime_type = \"x\"\n"
+                ),
+            ),
+        ] {
+            let mut document = DocumentMut::new();
+            let edits = set(&mut document, &lines_of_1_7()).expect("fits");
+            let mut document: DocumentMut = format!("{document}{added}").parse().expect("TOML");
+            undo(&mut document, &edits);
+            let read: toml::Table = document.to_string().parse().expect("TOML");
+            assert_eq!(read, whats_left.parse::<toml::Table>().expect("TOML"));
+        }
+        let mut document = DocumentMut::new();
+        let edits = set(&mut document, &lines_of_1_7()).expect("fits");
+        let changed = document.to_string().replace("SystemdCgroup = false", "SystemdCgroup = true");
+        let mut document: DocumentMut = changed.parse().expect("TOML");
+        undo(&mut document, &edits);
+        let text = document.to_string();
+        assert!(text.contains("SystemdCgroup = true") && text.contains("io.containerd.runc.v2"));
+        assert!(text.contains("version = 2") && !text.contains("nacre"), "{text}");
+    }
+
+    #[test]
+    fn a_list_is_the_same_however_it_is_written() {
+        let mut document = DocumentMut::new();
+        let edits =
+            set(&mut document, &"a = [\"x\", \"y\"]\n".parse().expect("TOML")).expect("fits");
+        let mut document: DocumentMut = "a = [\n  'x', # why\n  'y',\n]\n".parse().expect("TOML");
+        assert!(edits[0].stands(&mut document));
+        undo(&mut document, &edits);
+        assert!(document.is_empty());
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-/// Why a node could not be changed. containerd's configuration is what it was then; versions, units and files that
-/// were written before stay, harmless without it, and the next installation goes on from there.
+/// Why a node could not be changed. containerd's configuration is what it was then. Versions, units and files that
+/// were written before stay, and the next installation goes on from there: on a node that had no Nacre they are
+/// harmless without containerd's configuration; on one that had, new pods can get the new version already.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// A file.
@@ -65,12 +66,42 @@ pub enum NodeError {
     },
     /// containerd would not do what it did before, or not what is needed.
     #[error(
-        "with Nacre's lines containerd would read its configuration differently ({problem}); nothing was changed. \
-         Put them there by hand: nacre containerd-config"
+        "containerd would do something else than before, beside what is Nacre's ({problem}); its configuration was not \
+         changed. Something in it works against Nacre's lines (nacre containerd-config prints them): look for these \
+         keys in it and in what it imports"
     )]
     Difference {
         /// The first differences.
         problem: String,
+    },
+    /// Nacre is in another configuration.
+    #[error(
+        "Nacre's lines are in {}, by an earlier installation: nacre uninstall takes them out, then install with {}",
+        known.display(),
+        wanted.display()
+    )]
+    OtherConfig {
+        /// Where they are.
+        known: PathBuf,
+        /// Where they were to go.
+        wanted: PathBuf,
+    },
+    /// Something has a name that an installation needs.
+    #[error(
+        "{} was not made by nacre install, which needs the name: move it away. Nothing was changed",
+        .0.display()
+    )]
+    InTheWay(PathBuf),
+    /// QEMU is too old.
+    #[error(
+        "{} says {answer:?}: Nacre needs QEMU 9.1 or later (10.1 for TDX); install one and name it with --qemu",
+        program.display()
+    )]
+    Qemu {
+        /// The program.
+        program: PathBuf,
+        /// The first line of what it said of its version.
+        answer: String,
     },
     /// It did not come back.
     #[error(

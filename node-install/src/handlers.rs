@@ -205,6 +205,23 @@ pub(crate) fn lines(release: Release, schema: Schema, others: &[String]) -> Stri
     text
 }
 
+/// The runtimes that containerd has and its file does not name, as lines. containerd 1.x has runc by default, and
+/// forgets it as soon as a file names any runtime.
+pub(crate) fn default_runtimes(known: &toml::Table, named: impl Fn(&str) -> bool) -> String {
+    let mut runtimes = known.clone();
+    runtimes.retain(|name, _| !HANDLERS.iter().any(|handler| handler.name == name) && !named(name));
+    if runtimes.is_empty() {
+        return String::new();
+    }
+    let mut table = runtimes;
+    for key in ["runtimes", "containerd", CRI, "plugins"] {
+        table = toml::Table::from_iter([(key.to_owned(), table.into())]);
+    }
+    format!(
+        "\n# containerd's default, which it forgets when a file names other runtimes.\n{table}\n"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 mod bundle;
+mod candidate;
+mod change;
 mod containerd;
 mod dump;
 mod edit;
@@ -32,14 +34,14 @@ pub use files::Root;
 pub use handlers::{HANDLERS, Handler, Release, Schema};
 pub use install::{Choices, Installed, install};
 pub use node_files::VmUser;
-pub use services::{Services, Systemd, Unmanaged};
+pub use services::{Services, Start, Systemd, Unmanaged};
 pub use uninstall::{Uninstalled, uninstall};
 pub use versions::{Kept, collect_unused};
 
 /// Something that was done, or would be.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Step {
-    /// What: `write`, `link`, `copy`, `remove`, `restore`, `restart`, `enable`, `disable`, `user`.
+    /// What: `copy`, `link`, `write`, `remove`, `user`, `enable` (at boot), `disable`, `restart` (or start).
     pub what: &'static str,
     /// To which file, version or unit.
     pub to: String,

@@ -9,11 +9,18 @@ use crate::files::Root;
 
 /// Held for as long as it lives; the kernel lets go when the process ends.
 #[derive(Debug)]
-pub(crate) struct Lock(#[expect(dead_code, reason = "held open")] File);
+pub(crate) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Not only closed: a child that is about to run a program can have it open, too.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
 
 impl Lock {
     pub(crate) fn take(root: &Root) -> Result<Lock, NodeError> {
-        let path = root.at("/var/lib/nacre/install/lock");
+        let path = root.at("/var/lib/nacre/install/lock")?;
         let directory = path.with_file_name("");
         fs::create_dir_all(&directory).map_err(NodeError::file("make", &directory))?;
         let file = File::options().create(true).append(true).open(&path);

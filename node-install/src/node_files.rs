@@ -1,6 +1,7 @@
 //! What is on a node beside programs and containerd's configuration: units, configurations, names on the path.
 
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +14,22 @@ use crate::handlers::HANDLERS;
 pub(crate) struct Unit {
     pub(crate) name: &'static str,
     pub(crate) text: &'static str,
-    /// Whether it is started: the others are the administrator's choice, or belong to a timer.
+    /// Whether it is wanted at boot: the others are the administrator's choice, or belong to a timer.
     pub(crate) enabled: bool,
+}
+
+impl Unit {
+    /// Whether it does something once, and so is not started by an installation: boot and timers do.
+    pub(crate) fn is_oneshot(&self) -> bool {
+        self.text.lines().any(|line| line == "Type=oneshot")
+    }
+
+    /// What makes it start at boot, as systemctl(1) does: a link to it, and where that points.
+    pub(crate) fn wanted(&self) -> Option<(PathBuf, String)> {
+        let by = self.text.lines().find_map(|line| line.strip_prefix("WantedBy="))?;
+        let link = Path::new(UNIT_DIRECTORY).join(format!("{by}.wants")).join(self.name);
+        Some((link, format!("{UNIT_DIRECTORY}/{}", self.name)))
+    }
 }
 
 pub(crate) const UNITS: [Unit; 7] = [
@@ -147,7 +162,7 @@ pub(crate) fn configurations(
     if !bundle.has_qemu() {
         let qemu = qemu_of_node(root, bundle, qemu)?;
         set("qemu", &format!("{:?}", qemu.display().to_string()));
-        set("firmware_dirs", &format!("{:?}", firmware_directories(root, &qemu)));
+        set("firmware_dirs", &format!("{:?}", firmware_directories(root, &qemu)?));
     }
     let texts = HANDLERS.iter().map(|handler| {
         let shipped = "tee = \"none\"";
@@ -164,39 +179,109 @@ pub(crate) fn configurations(
 
 fn qemu_of_node(root: &Root, bundle: &Bundle, named: Option<&Path>) -> Result<PathBuf, NodeError> {
     const PLACES: [&str; 2] = ["/usr/local/bin/qemu-system-x86_64", "/usr/bin/qemu-system-x86_64"];
-    if let Some(named) = named {
-        return Ok(named.to_owned());
+    let mut found = named.map(Path::to_owned);
+    for place in PLACES {
+        if found.is_none() && root.at(place)?.is_file() {
+            found = Some(PathBuf::from(place));
+        }
     }
-    let found = PLACES.iter().map(PathBuf::from).find(|path| root.at(path).is_file());
-    found.ok_or_else(|| NodeError::Bundle {
+    let qemu = found.ok_or_else(|| NodeError::Bundle {
         directory: bundle.directory().to_owned(),
         problem: format!(
             "it brings no QEMU, and the node has none ({}); install QEMU 9.1 or later (10.1 for TDX), or \
              name one with --qemu",
             PLACES.join(", ")
         ),
-    })
+    })?;
+    // One of an image needs that image's libraries: it cannot be asked here.
+    if root.is_own() {
+        check_qemu(&qemu)?;
+    }
+    Ok(qemu)
+}
+
+/// Whether it is new enough: pods would fail with an older one, one after the other.
+fn check_qemu(program: &Path) -> Result<(), NodeError> {
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+    let output = output.map_err(|error| NodeError::Program {
+        command: format!("{} --version", program.display()),
+        problem: error.to_string(),
+    })?;
+    let answer = String::from_utf8_lossy(&output.stdout);
+    if is_new_enough(&answer) {
+        return Ok(());
+    }
+    let answer = answer.lines().next().unwrap_or_default().to_owned();
+    Err(NodeError::Qemu { program: program.to_owned(), answer })
+}
+
+/// By what it says, such as "QEMU emulator version 10.0.2 (Debian ...)".
+fn is_new_enough(answer: &str) -> bool {
+    const LEAST: (u32, u32) = (9, 1);
+    let numbers = answer.strip_prefix("QEMU emulator version ").and_then(|rest| {
+        let mut parts = rest.split(['.', ' ', '\n']).map(str::parse::<u32>);
+        Some((parts.next()?.ok()?, parts.next()?.ok()?))
+    });
+    numbers.is_some_and(|numbers| numbers >= LEAST)
 }
 
 /// QEMU's own data and `SeaBIOS`, beside the program or where distributions have them.
-fn firmware_directories(root: &Root, qemu: &Path) -> Vec<String> {
+fn firmware_directories(root: &Root, qemu: &Path) -> Result<Vec<String>, NodeError> {
     let beside = qemu.parent().and_then(Path::parent).unwrap_or(Path::new("/usr")).join("share");
     let mut found: Vec<String> = Vec::new();
     for share in [beside.as_path(), Path::new("/usr/share")] {
         for name in ["qemu", "seabios"] {
             let path = share.join(name);
             let shown = path.display().to_string();
-            if root.at(&path).is_dir() && !found.contains(&shown) {
+            if root.at(&path)?.is_dir() && !found.contains(&shown) {
                 found.push(shown);
             }
         }
     }
-    found
+    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn units_are_wanted_by_whom_they_name() {
+        for unit in &UNITS {
+            let (link, target) = unit.wanted().unzip();
+            let name = unit.name;
+            assert_eq!(target.is_some(), name != "nacre-labels.service", "{name}");
+            if let Some(link) = link {
+                let by = if name.ends_with(".timer") { "timers" } else { "multi-user" };
+                assert_eq!(
+                    link.display().to_string(),
+                    format!("/etc/systemd/system/{by}.target.wants/{name}")
+                );
+            }
+            assert_eq!(unit.is_oneshot(), name.contains("gc.s") || name.contains("labels.s"));
+            let page =
+                unit.text.lines().find_map(|line| line.strip_prefix("Documentation=file://"));
+            let shipped = ["/opt/nacre/share/doc/install.md", "/opt/nacre/share/doc/cache.toml"];
+            assert!(page.is_none_or(|page| shipped.contains(&page)), "{name}: {page:?}");
+        }
+    }
+
+    #[test]
+    fn an_old_qemu_is_no_qemu() {
+        for (answer, is_good) in [
+            ("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright", true),
+            ("QEMU emulator version 9.1.0", true),
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u19)", false),
+            ("QEMU emulator version 9.0.4", false),
+            ("something else", false),
+            ("", false),
+        ] {
+            assert_eq!(is_new_enough(answer), is_good, "{answer}");
+        }
+        check_qemu(Path::new("/absent/qemu")).expect_err("nothing to ask");
+        let error = check_qemu(Path::new("/bin/true")).expect_err("no QEMU").to_string();
+        assert!(error.contains("/bin/true") && error.contains("9.1 or later"), "{error}");
+    }
 
     #[test]
     fn a_users_name_is_a_name_and_its_file_has_it() {

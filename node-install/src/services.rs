@@ -4,20 +4,31 @@ use std::process::{Command, Stdio};
 
 use crate::NodeError;
 
+/// When what is installed starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// By the installation.
+    Now,
+    /// When the node boots, whose image is made.
+    AtBoot,
+    /// When the administrator, or a later installation, starts it.
+    ByHand,
+}
+
 /// systemd, or who stands for it.
 pub trait Services {
     /// Reads units anew.
     fn reload(&self) -> Result<(), NodeError>;
-    /// Starts a unit now, and at every boot. One that runs is started anew, so that it is the new program.
-    fn enable(&self, unit: &str) -> Result<(), NodeError>;
-    /// Stops it, now and for ever.
+    /// Stops a unit, now and for ever.
     fn disable(&self, unit: &str) -> Result<(), NodeError>;
-    /// Starts it anew and waits until it is up.
+    /// Starts a unit, anew if it runs, and waits until it is up.
     fn restart(&self, unit: &str) -> Result<(), NodeError>;
     /// Makes the users of a file (sysusers.d(5)) that are not there, and tells whether it does such things.
     fn make_users(&self, file: &str) -> Result<bool, NodeError>;
     /// Whether it runs.
     fn is_active(&self, unit: &str) -> bool;
+    /// When what is installed starts.
+    fn start(&self) -> Start;
 }
 
 /// systemd, by `systemctl`.
@@ -27,12 +38,6 @@ pub struct Systemd;
 impl Services for Systemd {
     fn reload(&self) -> Result<(), NodeError> {
         systemctl(&["daemon-reload"])
-    }
-
-    fn enable(&self, unit: &str) -> Result<(), NodeError> {
-        systemctl(&["enable", "--quiet", unit])?;
-        // What is not wanted at boot (a oneshot) is not started here either, but by its timer.
-        systemctl(&["restart", unit])
     }
 
     fn disable(&self, unit: &str) -> Result<(), NodeError> {
@@ -49,6 +54,10 @@ impl Services for Systemd {
 
     fn is_active(&self, unit: &str) -> bool {
         systemctl(&["is-active", "--quiet", unit]).is_ok()
+    }
+
+    fn start(&self) -> Start {
+        Start::Now
     }
 }
 
@@ -71,14 +80,13 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), NodeError> {
 
 /// Nobody: the administrator starts things, or the file system is an image.
 #[derive(Debug, Clone, Copy)]
-pub struct Unmanaged;
+pub struct Unmanaged {
+    /// Whether it is an image, in which nothing runs yet.
+    pub at_boot: bool,
+}
 
 impl Services for Unmanaged {
     fn reload(&self) -> Result<(), NodeError> {
-        Ok(())
-    }
-
-    fn enable(&self, _: &str) -> Result<(), NodeError> {
         Ok(())
     }
 
@@ -96,5 +104,9 @@ impl Services for Unmanaged {
 
     fn is_active(&self, _: &str) -> bool {
         false
+    }
+
+    fn start(&self) -> Start {
+        if self.at_boot { Start::AtBoot } else { Start::ByHand }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::containerd::Containerd;
+use crate::containerd::{Containerd, plan_removal};
 use crate::files::{Root, read_text, remove};
 use crate::install::Choices;
 use crate::lock::Lock;
@@ -18,6 +18,13 @@ use crate::{NodeError, Step};
 /// The program that lives for as long as a pod.
 const SHIM: &str = "containerd-shim-nacre-v2";
 
+/// What nacre-labels.service says of the node to Node Feature Discovery, and what it has not said yet: with them the
+/// scheduler would go on sending pods here.
+const LABELS: [&str; 2] = [
+    "/etc/kubernetes/node-feature-discovery/features.d/nacre",
+    "/etc/kubernetes/node-feature-discovery/features.d/.nacre",
+];
+
 /// What came of it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Uninstalled {
@@ -27,6 +34,9 @@ pub struct Uninstalled {
     pub left: Vec<PathBuf>,
     /// Versions that pods still use.
     pub kept: Vec<Kept>,
+    /// Why containerd could not be asked about its configuration without Nacre, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unasked: Option<String>,
 }
 
 /// Takes away what [`install`](crate::install) put there: containerd's configuration becomes what it was, and
@@ -39,7 +49,8 @@ pub fn uninstall(
 ) -> Result<Uninstalled, NodeError> {
     let dry = choices.dry_run;
     let _lock = if dry { None } else { Some(Lock::take(root)?) };
-    let mut done = Uninstalled { steps: Vec::new(), left: Vec::new(), kept: Vec::new() };
+    let mut done =
+        Uninstalled { steps: Vec::new(), left: Vec::new(), kept: Vec::new(), unasked: None };
     let Some(receipt) = Receipt::read(root)? else {
         (done.steps, done.kept) = collect(root, current(root).as_deref(), dry)?;
         return Ok(done);
@@ -48,13 +59,16 @@ pub fn uninstall(
         refuse_with_pods(root)?;
     }
     if let Some(known) = &receipt.containerd {
-        let config = choices.config.clone().or_else(|| Some(known.config.clone()));
-        // K3s' and RKE2's are found by their own place.
-        let named = config.filter(|path| path.extension().is_none_or(|end| end != "tmpl"));
-        let containerd = Containerd::find(root, choices.containerd.as_deref(), named.as_deref())?;
-        let change = containerd.plan_removal(root, known, dry)?;
+        let mut named = receipt.clone();
+        named.keep(choices);
+        let program = named.program(choices);
+        let found = Containerd::find(root, program.as_deref(), named.config().as_deref());
+        let (change, unasked) = plan_removal(found, root, known, dry)?;
+        done.unasked = unasked;
         done.steps.extend(change.files().map(|(what, path)| Step::new(what, path.display())));
-        if !dry {
+        if dry {
+            done.steps.extend(change.unit(services).map(|unit| Step::new("restart", unit)));
+        } else {
             let unit = change.apply(root, services)?;
             done.steps.extend(unit.map(|unit| Step::new("restart", unit)));
             let rest = Receipt { containerd: None, ..receipt.clone() };
@@ -63,7 +77,7 @@ pub fn uninstall(
     }
     for unit in &UNITS {
         let path = Path::new(UNIT_DIRECTORY).join(unit.name);
-        if root.at(&path).exists() {
+        if root.at(&path)?.exists() {
             done.steps.push(Step::new("disable", unit.name));
             if !dry {
                 services.disable(unit.name)?;
@@ -71,7 +85,7 @@ pub fn uninstall(
         }
     }
     for path in receipt.files.keys() {
-        let at = root.at(path);
+        let at = root.at(path)?;
         match read_text(&at)? {
             Some(text) if !receipt.is_own(path, &text) => done.left.push(path.clone()),
             Some(_) => {
@@ -84,9 +98,18 @@ pub fn uninstall(
         }
     }
     for (path, target) in &receipt.links {
-        let at = root.at(path);
+        let at = root.name(path)?;
         if fs::read_link(&at).is_ok_and(|found| found == Path::new(target)) {
             done.steps.push(Step::new("remove", path.display()));
+            if !dry {
+                remove(&at)?;
+            }
+        }
+    }
+    for name in LABELS {
+        let at = root.at(name)?;
+        if at.exists() {
+            done.steps.push(Step::new("remove", name));
             if !dry {
                 remove(&at)?;
             }
@@ -100,7 +123,7 @@ pub fn uninstall(
     done.steps.extend(removed);
     done.kept = kept;
     if !dry {
-        remove(&root.at(RECEIPT))?;
+        remove(&root.at(RECEIPT)?)?;
     }
     Ok(done)
 }

@@ -44,7 +44,7 @@ pub fn collect_unused(root: &Root, dry: bool) -> Result<(Vec<Step>, Vec<Kept>), 
 
 /// Name of the version that new pods get.
 pub(crate) fn current(root: &Root) -> Option<String> {
-    let target = fs::read_link(root.at(CURRENT)).ok()?;
+    let target = fs::read_link(root.name(CURRENT).ok()?).ok()?;
     Some(target.file_name()?.to_str()?.to_owned())
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn collect(
     let uses = uses(root)?;
     let (mut steps, mut kept) = (Vec::new(), Vec::new());
     for name in old {
-        let path = root.at(PREFIX).join(name);
+        let path = root.at(PREFIX)?.join(name);
         if let Some(processes) = uses.get(name) {
             kept.push(Kept { version: name.clone(), processes: processes.clone() });
             continue;
@@ -72,7 +72,7 @@ pub(crate) fn collect(
         steps.push(Step::new("remove", path.display()));
         if !dry {
             // Out of the way first: nobody finds half of it.
-            let leaving = root.at(PREFIX).join(".leaving");
+            let leaving = root.at(PREFIX)?.join(".leaving");
             let _ = fs::remove_dir_all(&leaving);
             fs::rename(&path, &leaving).map_err(NodeError::file("remove", &path))?;
             fs::remove_dir_all(&leaving).map_err(NodeError::file("remove", &leaving))?;
@@ -83,7 +83,7 @@ pub(crate) fn collect(
 
 /// Names of the versions that are there.
 pub(crate) fn names(root: &Root) -> Result<Vec<String>, NodeError> {
-    let prefix = root.at(PREFIX);
+    let prefix = root.at(PREFIX)?;
     let entries = match fs::read_dir(&prefix) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(NodeError::file("list", &prefix))?,
@@ -111,7 +111,7 @@ fn is_version(name: &str) -> bool {
 
 /// Which processes use files of which version: their program, what they have mapped or open.
 pub(crate) fn uses(root: &Root) -> Result<BTreeMap<String, Vec<i32>>, NodeError> {
-    let prefix = root.at(PREFIX);
+    let prefix = root.at(PREFIX)?;
     let prefix = fs::canonicalize(&prefix).unwrap_or(prefix);
     let mut uses: BTreeMap<String, Vec<i32>> = BTreeMap::new();
     let proc = Path::new("/proc");
@@ -169,11 +169,14 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let root = Root::new(directory.path());
         for version in ["0.1.0-000000000001", "0.1.0-000000000002", "0.2.0-000000000003"] {
-            fs::create_dir_all(root.at(PREFIX).join(version).join("bin")).expect("made");
+            fs::create_dir_all(root.at(PREFIX).expect("a place").join(version).join("bin"))
+                .expect("made");
         }
-        fs::create_dir_all(root.at("/opt/nacre/of-the-administrator")).expect("made");
-        std::os::unix::fs::symlink("0.2.0-000000000003", root.at(CURRENT)).expect("linked");
-        let program = root.at("/opt/nacre/0.1.0-000000000002/bin/sleep");
+        fs::create_dir_all(root.at("/opt/nacre/of-the-administrator").expect("a place"))
+            .expect("made");
+        std::os::unix::fs::symlink("0.2.0-000000000003", root.name(CURRENT).expect("a place"))
+            .expect("linked");
+        let program = root.at("/opt/nacre/0.1.0-000000000002/bin/sleep").expect("a place");
         fs::copy("/bin/sleep", &program).expect("copied");
         let mut pod = Command::new(&program).arg("100").stdin(Stdio::null()).spawn().expect("runs");
         let pid = i32::try_from(pod.id()).expect("an id");
@@ -186,7 +189,7 @@ mod tests {
         pod.kill().and_then(|()| pod.wait()).expect("ended");
         collect_unused(&root, false).expect("collected");
         assert_eq!(names(&root).expect("listed"), ["0.2.0-000000000003"]);
-        assert!(root.at("/opt/nacre/of-the-administrator").is_dir());
+        assert!(root.at("/opt/nacre/of-the-administrator").expect("a place").is_dir());
     }
 
     #[test]
@@ -195,12 +198,13 @@ mod tests {
         let root = Root::new(directory.path());
         let versions = ["0.1.0-000000000001", "0.2.0-000000000002"];
         for version in versions {
-            fs::create_dir_all(root.at(PREFIX).join(version)).expect("made");
+            fs::create_dir_all(root.at(PREFIX).expect("a place").join(version)).expect("made");
         }
         // The first installation has copied its version and not made the link yet, or uninstalling has taken it.
         collect_unused(&root, false).expect("looked");
         assert_eq!(names(&root).expect("listed"), versions);
-        std::os::unix::fs::symlink(versions[1], root.at(CURRENT)).expect("linked");
+        std::os::unix::fs::symlink(versions[1], root.name(CURRENT).expect("a place"))
+            .expect("linked");
         // An installation goes back to the other version and has not switched the link yet.
         let installing = Lock::take(&root).expect("taken");
         assert!(matches!(collect_unused(&root, false), Err(NodeError::Busy(_))));

@@ -1,8 +1,8 @@
 use std::cell::{Cell, RefCell};
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::services::{Services, Start};
 
 /// systemd in a test: containerd runs, and fails to come back as often as told.
 #[derive(Default)]
@@ -15,10 +15,6 @@ struct Fake {
 
 impl Services for Fake {
     fn reload(&self) -> Result<(), NodeError> {
-        Ok(())
-    }
-
-    fn enable(&self, _: &str) -> Result<(), NodeError> {
         Ok(())
     }
 
@@ -42,6 +38,10 @@ impl Services for Fake {
     fn is_active(&self, _: &str) -> bool {
         true
     }
+
+    fn start(&self) -> Start {
+        Start::Now
+    }
 }
 
 const NODE: &str =
@@ -54,38 +54,65 @@ struct Node {
     _directory: tempfile::TempDir,
 }
 
+/// What it does without a file, as far as it matters here.
+const DEFAULT: &str = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
+                       runtime_type = \"io.containerd.runc.v2\"\n";
+
+/// A program that is this script. Another process writes it: while one of this process has it open for writing, a
+/// child of another test may have it too, and nobody can run it.
+pub(crate) fn program(root: &Root, script: &str) -> PathBuf {
+    let program = root.at("/usr/bin/containerd").expect("a place");
+    fs::create_dir_all(program.parent().expect("a parent")).expect("made");
+    let text = program.with_extension("text");
+    fs::write(&text, script).expect("written");
+    let copied = Command::new("install").args([&text, &program]).status().expect("runs");
+    assert!(copied.success());
+    program
+}
+
 /// A node whose containerd says of its configuration what is in the file, unless it has a word that it
-/// does not like.
+/// does not like. (`containerd/real.rs` asks real ones, which add their defaults and what is imported.)
 fn node(version: &str, files: &[(&str, &str)]) -> Node {
     let directory = tempfile::tempdir().expect("a directory");
     let root = Root::new(directory.path());
     let script = format!(
         "#!/bin/sh\nif [ \"$1\" = --version ]; then echo containerd x/containerd {version}; exit; fi\n\
-         if [ \"$1\" = config ]; then exit; fi\n\
+         if [ \"$1\" = config ]; then echo '{DEFAULT}'; exit; fi\n\
          if grep -q unreadable \"$2\"; then echo bad value >&2; exit 1; fi\ncat \"$2\"\n"
     );
-    let program = root.at("/usr/bin/containerd");
-    for (path, text) in files.iter().copied().chain([("/usr/bin/containerd", script.as_str())]) {
-        let path = root.at(path);
+    for (path, text) in files {
+        let path = root.at(path).expect("a place");
         fs::create_dir_all(path.parent().expect("a parent")).expect("made");
         fs::write(path, text).expect("written");
     }
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+    let program = program(&root, &script);
     let containerd = Containerd::find(&root, Some(&program), None).expect("found");
     Node { root, containerd, _directory: directory }
 }
 
 impl Node {
     fn fake(&self, failures: u32) -> Fake {
-        Fake { failures: Cell::new(failures), config: self.root.at(ALIVE), ..Fake::default() }
+        Fake {
+            failures: Cell::new(failures),
+            config: self.root.at(ALIVE).expect("a place"),
+            ..Fake::default()
+        }
+    }
+
+    fn remove(&self, known: &ContainerdReceipt) {
+        let found = Ok(self.containerd.clone());
+        let (removal, unasked) = plan_removal(found, &self.root, known, false).expect("planned");
+        assert_eq!(unasked, None);
+        removal.apply(&self.root, &self.fake(0)).expect("applied");
     }
 
     fn config(&self) -> String {
-        fs::read_to_string(self.root.at(ALIVE)).unwrap_or_default()
+        fs::read_to_string(self.root.at(ALIVE).expect("a place")).unwrap_or_default()
     }
 
     fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.root.at("/etc/containerd")).expect("listed");
+        let entries =
+            fs::read_dir(self.root.at("/etc/containerd").expect("a place")).expect("listed");
         entries
             .map(|entry| entry.expect("listed").file_name().to_string_lossy().into_owned())
             .collect()
@@ -121,8 +148,7 @@ fn what_was_set_is_taken_back_to_the_byte() {
     let known = change.receipt.expect("a receipt");
     let again = node.containerd.plan(&node.root, Some(&known), false).expect("planned");
     assert!(again.is_none(), "{again:?}");
-    let removal = node.containerd.plan_removal(&node.root, &known, false).expect("planned");
-    removal.apply(&node.root, &node.fake(0)).expect("applied");
+    node.remove(&known);
     assert_eq!(node.config(), NODE);
 }
 
@@ -132,10 +158,10 @@ fn a_node_without_a_configuration_gets_one_and_loses_it_again() {
     let change = node.containerd.plan(&node.root, None, true).expect("planned").expect("something");
     change.apply(&node.root, &node.fake(0)).expect("applied");
     assert!(node.config().starts_with("version = 2\n"), "{}", node.config());
+    assert!(node.config().contains("io.containerd.runc.v2"), "pods of others keep running by runc");
     let known = change.receipt.expect("a receipt");
-    let removal = node.containerd.plan_removal(&node.root, &known, false).expect("planned");
-    removal.apply(&node.root, &node.fake(0)).expect("applied");
-    assert!(!node.root.at(ALIVE).exists());
+    node.remove(&known);
+    assert!(!node.root.at(ALIVE).expect("a place").exists());
 }
 
 #[test]
@@ -147,12 +173,55 @@ fn configurations_that_cannot_be_added_to_are_left_alone() {
         ("version = 3\n", "has version 3, which is not known"),
         ("version = 2\ndisabled_plugins = [\"cri\"]\n", "switches CRI off"),
         ("version = 2\nproxy_plugins = 1\n", "something unexpected at proxy_plugins"),
-        ("version = 2\n[", "failed to run"),
+        ("version = 2\n[", "is not TOML"),
+        ("version = 2\nimports = 1\n", "has imports that are no list"),
+        (
+            "version = 2\nimports = [\"/absent/x.toml\"]\n",
+            "imports /absent/x.toml, which is not there",
+        ),
     ] {
         let node = node("1.7.24", &[(ALIVE, text)]);
         let error = node.containerd.plan(&node.root, None, false).expect_err(text).to_string();
         assert!(error.contains(why), "{text:?}: {error}");
         assert_eq!((node.config().as_str(), node.names()), (text, vec!["config.toml".to_owned()]));
+    }
+}
+
+#[test]
+fn what_was_written_meanwhile_is_not_lost_to_what_was_before_it() {
+    let node = node("1.7.24", &[(ALIVE, NODE)]);
+    let install = |known: Option<&ContainerdReceipt>| {
+        let change = node.containerd.plan(&node.root, known, false).expect("planned");
+        let change = change.expect("something");
+        change.apply(&node.root, &node.fake(0)).expect("applied");
+        change.receipt.expect("a receipt")
+    };
+    let known = install(None);
+    // Whoever keeps the nodes' files writes another one, and Nacre is installed again.
+    let newer = format!("# NEW\n{NODE}[metrics]\naddress = \"127.0.0.1:1\"\n");
+    fs::write(node.root.at(ALIVE).expect("a place"), &newer).expect("written");
+    let known = install(Some(&known));
+    assert_eq!(known.before.as_deref(), Some(newer.as_str()));
+    node.remove(&known);
+    assert_eq!(node.config(), newer);
+}
+
+#[test]
+fn a_node_without_containerd_or_with_a_broken_configuration_can_be_left() {
+    let node = node("1.7.24", &[(ALIVE, NODE)]);
+    let change =
+        node.containerd.plan(&node.root, None, false).expect("planned").expect("something");
+    change.apply(&node.root, &node.fake(0)).expect("applied");
+    let known = change.receipt.expect("a receipt");
+    let config = node.root.at(ALIVE).expect("a place");
+    fs::write(&config, format!("{}unreadable = 1\n", node.config())).expect("written");
+    let missing = Containerd::find(&Root::new(Path::new("/absent")), None, None);
+    for found in [Ok(node.containerd.clone()), missing] {
+        let (removal, unasked) =
+            plan_removal(found, &node.root, &known, false).expect("planned all the same");
+        assert!(unasked.is_some());
+        let written = removal.files().map(|(what, _)| what).collect::<Vec<_>>();
+        assert_eq!(written, ["write"]);
     }
 }
 
@@ -169,7 +238,8 @@ fn k3s_gets_it_by_its_template() {
         let change =
             node.containerd.plan(&node.root, None, false).expect("planned").expect("something");
         change.apply(&node.root, &node.fake(0)).expect("applied");
-        let text = fs::read_to_string(node.root.at(&template)).expect("a template");
+        let text =
+            fs::read_to_string(node.root.at(&template).expect("a place")).expect("a template");
         assert!(text.starts_with(own.unwrap_or("{{ template \"base\" . }}\n")), "{text}");
         assert!(text.contains("snapshotter = \"native\""), "K3s' own pods keep theirs: {text}");
         let known = change.receipt.expect("a receipt");
@@ -177,13 +247,35 @@ fn k3s_gets_it_by_its_template() {
         // K3s starts, and its file has Nacre's lines from then on.
         let block =
             text.split_once(BEGIN).map(|(_, block)| format!("{BEGIN}{block}")).expect("a block");
-        fs::write(node.root.at(&made), format!("{MADE}\n{block}")).expect("written");
+        fs::write(node.root.at(&made).expect("a place"), format!("{MADE}\n{block}"))
+            .expect("written");
         assert!(node.containerd.plan(&node.root, Some(&known), false).expect("planned").is_none());
-        let removal = node.containerd.plan_removal(&node.root, &known, false).expect("planned");
-        removal.apply(&node.root, &node.fake(0)).expect("applied");
-        assert_eq!(fs::read_to_string(node.root.at(&template)).ok().as_deref(), own);
+        node.remove(&known);
+        assert_eq!(
+            fs::read_to_string(node.root.at(&template).expect("a place")).ok().as_deref(),
+            own
+        );
     }
-    let old = node("v1.7.23-k3s1", &[(&made, "version = 2\n")]);
+    // What was added to the template since the last time stays as well, whoever installs again.
+    let node = node("v2.0.5-k3s1", &[(&made, MADE)]);
+    let change =
+        node.containerd.plan(&node.root, None, false).expect("planned").expect("something");
+    change.apply(&node.root, &node.fake(0)).expect("applied");
+    let known = change.receipt.expect("a receipt");
+    let path = node.root.at(&template).expect("a place");
+    let text = fs::read_to_string(&path).expect("a template");
+    fs::write(&path, format!("{}[debug]\nlevel = 'info'\n", text.replace("'native'", "'x'")))
+        .expect("written");
+    fs::write(node.root.at(&made).expect("a place"), MADE.replace("native", "zfs"))
+        .expect("written");
+    let change =
+        node.containerd.plan(&node.root, Some(&known), false).expect("planned").expect("something");
+    change.apply(&node.root, &node.fake(0)).expect("applied");
+    node.remove(&change.receipt.expect("a receipt"));
+    let text = fs::read_to_string(&path).expect("a template");
+    assert!(text.starts_with(BASE) && text.contains("level = 'info'"), "{text}");
+    assert!(!text.contains("nacre"), "{text}");
+    let old = self::node("v1.7.23-k3s1", &[(&made, "version = 2\n")]);
     let error = old.containerd.plan(&old.root, None, false).expect_err("1.7").to_string();
     assert!(error.contains("take one with containerd 2"), "{error}");
 }
