@@ -59,6 +59,17 @@ const PLATFORM: &str = "linux/amd64";
 const NEEDS_ANNOTATION: &str = "\
 # Pods need the annotation \"io.containerd.cri.runtime-handler: nacre\", by which containerd finds the
 # snapshotter when it pulls their images. Other pods of the node keep theirs.";
+const FORGETS_RUNC: &str = "\
+#
+# A file that names no runtime has runc by default, and forgets it with these lines. Name it then, too:
+#   [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]
+#   runtime_type = \"io.containerd.runc.v2\"
+";
+const NEEDS_IMPORT: &str = "\
+#
+# In a file of their own, such as conf.d/nacre.toml, they must be imported (imports = [\"conf.d/nacre.toml\"]) by a
+# file of the same version: of files with different versions containerd silently ignores what the older says of CRI.
+";
 const ONE_FOR_ALL: &str = "\
 # This release has one snapshotter for all of CRI, and containers that run without Nacre find no files in
 # Nacre's: take it for a node whose pods are all Nacre's.";
@@ -91,15 +102,15 @@ impl Release {
 
     /// The file in `deploy/containerd`.
     pub fn shipped(self) -> String {
-        let (name, note) = match self {
-            Release::V1_6 => ("1.6", ONE_FOR_ALL),
-            Release::V1_7 => ("1.7", NEEDS_ANNOTATION),
-            Release::V2 => ("2.x", NEEDS_ANNOTATION),
+        let (name, note, warning) = match self {
+            Release::V1_6 => ("1.6", ONE_FOR_ALL, FORGETS_RUNC),
+            Release::V1_7 => ("1.7", NEEDS_ANNOTATION, FORGETS_RUNC),
+            Release::V2 => ("2.x", NEEDS_ANNOTATION, NEEDS_IMPORT),
         };
         let schema = self.schema();
         format!(
             "# Nacre for containerd {name}: lines for /etc/containerd/config.toml ({}), by\n\
-             # `nacre containerd-config`. `nacre install` puts them there.\n#\n{note}\n\n{}\n{}",
+             # `nacre containerd-config`. `nacre install` puts them there.\n#\n{note}\n{warning}\n{}\n{}",
             schema.line(),
             schema.line(),
             lines(self, schema, &["overlayfs".to_owned()]),

@@ -64,6 +64,7 @@ fn kinds(text: &str) -> Vec<String> {
 #[test]
 fn manifests_are_what_kubernetes_understands() {
     assert_eq!(kinds(&read("kubernetes/runtimeclass.yaml")), ["RuntimeClass"; 3]);
+    assert_eq!(kinds(&read("kubernetes/runtimeclass-dev.yaml")), ["RuntimeClass"]);
     assert_eq!(kinds(&read("kubernetes/daemonset.yaml")), ["Namespace", "DaemonSet"]);
     assert_eq!(kinds(&read("examples/pod.yaml")), ["Pod"]);
     assert_eq!(kinds(&read("examples/secret.yaml")), ["Secret"]);
@@ -101,12 +102,13 @@ fn every_manifest_is_checked() {
         "examples/pod.yaml",
         "examples/secret.yaml",
         "kubernetes/daemonset.yaml",
+        "kubernetes/runtimeclass-dev.yaml",
         "kubernetes/runtimeclass.yaml",
     ];
     assert_eq!(found, checked);
 }
 
-/// Carries out what the chart's templates use: values, `quote`, `toJson`, and `if` around a whole file.
+/// Carries out what the chart's templates use: values, `quote`, `toJson`, and `if` around lines.
 fn render(template: &str, values: &Value) -> Result<String, String> {
     let release =
         serde_json::json!({ "Name": "nacre", "Namespace": "nacre-system", "Service": "Helm" });
@@ -124,7 +126,11 @@ fn render(template: &str, values: &Value) -> Result<String, String> {
         let whole = line.trim().strip_prefix("{{- ").and_then(|rest| rest.strip_suffix(" }}"));
         if let Some(action) = whole {
             match action.split_once(' ') {
-                Some(("if", path)) => hidden.push(look(path)? != Value::Bool(true)),
+                Some(("if", path)) => hidden.push(match look(path)? {
+                    Value::Bool(value) => !value,
+                    Value::Array(value) => value.is_empty(),
+                    _ => return Err(format!("{path} is not asked for here")),
+                }),
                 None if action == "end" => drop(hidden.pop().ok_or("an end too many")?),
                 _ => return Err(format!("{action:?} is not carried out here")),
             }
@@ -169,6 +175,21 @@ fn the_chart_gives_what_the_manifests_have() {
     let shipped = documents(&read("kubernetes/daemonset.yaml")).remove(1);
     let pod = "/spec/template/spec";
     assert_eq!(made.pointer(pod), shipped.pointer(pod));
+    let mut tainted = values.clone();
+    tainted["podTolerations"] =
+        serde_json::json!([{ "key": "confidential", "operator": "Exists" }]);
+    tainted["imagePullSecrets"] = serde_json::json!([{ "name": "registry" }]);
+    tainted["nodeSelector"] = serde_json::json!({ "pool": "confidential" });
+    let classes = render(&read("helm/nacre/templates/runtimeclass.yaml"), &tainted).unwrap();
+    kinds(&classes);
+    for class in documents(&classes) {
+        assert_eq!(class["scheduling"]["tolerations"], tainted["podTolerations"]);
+    }
+    let text = render(&read("helm/nacre/templates/daemonset.yaml"), &tainted).unwrap();
+    kinds(&text);
+    let made = &documents(&text)[0]["spec"]["template"]["spec"];
+    assert_eq!(made["imagePullSecrets"], tainted["imagePullSecrets"]);
+    assert_eq!(made["nodeSelector"], tainted["nodeSelector"]);
     let mut off = values;
     off["install"] = Value::Bool(false);
     let nothing = render(&read("helm/nacre/templates/daemonset.yaml"), &off).unwrap();
@@ -207,4 +228,52 @@ fn the_image_holds_what_its_entry_point_needs() {
     assert!(checked.success());
     let wrong = Command::new("sh").arg(&script).arg("something").output().unwrap();
     assert_eq!(wrong.status.code(), Some(2));
+}
+
+/// The entry point with directories of a test instead of a container's and its node's, and with a node whose
+/// `nacre install` ends as told. What it said, and its exit status: none if it stays.
+fn entry_point(directory: &Path, words: &[&str], status: i32) -> (String, Option<i32>) {
+    let place = |name: &str| directory.join(name).display().to_string();
+    for name in ["nacre/bin", "host", "path"] {
+        fs::create_dir_all(directory.join(name)).unwrap();
+    }
+    fs::write(directory.join("nacre/bin/nacre"), "the bundle").unwrap();
+    let script = read("image/install-node.sh")
+        .replace("/host/", &format!("{}/", place("host")))
+        .replace("/nacre/. ", &format!("{}/. ", place("nacre")))
+        .replace("/tmp/done", &place("done"))
+        .replace("sleep 3600 &", "echo stays; exit 99")
+        .replace(
+            "nsenter --target",
+            &format!("echo nsenter; (exit {status}) ; return {status}; : --target"),
+        );
+    let output = Command::new("sh").args(["-c", &script, "sh"]).args(words).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    (said, output.status.code().filter(|code| *code != 99))
+}
+
+#[test]
+fn the_entry_point_leaves_no_parcel_and_stays_when_it_is_done() {
+    for (words, status, said, code) in [
+        (&["install", "--danger-all-pods"][..], 0, "nsenter\nstays\n", None),
+        (&[], 0, "nsenter\nstays\n", None),
+        (&["install"], 2, "nsenter\n", Some(2)),
+        // Nothing is installed any more: started anew, the container has nothing to do.
+        (&["uninstall"], 0, "stays\n", None),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(
+            entry_point(directory.path(), words, status),
+            (said.to_owned(), code),
+            "{words:?}"
+        );
+        assert!(!directory.path().join("host/opt/nacre/.parcel").exists(), "{words:?}");
+        assert_eq!(directory.path().join("done").exists(), code.is_none(), "{words:?}");
+    }
+    for (status, said, code) in [(0, "nsenter\nstays\n", None), (2, "nsenter\n", Some(2))] {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("host/opt/nacre/current/bin/nacre")).unwrap();
+        let done = entry_point(directory.path(), &["uninstall"], status);
+        assert_eq!(done, (said.to_owned(), code));
+    }
 }
