@@ -19,10 +19,15 @@ pub(super) async fn containers(stage: &Stage<'_>, pod: &Sandbox) {
     );
     let mut config = stage.script("streams", &script);
     config.stdin = true;
-    let target = match stage.kubelet.launch(pod, config).await {
+    let log = format!("{}/{}", pod.config.log_directory, config.log_path);
+    let up = async {
+        let target = stage.kubelet.launch(pod, config).await?;
+        stage.kubelet.logs(&log, "up").await.map(|()| target)
+    };
+    let target = match up.await {
         Ok(target) => target,
         // The behaviours that need it will be called not reached.
-        Err(error) => return eprintln!("the container of the streams does not start: {error:#}"),
+        Err(error) => return eprintln!("the container of the streams is not up: {error:#}"),
     };
     exec_sync(stage, &target).await;
     streaming(stage, pod, &target).await;
