@@ -153,7 +153,7 @@ async fn serve(boot: Boot, machine: Machine, started: Instant) -> anyhow::Result
     let modules = Modules::new();
     let bound = tee::bind(&machine, &modules, &boot.parameters).await?;
     let (initdata, gate) = (bound.initdata.as_deref(), Arc::clone(&bound.gate));
-    let secrets = Arc::new(Secrets::new(initdata, bound.tee.clone(), gate)?);
+    let secrets = Arc::new(Secrets::new(initdata, bound.tee.clone(), Arc::clone(&gate))?);
     let storage = GuestStorage::find(&machine, &modules);
     let volumes = Volumes::new(initdata)?;
     volumes.load_drivers(&modules)?;
@@ -162,7 +162,7 @@ async fn serve(boot: Boot, machine: Machine, started: Instant) -> anyhow::Result
     let plain_http = boot.parameters.plain_http;
     let images = Images::new(initdata, plain_http, Arc::clone(&secrets), storage.clone())?;
     let images = Arc::new(images);
-    let sandbox = Sandbox::new(reaper, secrets, storage.clone(), images, volumes)?;
+    let sandbox = Sandbox::new(reaper, gate, secrets, storage.clone(), images, volumes)?;
     let sandbox = Arc::new(sandbox);
     // Of a failure, the first container's creation tells.
     tokio::spawn(async move { drop(storage.ready().await) });

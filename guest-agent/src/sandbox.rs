@@ -43,6 +43,8 @@ pub struct Sandbox {
     pub(crate) oom: OomWatch,
     /// How long starts took.
     pub(crate) report: StartReport,
+    /// Judges what the agent itself asks while it carries a request out.
+    pub(crate) gate: Arc<Gate>,
     /// Secrets of the pod.
     pub(crate) secrets: Arc<Secrets>,
     /// Where images and writable layers live.
@@ -73,6 +75,7 @@ impl Sandbox {
     /// Needs the runtime.
     pub(crate) fn new(
         reaper: Arc<Reaper>,
+        gate: Arc<Gate>,
         secrets: Arc<Secrets>,
         storage: GuestStorage,
         images: Arc<Images>,
@@ -82,6 +85,7 @@ impl Sandbox {
             reaper,
             oom: OomWatch::new()?,
             report: StartReport::default(),
+            gate,
             secrets,
             storage,
             images,

@@ -24,6 +24,7 @@ use rustix::mount::MountFlags;
 use tokio::sync::oneshot;
 
 use super::footprint::Footprint;
+use super::image_user::{self, UserOfImage};
 use super::layer_usage::LayerUsage;
 use super::{Container, Execs, sources, stdio_of, volumes};
 use crate::cgroup::{Cgroup, Limits};
@@ -166,6 +167,7 @@ struct Parts {
     unsealed: UnsealedEnv,
     files: HashMap<PathBuf, PathBuf>,
     image: Option<Image>,
+    image_user: Option<UserOfImage>,
     process: crate::process::Process,
     starter: launcher::Control,
 }
@@ -185,6 +187,7 @@ impl Parts {
             unsealed: self.unsealed,
             files: self.files,
             layer_usage: LayerUsage::default(),
+            image_user: self.image_user,
             _image: self.image,
             reaper: Arc::clone(&sandbox.reaper),
             execs: Mutex::new(Execs::default()),
@@ -209,12 +212,13 @@ async fn build(
     let (image, mut unsealed) = tokio::try_join!(pull(sandbox, &plan), unseal(sandbox, &plan))?;
     tracing::debug!(container = plan.id, "mounting");
     mount_root(footprint, store, image.as_ref()).map_err(|e| RpcError::internal(&context, e))?;
+    let rootfs = footprint.directory().join("rootfs");
     if let Some(image) = &image {
         let user = if plan.in_kubernetes { UserSource::Spec } else { UserSource::Image };
-        let rootfs = footprint.directory().join("rootfs");
         merge_process(&image.config, &mut plan.spec.process, user, &rootfs)
             .map_err(|e| RpcError::internal(&context, e))?;
     }
+    let image_user = user_of_image(sandbox, &mut plan, image.as_ref(), &rootfs)?;
     if let Some(env) = plan.spec.process.env_mut() {
         // The image may have brought some of its own.
         unsealed.add(&sandbox.secrets, env).await?;
@@ -234,7 +238,7 @@ async fn build(
         plan.devices.allow_block(device.major, device.minor, device.read_only);
     }
     plan.spec.add_devices(volumes::nodes(&devices));
-    make_working_directory(&footprint.directory().join("rootfs"), plan.spec.process.cwd())
+    make_working_directory(&rootfs, plan.spec.process.cwd())
         .map_err(|e| fail("make the working directory", &e))?;
     set_network_sysctls(&plan.spec.network_sysctls)?;
     tracing::debug!(container = plan.id, "limiting");
@@ -276,9 +280,26 @@ async fn build(
         unsealed,
         files,
         image,
+        image_user,
         process,
         starter,
     })
+}
+
+/// Answers where the host has left the user to the image, before anything is done for that user.
+fn user_of_image(
+    sandbox: &Sandbox,
+    plan: &mut Plan,
+    image: Option<&Image>,
+    rootfs: &Path,
+) -> Result<Option<UserOfImage>, RpcError> {
+    let user = plan.spec.process.user_mut();
+    if !image_user::is_wanted(user) {
+        return Ok(None);
+    }
+    let answer = UserOfImage::read(&sandbox.gate, &plan.id, &plan.name, image, rootfs)?;
+    answer.put("OCI.Process.User", user)?;
+    Ok(Some(answer))
 }
 
 /// The policy has judged the sealed text; the process gets what it stands for.

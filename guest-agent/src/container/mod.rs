@@ -2,6 +2,7 @@
 
 mod create;
 mod footprint;
+mod image_user;
 mod last_words;
 mod layer_usage;
 mod sources;
@@ -19,6 +20,7 @@ use oci_spec::runtime::LinuxSeccomp;
 
 pub(crate) use create::create;
 use footprint::Footprint;
+use image_user::UserOfImage;
 use layer_usage::LayerUsage;
 
 use crate::cgroup::Limits;
@@ -58,6 +60,8 @@ pub(crate) struct Container {
     /// Files that were copied for it: where it has them, and where the agent has.
     files: HashMap<PathBuf, PathBuf>,
     layer_usage: LayerUsage,
+    /// Where the host left its user to its image: commands come with the same numbers.
+    image_user: Option<UserOfImage>,
     /// The layers of its root stay as long as it does.
     _image: Option<Image>,
     reaper: Arc<Reaper>,
@@ -134,6 +138,13 @@ impl Container {
         if !self.started.load(Ordering::Relaxed) || self.init.has_exited() {
             let why = format!("container {:?} is not running", self.id);
             return Err(RpcError::Precondition(why));
+        }
+        if image_user::is_wanted(parsed.user()) {
+            let answer = self.image_user.as_ref().ok_or_else(|| {
+                let why = "stands for the image's user, which the container was not created with";
+                RpcError::invalid("process.User", why)
+            })?;
+            answer.put("process.User", parsed.user_mut())?;
         }
         let _launching = self.begin_exec(exec_id)?;
         // The launcher's program applies these itself, after the filter of system calls.
