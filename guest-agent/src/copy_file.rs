@@ -68,11 +68,15 @@ impl CopyRoot {
         let beneath = Self::relative(&self.path, &request.path)?;
         let change = self.check_given(&target, &beneath)?;
         let (parent, name) = self.parent(&beneath, request)?;
+        if matches!(target, Target::Directory { .. } | Target::Link { .. })
+            || matches!(target, Target::Chunk { offset: 0, .. })
+        {
+            self.count_new(&parent, &name, &beneath)?;
+        }
         let doing = format!("failed to copy {}", request.path);
         let fail = |e: Errno| RpcError::internal(&doing, io::Error::from(e));
         match target {
             Target::Directory { mode } => {
-                self.count(&beneath)?;
                 match rustix::fs::mkdirat(&parent, &name, mode) {
                     Err(Errno::EXIST) => {}
                     result => result.map_err(fail)?,
@@ -82,7 +86,6 @@ impl CopyRoot {
                 finish(&directory, mode, request).map_err(fail)
             }
             Target::Link { target } => {
-                self.count(&beneath)?;
                 let staging = format!("{name}{STAGING}");
                 remove_file(&parent, &staging).map_err(fail)?;
                 rustix::fs::symlinkat(target, &parent, &staging).map_err(fail)?;
@@ -94,9 +97,6 @@ impl CopyRoot {
                 Ok(())
             }
             Target::Chunk { mode, offset, size } => {
-                if offset == 0 {
-                    self.count(&beneath)?;
-                }
                 let staging = format!("{name}{STAGING}");
                 let file = open_staging(&parent, &staging, offset).map_err(|e| match e {
                     Errno::NOENT => {
@@ -176,12 +176,19 @@ impl CopyRoot {
         let current = open_beneath(&self.root, &*volume, flags)
             .and_then(|directory| rustix::fs::readlinkat(directory, DATA_LINK, Vec::new()))
             .map_err(|_| refused("only volumes with a link ..data change"))?;
+        // Where the link leads elsewhere, or by another way, what the container sees cannot be told from new files.
+        let current = current.to_str().ok().filter(|current| is_generation(current));
+        let current = current.filter(|current| {
+            open_beneath(&self.root, &Path::new(&volume).join(current), flags).is_ok()
+        });
+        let current =
+            current.ok_or_else(|| refused("its ..data does not lead to a directory beside it"))?;
         let parts: Vec<_> = beneath.iter().skip(1).map(|part| part.to_string_lossy()).collect();
         match (target, parts.as_slice()) {
             (Target::Directory { .. }, [new, ..]) | (Target::Chunk { .. }, [new, _, ..])
                 if is_generation(new) =>
             {
-                if new.as_bytes() == current.as_bytes() {
+                if *new == current {
                     return Err(refused("..data leads there: copy new files beside it"));
                 }
                 Ok(None)
@@ -248,7 +255,7 @@ impl CopyRoot {
 
     /// Opens the directory that is to hold the entry, making what lacks on the way.
     fn parent(
-        &self,
+        &mut self,
         beneath: &Path,
         request: &CopyFileRequest,
     ) -> Result<(OwnedFd, String), RpcError> {
@@ -263,6 +270,7 @@ impl CopyRoot {
         let mode = if mode.is_empty() { Mode::from_raw_mode(0o755) } else { mode };
         let mut directory = open_beneath(&self.root, ".", OFlags::PATH).map_err(fail)?;
         for part in beneath.parent().into_iter().flat_map(Path::components) {
+            self.count_new(&directory, part.as_os_str(), beneath)?;
             match rustix::fs::mkdirat(&directory, part.as_os_str(), mode) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(fail(error)),
@@ -274,7 +282,18 @@ impl CopyRoot {
         Ok((directory, name.to_owned()))
     }
 
-    fn count(&mut self, beneath: &Path) -> Result<(), RpcError> {
+    /// Counts an entry on the way to `beneath` that is about to be made, unless it is there: what is copied again, or
+    /// in several chunks, is one.
+    fn count_new(
+        &mut self,
+        directory: &OwnedFd,
+        name: impl rustix::path::Arg + Copy,
+        beneath: &Path,
+    ) -> Result<(), RpcError> {
+        let found = |name| rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+        if found(name) {
+            return Ok(());
+        }
         if self.entries.values().sum::<usize>() >= MOST_ENTRIES {
             let why = format!(
                 "{}: {MOST_ENTRIES} files were copied, which is the most",
@@ -394,7 +413,10 @@ fn open_beneath(
 /// The first chunk makes the file anew; the others find it.
 fn open_staging(directory: &OwnedFd, name: &str, offset: u64) -> Result<OwnedFd, Errno> {
     if offset > 0 {
-        return open_beneath(directory, name, OFlags::WRONLY);
+        // A container that may write here can put anything there: what waits for a reader would stop the agent.
+        let file = open_beneath(directory, name, OFlags::WRONLY | OFlags::NONBLOCK)?;
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+        return if kind == FileType::RegularFile { Ok(file) } else { Err(Errno::INVAL) };
     }
     remove_file(directory, name)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -6,6 +6,7 @@
 //! lead nowhere.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -109,23 +110,38 @@ fn open_part(place: &Path, beneath: &Path) -> io::Result<OwnedFd> {
         }
         walked.push(part);
         here = match open(&walked) {
-            Err(Errno::NOENT) => {
-                match rustix::fs::mkdirat(&here, part, mode) {
-                    // A link that leads nowhere, or somebody else was faster.
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(error) => return Err(error.into()),
+            Err(Errno::NOENT) => match rustix::fs::mkdirat(&here, part, mode) {
+                Ok(()) => {
+                    let made = open_made(&here, part)?;
+                    // The process' umask has taken bits away.
+                    rustix::fs::fchmod(&made, mode)?;
+                    made
                 }
-                let made = open(&walked)?;
-                // The process' umask has taken bits away.
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let writable = rustix::fs::openat(&made, ".", flags, Mode::empty())?;
-                rustix::fs::fchmod(writable, mode)?;
-                made
-            }
+                // A link that leads nowhere, or somebody else was faster, and has chosen the mode.
+                Err(Errno::EXIST) => open(&walked)?,
+                Err(error) => return Err(error.into()),
+            },
             found => found?,
         };
     }
     Ok(here)
+}
+
+/// Opens a directory that was just made. A container may have put something else in its place: what is not the
+/// agent's own, and empty, is another's, whose mode stays as it is.
+fn open_made(parent: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let made = rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve)?;
+    let owner = rustix::fs::fstat(&made)?.st_uid;
+    let mut entries = rustix::fs::Dir::read_from(&made)?;
+    let is_empty = entries
+        .all(|entry| entry.is_ok_and(|entry| matches!(entry.file_name().to_bytes(), b"." | b"..")));
+    if owner == rustix::process::geteuid().as_raw() && is_empty {
+        Ok(made)
+    } else {
+        Err(io::Error::other("a container has put something else there at the same time"))
+    }
 }
 
 /// A directory in the guest's store.
@@ -314,6 +330,19 @@ mod tests {
         let made = fs::metadata(volume.join("a/b")).unwrap().permissions().mode();
         assert_eq!(made & 0o7777, 0o1777);
         assert!(volume.join("real/c").is_dir());
+        // What a container has made keeps the mode that it has chosen.
+        fs::create_dir(volume.join("private")).unwrap();
+        fs::set_permissions(volume.join("private"), fs::Permissions::from_mode(0o700)).unwrap();
+        volumes.open(Path::new("/pod/v/private")).unwrap().unwrap();
+        symlink("private", volume.join("exchanged")).unwrap();
+        fs::create_dir(volume.join("filled")).unwrap();
+        fs::write(volume.join("filled/file"), "").unwrap();
+        let parent = rustix::fs::open(&volume, OFlags::PATH, Mode::empty()).unwrap();
+        for (name, is_ours) in [("private", true), ("exchanged", false), ("filled", false)] {
+            assert_eq!(open_made(&parent, name.as_ref()).is_ok(), is_ours, "{name}");
+        }
+        let kept = fs::metadata(volume.join("private")).unwrap().permissions().mode();
+        assert_eq!(kept & 0o7777, 0o700);
         for path in [
             "/pod/v/absolute/x",
             "/pod/v/up",

@@ -247,6 +247,69 @@ fn what_a_container_has_changes_in_no_other_way() {
 }
 
 #[test]
+fn a_volume_whose_link_leads_astray_does_not_change() {
+    for (number, target) in
+        ["./..1", "..1/", "..1/.", "..5", "..1/sub", "..6", "sub"].iter().enumerate()
+    {
+        let mut copies = copies();
+        let volume = format!("c-0123456789abcde{number}-config");
+        let path = |name: &str| format!("{volume}/{name}");
+        copies.take(&[
+            copies.link(&path("..data"), target),
+            copies.file(&path("..1/key"), b"old"),
+            copies.file(&path("..1/sub/key"), b"old"),
+            copies.file(&path("sub/key"), b"old"),
+            copies.link(&path("..5"), "..1"),
+        ]);
+        copies.root.open(&copies.at(&volume)).unwrap().unwrap();
+        for request in [
+            copies.file(&path("..1/key"), b"new"),
+            copies.file(&path("..1/sub/key"), b"new"),
+            copies.file(&path("..5/key"), b"new"),
+            copies.directory(&path("..2")),
+            copies.link(&path("..data"), "..1"),
+        ] {
+            let refused = copies.refused(&request);
+            assert!(refused.contains("does not lead"), "{target}: {}: {refused}", request.path);
+        }
+    }
+}
+
+#[test]
+fn entries_are_counted_once_and_before_they_are_made() {
+    let mut copies = copies();
+    for _ in 0..3 {
+        copies.take(&[
+            copies.file("v/a/b/file", b"x"),
+            copies.directory("v/a/b"),
+            copies.link("v/link", "a"),
+        ]);
+    }
+    // v, a, b, file, link
+    assert_eq!(copies.root.entries.values().sum::<usize>(), 5);
+    copies.root.entries.insert(("others".into(), String::new()), MOST_ENTRIES - 6);
+    let deep = copies.file("w/x/y/file", b"x");
+    assert!(copies.refused(&deep).contains("the most"));
+    assert!(copies.at("w").is_dir() && !copies.at("w/x").exists());
+    copies.take(&[copies.file("v/a/b/file", b"again")]);
+}
+
+#[test]
+fn what_waits_for_a_reader_does_not_stop_the_agent() {
+    let mut copies = copies();
+    copies.take(&[copies.directory("v")]);
+    let fifo = copies.at(&format!("v/file{STAGING}"));
+    rustix::fs::mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+    let mut request = copies.file("v/file", b"hello");
+    (request.offset, request.data) = (2, b"llo".to_vec());
+    copies.refused(&request);
+    // Somebody who holds the other end makes it no file.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    let _reader = rustix::fs::open(&fifo, flags, Mode::empty()).unwrap();
+    copies.refused(&request);
+}
+
+#[test]
 fn the_copies_of_a_container_go_with_it() {
     let mut copies = copies();
     copies.given_volume("c-0123456789abcdef-config");
