@@ -7,6 +7,11 @@ pub(crate) mod containerd {
         tonic::include_proto!("containerd.types");
     }
     pub(crate) mod services {
+        pub(crate) mod content {
+            pub(crate) mod v1 {
+                tonic::include_proto!("containerd.services.content.v1");
+            }
+        }
         pub(crate) mod snapshots {
             pub(crate) mod v1 {
                 tonic::include_proto!("containerd.services.snapshots.v1");

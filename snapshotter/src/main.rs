@@ -3,12 +3,15 @@
 //! A Nacre guest pulls its images itself, so the host has no use for layers, and a host that is not
 //! trusted has no business with them. containerd insists on unpacking what it pulls; this program
 //! tells it that every layer is there already, and lends containers an empty directory. Left on the
-//! host are the manifest and the image's configuration, which CRI wants to read.
+//! host are the manifest and the image's configuration, which CRI wants to read. Where that names its user, the
+//! directory has account files in which the name has a number that the guest replaces.
 //!
 //! It trusts containerd, on whose side of the boundary it runs. It never fetches, unpacks or mounts.
 
+mod accounts;
 mod api;
 mod filter;
+mod images;
 mod service;
 mod store;
 mod usage;
@@ -23,6 +26,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use crate::images::Images;
 use crate::service::Service;
 use crate::store::Store;
 use crate::usage::Usages;
@@ -40,10 +44,18 @@ struct Arguments {
     /// Where the shims' run directories are: what containers have written is read there.
     #[arg(long, default_value = nacre_run_directory::RUN_ROOT)]
     run_root: PathBuf,
+    /// Where containerd serves; it is asked which users images name. Can be given more than once, and those
+    /// that are not there are left out.
+    #[arg(long, default_values = CONTAINERD_SOCKETS)]
+    containerd: Vec<String>,
     /// What to log on stderr: error, warn, info, debug or trace.
     #[arg(long, default_value = "info")]
     log: tracing::Level,
 }
+
+/// containerd's own place, and that of K3s and RKE2.
+const CONTAINERD_SOCKETS: [&str; 2] =
+    ["/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock"];
 
 const HOW_TO: &str = r#"Start it before containerd, and name it in /etc/containerd/config.toml:
 
@@ -113,18 +125,16 @@ async fn serve(arguments: &Arguments) -> anyhow::Result<()> {
         let connection = listener.accept().await.map(|(stream, _)| stream);
         Some((connection, listener))
     });
+    let usages = Usages::new(arguments.run_root.clone());
+    let service = Service::new(store, usages, Images::new(arguments.containerd.clone()));
     tracing::info!(socket = %arguments.socket.display(), snapshots = count, "ready");
     tonic::transport::Server::builder()
-        .serve_with_incoming_shutdown(
-            SnapshotsServer::new(Service::new(store, Usages::new(arguments.run_root.clone()))),
-            connections,
-            async {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
-            },
-        )
+        .serve_with_incoming_shutdown(SnapshotsServer::new(service), connections, async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        })
         .await
         .context("failed to serve")?;
     std::fs::remove_file(&arguments.socket)

@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::api::containerd::services::snapshots::v1 as api;
 use crate::api::containerd::types::Mount;
 use crate::filter::Filter;
+use crate::images::Images;
 use crate::store::{Kind, Labels, SNAPSHOT_REF_LABEL, Snapshot, Store, StoreError};
 use crate::usage::Usages;
 
@@ -22,11 +23,12 @@ const LIST_PAGE: usize = 100;
 pub(crate) struct Service {
     store: Mutex<Store>,
     usages: Mutex<Usages>,
+    images: Images,
 }
 
 impl Service {
-    pub(crate) fn new(store: Store, usages: Usages) -> Service {
-        Service { store: Mutex::new(store), usages: Mutex::new(usages) }
+    pub(crate) fn new(store: Store, usages: Usages, images: Images) -> Service {
+        Service { store: Mutex::new(store), usages: Mutex::new(usages), images }
     }
 
     /// Bytes and inodes: a container's as its guest says, or else what little is on this host.
@@ -55,14 +57,16 @@ impl api::snapshots_server::Snapshots for Service {
     ) -> Answer<api::PrepareSnapshotResponse> {
         let api::PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let labels: Labels = labels.into_iter().collect();
-        let mut store = self.store();
         if let Some(layer) = labels.get(SNAPSHOT_REF_LABEL).cloned() {
             // containerd is about to fetch and unpack a layer. It does neither if the layer is there.
-            store.record_layer(&layer, &parent, labels)?;
+            self.store().record_layer(&layer, &parent, labels)?;
             tracing::info!(layer, parent, "layer recorded; the guest pulls it");
             return Err(StoreError::AlreadyExists(layer).into());
         }
-        store.create(Kind::Active, &key, &parent, labels)?;
+        // The store is free meanwhile: containerd may want something of it before it answers.
+        let accounts = self.images.accounts(&key, &parent).await;
+        let mut store = self.store();
+        store.create_with(Kind::Active, &key, &parent, labels, &accounts)?;
         tracing::info!(key, parent, "prepared");
         let mounts = mounts(&store, &key)?;
         Ok(Response::new(api::PrepareSnapshotResponse { mounts }))

@@ -3,7 +3,8 @@
 //! ```text
 //! ROOT/lock             held while a snapshotter uses ROOT
 //! ROOT/records/12.json  one snapshot; written beside, synced, renamed: whole or not there
-//! ROOT/fs/12/           the empty directory that is mounted for it, unless it is committed
+//! ROOT/fs/12/           the directory that is mounted for it, unless it is committed: empty, or with account
+//!                       files for the names of its image's user
 //! ```
 //!
 //! The record is the commit point. A directory without a record is what a crash left; it is removed
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+
+use crate::accounts::Accounts;
 
 /// Label by which containerd says "this is to become the layer of that name".
 pub(crate) const SNAPSHOT_REF_LABEL: &str = "containerd.io/snapshot.ref";
@@ -146,6 +149,18 @@ impl Store {
         parent: &str,
         labels: Labels,
     ) -> Result<&Snapshot, StoreError> {
+        self.create_with(kind, name, parent, labels, &Accounts::default())
+    }
+
+    /// The same, with account files for the names of its image's user.
+    pub(crate) fn create_with(
+        &mut self,
+        kind: Kind,
+        name: &str,
+        parent: &str,
+        labels: Labels,
+        accounts: &Accounts,
+    ) -> Result<&Snapshot, StoreError> {
         self.check_new(name, parent, &labels)?;
         if self.snapshots.contains_key(name) {
             return Err(StoreError::AlreadyExists(name.to_owned()));
@@ -156,6 +171,14 @@ impl Store {
         // This program's umask hides everything; a container's root is for everyone.
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))
             .map_err(failed("set the mode of", &directory))?;
+        if !accounts.is_empty() {
+            let etc = directory.join("etc");
+            fs::create_dir(&etc).map_err(failed("create", &etc))?;
+            for (file, text) in [("passwd", accounts.passwd()), ("group", accounts.group())] {
+                let path = etc.join(file);
+                fs::write(&path, text).map_err(failed("write", &path))?;
+            }
+        }
         self.insert(snapshot)
     }
 
@@ -465,6 +488,20 @@ mod tests {
         assert_eq!(fs::read_dir(source).unwrap().count(), 0);
         assert_eq!(store.usage("two").unwrap(), (0, 0));
         assert!(matches!(store.mount_source("two"), Err(StoreError::NoMounts(_))));
+    }
+
+    #[test]
+    fn a_container_whose_image_names_its_user_gets_account_files_that_go_with_it() {
+        let (_root, mut store) = store();
+        let mut accounts = Accounts::default();
+        accounts.add(br#"{"config":{"User":"app:staff"}}"#).unwrap();
+        store.create_with(Kind::Active, "c", "", Labels::new(), &accounts).unwrap();
+        let source = store.mount_source("c").unwrap();
+        let file = |name: &str| fs::read_to_string(source.join(name)).unwrap();
+        assert_eq!(file("etc/passwd"), accounts.passwd());
+        assert_eq!(file("etc/group"), accounts.group());
+        store.remove("c").unwrap();
+        assert!(!source.exists());
     }
 
     #[test]
