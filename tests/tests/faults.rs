@@ -128,6 +128,17 @@ async fn kill_in<'w>(world: &'w World, victim: Victim, phase: Phase, image: &str
     Struck { pod: Some(pod), app, said }
 }
 
+/// Why a sandbox is gone, as `nacre inspect` tells it.
+fn reason(world: &World, id: &str) -> String {
+    let nacre = world.products().nacre().display().to_string();
+    // Exit status 1 says that something failed.
+    let script = format!("{nacre} inspect {id} --output json || test $? = 1");
+    let report = world.run(&["sh", "-c", &script]).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["run_directory"], serde_json::Value::Null, "it is gone: {report}");
+    report["reason"].as_str().unwrap().to_owned()
+}
+
 /// Kills the machine or the shim in each phase.
 async fn kill_in_each_phase(victim: Victim, named: &[&str]) {
     let world = World::new().await.unwrap();
@@ -147,6 +158,10 @@ async fn kill_in_each_phase(victim: Victim, named: &[&str]) {
             soon(&when, until_not_ready(&pod)).await;
             soon(&when, pod.stop()).await.unwrap();
             pod.remove().await.unwrap();
+            let reason = reason(&world, pod.id());
+            println!("{when}: {reason}");
+            let told = if victim == Victim::Shim { "NACRE-1205: " } else { "killed by signal 9" };
+            assert!(reason.contains(told), "{when}: {reason}");
         }
         nothing_left(&world, &when).await;
     }
@@ -315,6 +330,11 @@ async fn leftovers_are_found_told_and_removed_beside_a_pod_that_lives() {
         assert_eq!(sandbox["failed"], serde_json::json!([]), "{sandbox}");
     }
     assert_eq!(gc(&["--dry-run"]), serde_json::json!([]));
+    let told = reason(&world, dead.id());
+    assert!(
+        told.starts_with("NACRE-1205: ") && told.contains(&format!("process {}", shim.inner_pid)),
+        "{told}"
+    );
     world.revive_containerd().await.unwrap();
     assert_eq!(app.sh("echo alive").await.unwrap(), "alive");
     soon("not ready", until_not_ready(&dead)).await;
