@@ -2,10 +2,13 @@
 //!
 //! Until then it starts a program, enters a network namespace and makes devices. From then on it moves
 //! bytes between containerd and the guest, reads volumes, and at the end undoes what it made. So it gives up
-//! the rest: a guest that took this process over by its answers could start no program, mount nothing, reach
-//! into no other process and load nothing into the kernel. It remains root with a root's capabilities,
-//! which reading any pod's volumes and leaving network namespaces takes: this narrows the ways, it does
-//! not make the shim harmless.
+//! the rest: a guest that took this process over by its answers could make no process, no mount and no namespace, trace
+//! nobody and load nothing into the kernel *by a system call for it*.
+//!
+//! What this does not bound is files. The process remains root with a root's capabilities, which reading any pod's
+//! volumes and leaving network namespaces takes, and it may open and write any path: `/proc/<pid>/mem`, a
+//! service's unit or `/proc/sys/kernel/core_pattern` lead to the whole host. This narrows the ways, it does not
+//! make the shim harmless.
 
 use std::collections::BTreeMap;
 
@@ -106,8 +109,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
     libc::SYS_gettimeofday,
-    // Connections: containerd, the guest, the node's services, netlink.
-    libc::SYS_socket,
+    // Connections: containerd, the guest, the node's services, netlink. Their making has a rule of its own.
     libc::SYS_socketpair,
     libc::SYS_bind,
     libc::SYS_listen,
@@ -163,8 +165,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getrlimit,
     libc::SYS_prlimit64,
     libc::SYS_getrusage,
-    // The pod's network namespace, to take the redirects out of it.
-    libc::SYS_setns,
     // Signals.
     libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
@@ -178,6 +178,26 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sysinfo,
 ];
 
+/// Flags of clone(2) that make a namespace.
+const NEW_NAMESPACES: [libc::c_int; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
+
+/// Families of sockets: containerd, the node's services and the console; the collector of spans and the pod's
+/// ports; redirects; the guest.
+const FAMILIES: [libc::c_int; 5] =
+    [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK, libc::AF_VSOCK];
+
+fn bits(flag: libc::c_int) -> u64 {
+    flag.unsigned_abs().into()
+}
+
 /// Gives up, for all threads and for ever, what the shim does not need beside a running machine. Everything else
 /// fails with `ENOSYS`, which libc takes for an older kernel and works around where it can.
 pub(crate) fn confine() -> Result<(), ConfinementError> {
@@ -188,11 +208,23 @@ pub(crate) fn confine() -> Result<(), ConfinementError> {
 fn filter() -> Result<BpfProgram, seccompiler::Error> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().map(|&call| (call, Vec::new())).collect();
-    // Threads, but no processes. clone3, whose flags a filter cannot read, fails like the rest.
-    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+    // Threads, but no processes and no namespaces. clone3, whose flags a filter cannot read, fails like the rest.
+    let thread = bits(libc::CLONE_THREAD);
+    let judged = NEW_NAMESPACES.iter().fold(thread, |all, &flag| all | bits(flag));
     let is_thread =
-        SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), thread)?;
+        SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(judged), thread)?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_thread])?]);
+    // The pod's network namespace, to take the redirects out of it.
+    let of_network = bits(libc::CLONE_NEWNET);
+    let of_network =
+        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, of_network)?;
+    rules.insert(libc::SYS_setns, vec![SeccompRule::new(vec![of_network])?]);
+    let families = FAMILIES.iter().map(|&family| {
+        let is_it =
+            SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, bits(family))?;
+        Ok(SeccompRule::new(vec![is_it])?)
+    });
+    rules.insert(libc::SYS_socket, families.collect::<Result<_, seccompiler::Error>>()?);
     let absent = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let filter = SeccompFilter::new(rules, absent, SeccompAction::Allow, TargetArch::x86_64)?;
     Ok(filter.try_into()?)
@@ -200,7 +232,13 @@ fn filter() -> Result<BpfProgram, seccompiler::Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
     use std::process::Command;
+
+    use nacre_run_directory::history::History;
+    use nacre_run_directory::{ProcessRef, RunDir};
+    use rustix::net::{AddressFamily, SocketType, socket};
+    use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
     use super::*;
 
@@ -221,16 +259,45 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        // What a dead shim has left, its machine with it; the sweep of a confined one is to remove it.
+        let (root, history) = (dir.path().join("run"), History::at(&dir.path().join("history")));
+        let mut machine = Command::new("sleep").arg("600").spawn().unwrap();
+        let dead = runtime.block_on(RunDir::create(&root, &history, "dead"));
+        let left = dead.unwrap().update(|record| record.machine = ProcessRef::of(machine.id()));
+        left.unwrap();
         confine().unwrap();
         assert!(Command::new("true").spawn().is_err(), "a program was started");
         let refused = |errno: rustix::io::Errno| errno == rustix::io::Errno::NOSYS;
         let flags = rustix::mount::MountFlags::empty();
         let mounted = rustix::mount::mount("t", dir.path(), "tmpfs", flags, None);
         assert!(mounted.is_err_and(refused));
-        let unshared = rustix::process::chroot(dir.path());
-        assert!(unshared.is_err_and(refused));
+        let changed = rustix::process::chroot(dir.path());
+        assert!(changed.is_err_and(refused));
+        let own = |kind: &str| std::fs::File::open(format!("/proc/self/ns/{kind}")).unwrap();
+        for (kind, type_) in [
+            ("mnt", LinkNameSpaceType::Mount),
+            ("user", LinkNameSpaceType::User),
+            ("pid", LinkNameSpaceType::ProcessID),
+        ] {
+            let entered = move_into_link_name_space(own(kind).as_fd(), Some(type_));
+            assert!(entered.is_err_and(refused), "{kind}");
+        }
+        let entered = move_into_link_name_space(own("net").as_fd(), None);
+        assert!(entered.is_err_and(refused), "a namespace of any kind");
+        let network = Some(LinkNameSpaceType::Network);
+        let entered = move_into_link_name_space(own("net").as_fd(), network);
+        // Who is not root is told so by the kernel itself.
+        assert!(!entered.is_err_and(refused));
+        let packets = socket(AddressFamily::PACKET, SocketType::RAW, None);
+        assert!(packets.is_err_and(refused));
+        for family in [AddressFamily::INET6, AddressFamily::NETLINK, AddressFamily::UNIX] {
+            let kind =
+                if family == AddressFamily::NETLINK { SocketType::RAW } else { SocketType::STREAM };
+            let made = socket(family, kind, None);
+            assert!(!made.is_err_and(refused), "{family:?}");
+        }
         // A thread, files, sockets, time: a runtime as the shim's.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let path = dir.path().join("file");
             tokio::fs::write(&path, b"text").await.unwrap();
@@ -243,6 +310,10 @@ mod tests {
             );
             assert!(client.is_ok() && served.is_ok());
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            let swept = nacre_run_directory::sweep(&root, &history).await.unwrap();
+            let removal = &swept.first().unwrap().removal;
+            assert_eq!((removal.removed.len(), &removal.failed), (2, &Vec::new()), "{removal:?}");
         });
+        assert!(!machine.wait().unwrap().success());
     }
 }

@@ -108,13 +108,33 @@ impl ControlGroup {
         self.places.iter().map(|place| place.directory.clone()).collect()
     }
 
-    /// Makes the group and moves this process into it. What fails leaves nothing.
+    /// Makes the group and moves this process into it. What fails leaves no group; groups above it that were missing
+    /// stay, since others may have begun to use them.
     pub(crate) fn enter(&self) -> Result<(), ControlGroupError> {
         let entered = self.places.iter().try_for_each(Place::enter);
         if entered.is_err() {
             self.leave();
+        } else {
+            for lacking in self.lacking() {
+                tracing::warn!("the control group of the pod's machine has no {lacking}");
+            }
         }
         entered
+    }
+
+    /// What this host's control groups do not do for the pod, since the controller is not there for this group.
+    fn lacking(&self) -> Vec<&'static str> {
+        let has = |files: [&str; 2]| {
+            let mut all =
+                self.places.iter().flat_map(|place| files.map(|file| place.directory.join(file)));
+            all.any(|file| file.exists())
+        };
+        let tasks = "pids controller: the number of its threads on this host is not bounded";
+        let memory = "memory controller: its memory is not counted apart, and the end of a machine that \
+                      ran out of it will not say so";
+        let tasks = (!has(["pids.max", "pids.max"])).then_some(tasks);
+        let memory = (!has(["memory.events", "memory.oom_control"])).then_some(memory);
+        tasks.into_iter().chain(memory).collect()
     }
 
     /// Moves this process back to where it was, and removes the group. What is still in it is killed: nothing
@@ -381,6 +401,7 @@ mod tests {
         let limits = group.directories().into_iter().map(|group| group.join("pids.max"));
         let limits: Vec<_> = limits.filter(|file| file.exists()).collect();
         assert!(!limits.is_empty());
+        assert_eq!(group.lacking(), Vec::<&str>::new());
         for file in limits {
             assert_eq!(fs::read_to_string(file).unwrap().trim(), MOST_TASKS.to_string());
         }
@@ -393,6 +414,20 @@ mod tests {
             assert!(!directory.exists(), "{}", directory.display());
             fs::remove_dir(directory.parent().unwrap()).unwrap();
         }
+    }
+
+    #[test]
+    fn controllers_that_are_missing_are_told() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("cgroup.controllers"), "cpu").unwrap();
+        let group = ControlGroup::plan(root.path(), Path::new("/pod/x"), "x").unwrap();
+        let directory = root.path().join("pod/nacre-x");
+        fs::create_dir_all(&directory).unwrap();
+        let lacking = group.lacking();
+        assert!(lacking[0].starts_with("pids") && lacking[1].starts_with("memory"), "{lacking:?}");
+        fs::write(directory.join("pids.max"), "").unwrap();
+        fs::write(directory.join("memory.events"), "").unwrap();
+        assert!(group.lacking().is_empty());
     }
 
     #[test]

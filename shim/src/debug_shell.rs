@@ -2,7 +2,8 @@
 //!
 //! Frames (`nacre_protocol::debug_shell`) pass from the socket to a port of the machine and back. There is
 //! one session at a time. The shim numbers them, and tells the guest when its client has gone; what comes
-//! from the guest is bounded, and what belongs to no session is dropped. Machines with the ordinary image
+//! from the guest is bounded, and what belongs to no session is dropped. For a client that
+//! does not read waits the guest, and nobody else. Machines with the ordinary image
 //! have neither socket nor port, and their guests would not open it.
 
 use std::fs::{self, Permissions};
@@ -10,6 +11,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nacre_configuration::Config;
 use nacre_hypervisor::SerialPort;
@@ -21,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
+use tokio::time::sleep;
 
 use crate::error::{Code, Coded};
 
@@ -68,10 +71,14 @@ pub(crate) fn offer(config: &Config, run_dir: &Path) -> Result<Option<SerialPort
     Ok(Some(SerialPort { name: DEBUG_SHELL_PORT_NAME.to_owned(), socket }))
 }
 
+/// Rest after a connection that could not be accepted, such as for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
 /// Who has the session.
 struct Client {
     session: u32,
-    stream: OwnedWriteHalf,
+    /// Locked for a write, which takes its time, while `Current` is free.
+    stream: Arc<Mutex<OwnedWriteHalf>>,
 }
 
 type Current = Arc<Mutex<Option<Client>>>;
@@ -80,25 +87,32 @@ async fn serve(listener: UnixListener, port: UnixStream) -> Result<(), ShellErro
     let (from_guest, to_guest) = port.into_split();
     let to_guest = Arc::new(Mutex::new(to_guest));
     let current = Current::default();
-    // In a task of its own: it may hold the lock that is waited for here.
+    // In a task of its own: it waits for clients, and this loop must not.
     let mut sorting = tokio::spawn(sort(from_guest, Arc::clone(&current)));
     let mut session = 0;
     loop {
         let stream = tokio::select! {
             ended = &mut sorting => return ended.map_err(io::Error::from)?,
-            accepted = listener.accept() => accepted?.0,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!("a session of the guest's shell could not begin: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
         };
         session += 1;
-        let (requests, mut answers) = stream.into_split();
+        let (requests, answers) = stream.into_split();
         let mut taken = current.lock().await;
         if taken.is_some() {
             let busy =
                 FromGuest::Failed("another session is under way in this guest: end it first");
-            // Of no interest once the client is gone.
-            let _ = answers.write_all(&busy.to_bytes(session)?).await;
+            // Of no interest once the client is gone. It fits any socket's buffer.
+            let _ = answers.try_write(&busy.to_bytes(session)?);
             continue;
         }
-        *taken = Some(Client { session, stream: answers });
+        *taken = Some(Client { session, stream: Arc::new(Mutex::new(answers)) });
         drop(taken);
         let (current, to_guest) = (Arc::clone(&current), Arc::clone(&to_guest));
         tokio::spawn(async move {
@@ -135,14 +149,15 @@ async fn sort(mut from_guest: OwnedReadHalf, current: Current) -> Result<(), She
     let mut payload = vec![0; PAYLOAD_LIMIT];
     while let Some(header) = frame(&mut from_guest, &mut payload).await? {
         let frame = FromGuest::parse(&header, &payload[..header.size()])?;
-        let mut current = current.lock().await;
-        let Some(client) = current.as_mut().filter(|c| c.session == header.session()) else {
-            continue;
+        let stream = match current.lock().await.as_ref() {
+            Some(client) if client.session == header.session() => Arc::clone(&client.stream),
+            _ => continue,
         };
-        let sent = client.stream.write_all(&frame.to_bytes(header.session())?).await;
+        let bytes = frame.to_bytes(header.session())?;
+        let sent = stream.lock().await.write_all(&bytes).await;
         if sent.is_err() || frame.is_last() {
             // Closes this half; the client then closes the other.
-            current.take();
+            current.lock().await.take_if(|client| client.session == header.session());
         }
     }
     current.lock().await.take();
@@ -259,5 +274,22 @@ mod tests {
         // And no more.
         let end = tokio::task::spawn_blocking(move || next.read(&mut [0; 1]).unwrap());
         assert_eq!(timeout(PATIENCE, end).await.unwrap().unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_keeps_nobody_else_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let guest = offer(&config(), directory.path()).unwrap().unwrap().socket;
+        let path = directory.path().join(DEBUG_SHELL_SOCKET);
+        let mut stopped = Blocking::connect(&path).unwrap();
+        stopped.write_all(&start().to_bytes(0).unwrap()).unwrap();
+        let (mut guest, _) = read(guest).await;
+        // More than all sockets on the way hold.
+        let output = FromGuest::Output(&[b'x'; 4096]).to_bytes(1).unwrap().repeat(4096);
+        guest.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        let written = tokio::task::spawn_blocking(move || guest.write_all(&output));
+        assert!(written.await.unwrap().is_err(), "somebody reads it");
+        let (_, refusal) = read(Blocking::connect(&path).unwrap()).await;
+        assert!(String::from_utf8_lossy(&refusal).contains("another session"));
     }
 }

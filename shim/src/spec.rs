@@ -176,6 +176,7 @@ pub(crate) fn convert(source: &spec::Spec, root: &str) -> Result<Converted, Spec
     let process_spec = source.process().as_ref().ok_or(SpecError::Missing { field: "process" })?;
     let (mounts, host_mounts) = mounts(source.mounts().as_deref().unwrap_or_default())?;
     let readonly = source.root().as_ref().and_then(spec::Root::readonly).unwrap_or(false);
+    let devices = source.linux().as_ref().map(block_devices).transpose()?.unwrap_or_default();
     let spec = oci::Spec {
         Version: source.version().clone(),
         Process: MessageField::some(process(process_spec, &mut left_out)?),
@@ -187,10 +188,9 @@ pub(crate) fn convert(source: &spec::Spec, root: &str) -> Result<Converted, Spec
         Hostname: source.hostname().clone().unwrap_or_default(),
         Mounts: mounts,
         Annotations: annotations_for_guest(source),
-        Linux: MessageField::some(linux(source, &mut left_out)?),
+        Linux: MessageField::some(linux(source, &devices, &mut left_out)?),
         ..Default::default()
     };
-    let devices = source.linux().as_ref().map(block_devices).transpose()?.unwrap_or_default();
     Ok(Converted { spec, host_mounts, devices, left_out })
 }
 
@@ -226,7 +226,11 @@ fn refuse_foreign_parts(source: &spec::Spec) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn linux(source: &spec::Spec, left_out: &mut Vec<String>) -> Result<oci::Linux, SpecError> {
+fn linux(
+    source: &spec::Spec,
+    given: &[HostDevice],
+    left_out: &mut Vec<String>,
+) -> Result<oci::Linux, SpecError> {
     let linux = source.linux().as_ref().ok_or(SpecError::Missing { field: "linux" })?;
     let has_mappings = |mappings: &Option<Vec<spec::LinuxIdMapping>>| {
         mappings.as_ref().is_some_and(|mappings| !mappings.is_empty())
@@ -249,7 +253,6 @@ fn linux(source: &spec::Spec, left_out: &mut Vec<String>) -> Result<oci::Linux, 
         }
     }
     refuse_devices(linux.devices().as_deref().unwrap_or_default())?;
-    let given = block_devices(linux)?;
     if linux.mount_label().as_ref().is_some_and(|label| !label.is_empty()) {
         left_out.push("linux.mountLabel (a label of the host's SELinux)".to_owned());
     }

@@ -65,32 +65,42 @@ pub(super) fn classify(mount: &HostMount) -> Result<Volume, VolumeError> {
         let known = POD_FILES.iter().any(|file| mount.destination == Path::new(file));
         return Ok(if known { Volume::PodFile } else { Volume::Lasting });
     };
-    match rest.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["volumes", EMPTY_DIR, name] => empty_dir(mount, &pod, name, false),
+    let rest: Vec<_> = rest.iter().map(String::as_str).collect();
+    if let Some((name, is_part)) = empty_dir_name(&pod, &rest) {
+        return empty_dir(mount, &pod, name, is_part);
+    }
+    match rest.as_slice() {
         ["volumes", plugin, _] if CHANGING.contains(plugin) => Ok(Volume::Changing),
-        ["volume-subpaths", name, _, _] => {
-            let volumes = pod.join("volumes");
-            if volumes.join(EMPTY_DIR).join(name).is_dir() {
-                empty_dir(mount, &pod, name, true)
-            } else if CHANGING.iter().any(|plugin| volumes.join(plugin).join(name).is_dir()) {
-                // The kubelet does not exchange what a subPath shows.
-                Ok(Volume::PodFile)
-            } else {
-                Ok(Volume::Lasting)
-            }
+        ["volume-subpaths", name, _, _]
+            if CHANGING
+                .iter()
+                .any(|plugin| pod.join("volumes").join(plugin).join(name).is_dir()) =>
+        {
+            // The kubelet does not exchange what a subPath shows.
+            Ok(Volume::PodFile)
         }
-        ["volumes" | "volumeDevices", ..] => Ok(Volume::Lasting),
+        ["volumes" | "volumeDevices", ..] | ["volume-subpaths", _, _, _] => Ok(Volume::Lasting),
         _ => Ok(Volume::PodFile),
     }
 }
 
 /// Whether this is a volume that begins empty, or a part of one.
 pub(crate) fn is_empty_dir(source: &Path) -> bool {
-    let Some((pod, rest)) = split_at_pod(source) else { return false };
-    match rest.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["volumes", EMPTY_DIR, _] => true,
-        ["volume-subpaths", name, _, _] => pod.join("volumes").join(EMPTY_DIR).join(name).is_dir(),
-        _ => false,
+    split_at_pod(source).is_some_and(|(pod, rest)| {
+        let rest: Vec<_> = rest.iter().map(String::as_str).collect();
+        empty_dir_name(&pod, &rest).is_some()
+    })
+}
+
+/// The name of the volume that begins empty, and whether only a part of it is meant.
+fn empty_dir_name<'a>(pod: &Path, rest: &[&'a str]) -> Option<(&'a str, bool)> {
+    match *rest {
+        ["volumes", EMPTY_DIR, name] => Some((name, false)),
+        ["volume-subpaths", name, _, _] => {
+            let is_one = pod.join("volumes").join(EMPTY_DIR).join(name).is_dir();
+            is_one.then_some((name, true))
+        }
+        _ => None,
     }
 }
 
@@ -135,14 +145,17 @@ fn empty_dir(
         cause,
     };
     let table = mount_table().map_err(failed)?;
+    // The table knows no symbolic links, which the kubelet's root may be or lie behind.
+    let resolved = directory.canonicalize().map_err(failed)?;
     let part = if is_part {
-        part_of(&table, &directory, &mount.source).ok_or_else(|| {
+        let point = mount.source.canonicalize().map_err(failed)?;
+        part_of(&table, &resolved, &point).ok_or_else(|| {
             failed(io::Error::other(format!("it is not mounted from {}", directory.display())))
         })?
     } else {
         PathBuf::new()
     };
-    let medium = match mounted_at(&table, &directory) {
+    let medium = match mounted_at(&table, &resolved) {
         Some(found) if found.kind == "hugetlbfs" => {
             return Err(VolumeError::HugePages { destination: mount.destination.clone() });
         }
@@ -292,6 +305,22 @@ mod tests {
             medium: Medium::Default,
         };
         assert_eq!(found, Volume::EmptyDir(expected));
+    }
+
+    #[test]
+    fn a_medium_is_found_behind_a_symbolic_link() {
+        let table = mount_table().unwrap();
+        let mut lines = table.lines().filter_map(MountLine::parse);
+        let memory = lines.find(|line| line.kind == "tmpfs" && line.point.is_dir());
+        let memory = memory.expect("every Linux has a tmpfs somewhere").point;
+        let root = tempfile::tempdir().unwrap();
+        let volumes = root.path().join("pods/u/volumes").join(EMPTY_DIR);
+        fs::create_dir_all(&volumes).unwrap();
+        std::os::unix::fs::symlink(memory, volumes.join("mem")).unwrap();
+        let found = classify(&mount(volumes.join("mem").to_str().unwrap(), "/mem")).unwrap();
+        let Volume::EmptyDir(found) = found else { panic!("{found:?}") };
+        assert!(matches!(found.medium, Medium::Memory { .. }), "{found:?}");
+        assert_eq!(found.name, "mem");
     }
 
     const TABLE: &str = "\
