@@ -126,12 +126,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_reboot_nobody_is_killed_for_having_the_number_of_a_dead_machine() {
+    async fn after_a_reboot_no_number_and_no_namespace_is_taken_for_the_dead_machines() {
         let _alone = ALONE.lock().await;
         let root = tempfile::tempdir().unwrap();
         let mut dir = RunDir::create(root.path(), &history(&root), "before").await.unwrap();
         let mut bystander = Command::new("sleep").arg("600").spawn().unwrap();
-        dir.update(|record| record.machine = ProcessRef::of(bystander.id())).unwrap();
+        dir.update(|record| {
+            record.machine = ProcessRef::of(bystander.id());
+            record.namespace = Some(format!("/proc/{}/ns/net", bystander.id()).into());
+            record.interfaces = vec!["eth0".into()];
+        })
+        .unwrap();
         let record = dir.path().join("record.json");
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
         let text = fs::read_to_string(&record).unwrap();
