@@ -25,7 +25,7 @@ pub fn compare(before: &str, after: &str, release: Release) {
     let (Ok(before), Ok(after)) = (before.parse::<Table>(), after.parse::<Table>()) else { return };
     let (before, after) = (Dump::from(before), Dump::from(after));
     let _ = (before.has_no_cri(), before.other_snapshotters(), before.address());
-    let _ = after.check_against(&before, release);
+    let _ = (after.check_added(&before, &before, release), before.check_removed(&after, release));
 }
 
 /// Whether this is a record of an installation; what is read is written as the same record.

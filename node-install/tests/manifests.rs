@@ -71,6 +71,16 @@ fn manifests_are_what_kubernetes_understands() {
 }
 
 #[test]
+fn the_class_for_trying_out_costs_what_its_handler_does() {
+    let dev = documents(&read("kubernetes/runtimeclass-dev.yaml")).remove(0);
+    let of_handler = documents(&read("kubernetes/runtimeclass.yaml")).remove(0);
+    assert_eq!(
+        (&dev["handler"], &dev["overhead"]),
+        (&of_handler["handler"], &of_handler["overhead"])
+    );
+}
+
+#[test]
 fn mistakes_are_seen() {
     let daemonset = documents(&read("kubernetes/daemonset.yaml")).remove(1);
     let spec = "/spec/template/spec";

@@ -65,6 +65,11 @@ fn containerd_config(world: &World) -> anyhow::Result<String> {
         .replace("io.containerd.nacre.v2", &shim);
     let pause = format!("{}/pause:1", registry::ADDRESS);
     let handler = world.runtime_handler();
+    // A node that names no runtime has runc by default, and must keep it when it is installed.
+    let runc = match world.runtime {
+        Runtime::Nacre => "containerd.runtimes.runc.runtime_type = \"io.containerd.runc.v2\"",
+        Runtime::Runc => "",
+    };
     let own = match world.containerd {
         ContainerdVersion::V1_6 | ContainerdVersion::V1_7 => format!(
             r#"
@@ -72,7 +77,7 @@ fn containerd_config(world: &World) -> anyhow::Result<String> {
 sandbox_image = "{pause}"
 restrict_oom_score_adj = true
 containerd.default_runtime_name = "{handler}"
-containerd.runtimes.runc.runtime_type = "io.containerd.runc.v2"
+{runc}
 cni.bin_dir = "/usr/lib/cni"
 cni.conf_dir = "/run/world/cni"
 registry.config_path = "/run/world/certs.d"
@@ -86,7 +91,7 @@ registry.config_path = "/run/world/certs.d"
 [plugins."io.containerd.cri.v1.runtime"]
 restrict_oom_score_adj = true
 containerd.default_runtime_name = "{handler}"
-containerd.runtimes.runc.runtime_type = "io.containerd.runc.v2"
+{runc}
 cni.bin_dir = "/usr/lib/cni"
 cni.conf_dir = "/run/world/cni"
 "#

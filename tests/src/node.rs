@@ -34,9 +34,9 @@ impl World {
         }
         // What is there of an installation in earnest is not this world's.
         self.run(&["sh", "-c", "rm -rf /etc/nacre /opt/nacre; mkdir -p /run/world/lib"])?;
-        let state = self.run(&["sh", "-c", "mktemp -d /run/world/state.XXXXXX"])?;
         if Path::new("/var/lib/nacre").is_dir() {
-            self.run(&["mount", "--bind", state.trim(), "/var/lib/nacre"])?;
+            self.run(&["mkdir", "/run/world/state"])?;
+            self.run(&["mount", "--bind", "/run/world/state", "/var/lib/nacre"])?;
         } else {
             let (upper, work) = ("/run/world/lib/upper", "/run/world/lib/work");
             let options = format!("lowerdir=/var/lib,upperdir={upper},workdir={work}");

@@ -5,9 +5,10 @@
 
 use std::fs;
 
-use nacre_tests::{Image, World, container};
+use nacre_tests::{CONTAINERD_CONFIG, ContainerdVersion, Image, Runtime, World, container};
 
 const DIRECTORY: &str = "/run/world/guide";
+const VERSION: ContainerdVersion = ContainerdVersion::V1_7;
 const SECRET: &str = "what the guide promises";
 
 /// The commands of a page's `console` blocks beneath a heading, one a line.
@@ -43,12 +44,38 @@ fn run(world: &World, lines: &str) -> anyhow::Result<String> {
     world.run(&["bash", "-c", &script])
 }
 
+/// A node that `nacre install` set up, and that emulates as the guide says.
+async fn trial_node(guide: &str) -> World {
+    let mut world =
+        World::builder().runtime(Runtime::Runc).containerd(VERSION).start().await.unwrap();
+    world.may_be_installed_on().unwrap();
+    let containerd = world.products().containerd(VERSION).join("containerd");
+    let [bundle, containerd, qemu] =
+        [world.bundle("guide").unwrap(), containerd, world.products().qemu()]
+            .map(|path| path.display().to_string());
+    let words = ["install", "--no-start", "--from", &bundle, "--qemu", &qemu];
+    let place = ["--containerd", &containerd, "--containerd-config", CONTAINERD_CONFIG];
+    let (code, _, said) = world.ask_nacre(&[&words[..], &place].concat()).unwrap();
+    assert_eq!(code, 0, "{said}");
+    world.configure_node().unwrap();
+    let settings = commands(guide, "Trying it out");
+    let (setting, measure) = settings.split_once('\n').unwrap();
+    assert_eq!(measure, "nacre measure --tee emulated-snp -o guest.json\n");
+    run(&world, setting).unwrap();
+    // Its root is made once for all tests: that takes some seconds.
+    let root = world.products().emulated_root().display().to_string();
+    world.run(&["ln", "-s", &root, "/var/lib/nacre/emulated"]).unwrap();
+    world.start_unit("nacre-snapshotter.service", "/run/nacre/snapshotter.sock").await.unwrap();
+    world.restart_containerd().await.unwrap();
+    world.run_pods_by(Runtime::Nacre);
+    world
+}
+
 #[tokio::test]
 async fn six_commands_lead_to_an_attested_secret() {
     let guide = include_str!("../../docs/guide/workload-owner.md");
-    let world = World::new().await.unwrap();
+    let world = trial_node(guide).await;
     let image = world.push(&Image::busybox("web")).unwrap();
-    world.danger_emulate_tee().unwrap();
     world.start_broker().await.unwrap();
     run(&world, &format!("cp ../kbs/tls.crt ../kbs/admin.key .; printf '{SECRET}' > password.txt"))
         .unwrap();
@@ -59,6 +86,9 @@ async fn six_commands_lead_to_an_attested_secret() {
     let names = [
         ("registry.example/web:1", image.as_str()),
         ("  name: web\n", "  name: web\n  namespace: stories\n"),
+        // What the guide says of trying it out.
+        ("runtimeClassName: nacre-snp", "runtimeClassName: nacre-dev"),
+        ("runtime-handler: nacre-snp", "runtime-handler: nacre"),
     ];
     fs::write(world.path(&format!("{DIRECTORY}/web.yaml")), exchanged(pod, &names)).unwrap();
 
@@ -70,13 +100,21 @@ async fn six_commands_lead_to_an_attested_secret() {
         &format!("{export}{six}"),
         &[
             ("kbs.example", "10.88.0.1"),
-            ("nacre measure ", "nacre measure --config /run/world/shim.toml --danger-accept "),
+            (
+                "nacre measure --tee snp --tcb-minimum tcb.json ",
+                "nacre measure --danger-accept --tee emulated-snp ",
+            ),
             ("nacre policy generate ", "nacre policy generate --settings settings.toml "),
         ],
     );
     run(&world, &lines).unwrap();
 
     let applied = fs::read_to_string(world.path(&format!("{DIRECTORY}/applied.yaml"))).unwrap();
+    // The harness asks for the handler that the class leads to, with this annotation.
+    let class = include_str!("../../deploy/kubernetes/runtimeclass-dev.yaml");
+    assert!(class.contains("name: nacre-dev\nhandler: nacre\n"));
+    assert!(applied.contains("runtimeClassName: nacre-dev"), "{applied}");
+    assert!(applied.contains("io.containerd.cri.runtime-handler: nacre\n"), "{applied}");
     let annotation =
         applied.lines().find_map(|line| line.trim().split_once("cc_init_data: ")).unwrap().1;
     let script = "cat /run/confidential-containers/cdh/password; echo; sleep 1000";
