@@ -32,6 +32,7 @@ pub struct Declaration {
     env: Vec<(String, String)>,
     directory: Option<String>,
     user: Option<i64>,
+    image_user: String,
     memory_mib: Option<i64>,
     cpu_thousandths: Option<i64>,
     pub(crate) files: Vec<Files>,
@@ -57,6 +58,7 @@ pub fn container(name: &str, image: &str) -> Declaration {
         env: Vec::new(),
         directory: None,
         user: None,
+        image_user: String::new(),
         memory_mib: None,
         cpu_thousandths: None,
         files: Vec::new(),
@@ -109,6 +111,13 @@ impl Declaration {
     #[must_use]
     pub fn user(mut self, uid: i64) -> Self {
         self.user = Some(uid);
+        self
+    }
+
+    /// The user that its image names: a kubelet reads it there and passes it on.
+    #[must_use]
+    pub fn image_user(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.image_user);
         self
     }
 
@@ -228,6 +237,7 @@ impl Declaration {
             security_context: Some(cri::LinuxContainerSecurityContext {
                 namespace_options: Some(namespaces),
                 run_as_user: self.user.map(|value| cri::Int64Value { value }),
+                run_as_username: self.image_user.clone(),
                 masked_paths: MASKED.map(str::to_owned).to_vec(),
                 readonly_paths: READONLY.map(str::to_owned).to_vec(),
                 ..Default::default()

@@ -29,17 +29,22 @@ async fn a_policy_comes_with_the_pod_or_nothing_is_allowed() {
 async fn what_a_development_image_records_has_the_same_verdicts_when_it_is_replayed() {
     let world = World::new().await.unwrap();
     let requests = world.danger_record().unwrap();
-    let image = world.push(&Image::busybox("app")).unwrap();
-    let pod = world.pod("recorded").with(container("app", &image).idle()).with_policy().unwrap();
+    // The node does not know who that is: the guest asks the policy about it.
+    let image = world.push(&Image::busybox("app").user("tester")).unwrap();
+    let script = ["sh", "-c", "id; exec sleep 1000"];
+    let app = container("app", &image).args(script).image_user("tester");
+    let pod = world.pod("recorded").with(app).with_policy().unwrap();
     let annotation = pod.annotation_text().to_owned();
     let pod = pod.await.unwrap();
     let app = pod.start("app").await.unwrap();
+    app.wait_for("uid=1000(tester) gid=1000(tester)").await.unwrap();
     assert!(app.exec(["id"]).await.unwrap_err().to_string().contains("policy denies"));
     let requests = format!("{requests}/{}.jsonl", pod.id());
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
     let table = world.replay(&annotation, &requests).unwrap();
     assert!(table.contains("CreateContainerRequest"), "{table}");
+    assert!(table.contains("ImageUserRequest"), "{table}");
 
     // The same requests under another pod's policy: some were not allowed.
     let other = world.pod("recorded").with(container("app", &image).args(["sleep", "1"]));
