@@ -7,7 +7,8 @@
 //! additional ones (since 1.6.18, CVE-2022-36109 and CVE-2023-25173).
 //!
 //! Where Nacre's snapshotter keeps the image's files off the host, containerd finds neither file. It then
-//! takes a numeric user as it is, with group 0 unless one is given, and no further groups.
+//! takes a numeric user as it is, with group 0 unless one is given, and no further groups. Where the image names
+//! its user, the guest answers, by the image's own files (`nacre_protocol::image_user`).
 
 use crate::document::UserData;
 use crate::workload::Security;
