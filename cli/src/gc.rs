@@ -91,7 +91,7 @@ impl Document {
         let has_failed = |dead: &Dead| !dead.failed.is_empty();
         let is_there = !self.sandboxes.is_empty() || !self.versions.is_empty();
         let failed = self.sandboxes.iter().any(has_failed) || !self.versions_failed.is_empty();
-        !failed && !(self.dry_run && is_there)
+        !(failed || self.dry_run && is_there)
     }
 }
 

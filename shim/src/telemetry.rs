@@ -18,12 +18,12 @@ use tokio::sync::Semaphore;
 /// Time to connect, send and be answered.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Batches on their way at most; more are dropped.
-const MOST_BATCHES: usize = 8;
+const MOST_BATCHES: u32 = 8;
 /// Most of an answer that is read, in bytes: its status line is what counts.
 const MOST_ANSWER: usize = 256;
 
 /// A place for each batch that is on its way. One for the process, which has one pod and at most one collector.
-static ON_THEIR_WAY: Semaphore = Semaphore::const_new(MOST_BATCHES);
+static ON_THEIR_WAY: Semaphore = Semaphore::const_new(MOST_BATCHES as usize);
 
 /// Sends spans to one collector.
 #[derive(Debug, Clone)]
@@ -109,7 +109,7 @@ impl Exporter {
 
 /// Waits until nothing is on its way any more; only a process that ends has reason to. Batches give up by themselves.
 pub(crate) async fn all_sent() {
-    let all = ON_THEIR_WAY.acquire_many(MOST_BATCHES as u32);
+    let all = ON_THEIR_WAY.acquire_many(MOST_BATCHES);
     let _ = tokio::time::timeout(PATIENCE, all).await;
 }
 
@@ -320,7 +320,7 @@ mod tests {
         let exporter = Exporter::to(listener.local_addr().unwrap());
         let report = Report::default();
         let sent = (0..20).filter(|_| exporter.export(&report, &[], true)).count();
-        assert_eq!(sent, MOST_BATCHES, "the others are dropped");
+        assert_eq!(sent, MOST_BATCHES as usize, "the others are dropped");
         drop(listener);
         all_sent().await;
         assert!(exporter.has_failed.load(Ordering::Relaxed));

@@ -178,7 +178,7 @@ impl Network {
         self.namespace.run(move || tap::disconnect(names)).await
     }
 
-    /// Catches every TCP connection that is made to 127.0.0.1 or ::1 within the namespace.
+    /// Catches every TCP connection that is made to 127.0.0.1 or `::1` within the namespace.
     pub async fn catch_loopback(&self) -> Result<Loopback, NetworkError> {
         self.namespace.catch_loopback().await
     }

@@ -1,6 +1,6 @@
 //! Connections to a pod's localhost that somebody on the node makes in the pod's network namespace, as
 //! containerd does for `kubectl port-forward`. There, nothing listens: the pod's processes are in its
-//! machine. So the kernel is told to give every TCP connection to 127.0.0.1 or ::1, whatever its port, to
+//! machine. So the kernel is told to give every TCP connection to 127.0.0.1 or `::1`, whatever its port, to
 //! one listening socket for each of these addresses.
 
 use std::io;
@@ -34,7 +34,7 @@ pub enum CatchError {
 /// process, the kernel forgets the program and all that belongs to it.
 #[derive(Debug)]
 pub struct Loopback {
-    /// Listening sockets, which do not block: for 127.0.0.1 and, where the namespace has it, for ::1. The
+    /// Listening sockets, which do not block: for 127.0.0.1 and, where the namespace has it, for `::1`. The
     /// local address of an accepted connection is the one that was asked for.
     pub listeners: Vec<TcpListener>,
     /// Keeps the program attached.
