@@ -1,5 +1,5 @@
-//! The programs with stories: two at a time, for each has worlds of its own. What one prints comes whole, when
-//! it has ended.
+//! Test programs that boot machines: two at a time, for a machine boots on one processor and each program has all
+//! that it needs to itself. What one prints comes whole, when it has ended.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -13,13 +13,13 @@ use anyhow::{Context, Result, ensure};
 use crate::step::Step;
 use crate::tests::TestProgram;
 
-/// How many run at once. A machine boots on one processor, and CI has two.
+/// How many run at once: CI has two processors.
 const AT_ONCE: usize = 2;
 
-/// These begin: they take longest, and one that ends long after all others has had a processor to itself.
+/// These stories begin: they take longest, and one that ends long after all others has had a processor to itself.
 const FIRST: [&str; 3] = ["pods", "conformance", "sizing"];
 
-/// These come last, each alone.
+/// These stories come last, each alone.
 const ALONE: [&str; 3] = [
     // Strikes at moments that a pod's life should have reached by then.
     "faults",
@@ -28,8 +28,8 @@ const ALONE: [&str; 3] = [
     "soak",
 ];
 
-/// Runs them all; returns the names of those in which a test failed. `command` starts a program, `logs` is for
-/// what those print that run beside another.
+/// Runs all stories; returns the names of the programs in which one failed. `command` starts a program, `logs` is
+/// for what those print that run beside another.
 pub(crate) fn run(
     step: &Step,
     mut programs: Vec<&TestProgram>,
@@ -40,16 +40,32 @@ pub(crate) fn run(
         let exists = programs.iter().any(|program| program.target == *name);
         ensure!(exists, "xtask/src/stories.rs has a place for {name}, which is no program");
     }
-    fs::create_dir_all(logs).with_context(|| format!("failed to make {}", logs.display()))?;
     programs.sort_by_key(|program| !FIRST.contains(&program.target.as_str()));
     let (alone, together): (VecDeque<_>, VecDeque<_>) =
         programs.into_iter().partition(|program| ALONE.contains(&program.target.as_str()));
-    let waiting = Mutex::new(together);
+    let mut failed = two_at_a_time(step, together, logs, &command)?;
+    for program in alone {
+        if !program.run(&mut command(program)?)? {
+            failed.push(program.name());
+        }
+    }
+    Ok(failed)
+}
+
+/// Runs programs that do not mind each other; returns the names of those that failed.
+pub(crate) fn two_at_a_time(
+    step: &Step,
+    programs: VecDeque<&TestProgram>,
+    logs: &Path,
+    command: impl Fn(&TestProgram) -> Result<Command> + Sync,
+) -> Result<Vec<String>> {
+    fs::create_dir_all(logs).with_context(|| format!("failed to make {}", logs.display()))?;
+    let waiting = Mutex::new(programs);
     let failed = Mutex::new(Vec::new());
     let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let work = || -> Result<()> {
         while let Some(program) = next() {
-            let log = logs.join(format!("{}.log", program.target));
+            let log = logs.join(format!("{}.log", program.name().replace(' ', "-")));
             step.say(format!("{} has started; it prints to {}", program.name(), log.display()));
             if !run_beside(program, command(program)?, &log)? {
                 failed.lock().unwrap_or_else(PoisonError::into_inner).push(program.name());
@@ -64,13 +80,7 @@ pub(crate) fn run(
             Err(panic) => std::panic::resume_unwind(panic),
         })
     })?;
-    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    for program in alone {
-        if !program.run(&mut command(program)?)? {
-            failed.push(program.name());
-        }
-    }
-    Ok(failed)
+    Ok(failed.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Runs a program and then shows what it has printed. Whether all its tests passed.
@@ -91,10 +101,11 @@ mod tests {
     use std::process;
 
     use super::*;
+    use crate::tests::Kind;
 
     fn program(target: &str) -> TestProgram {
         let target = target.to_owned();
-        TestProgram { package: "/".into(), target, path: PathBuf::new(), is_story: true }
+        TestProgram { package: "/".into(), target, path: PathBuf::new(), kind: Kind::Story }
     }
 
     #[test]

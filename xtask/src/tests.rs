@@ -22,8 +22,18 @@ pub(crate) struct TestProgram {
     pub(crate) package: PathBuf,
     pub(crate) target: String,
     pub(crate) path: PathBuf,
+    pub(crate) kind: Kind,
+}
+
+/// What a test program needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It uses all processors that there are.
+    Ordinary,
+    /// It boots a machine and talks to its agent, mostly one after the other: an integration test of the agent.
+    Agent,
     /// It starts VMs under a real containerd: an integration test of `nacre-tests`.
-    pub(crate) is_story: bool,
+    Story,
 }
 
 /// All test programs.
@@ -56,8 +66,13 @@ impl TestProgram {
         let package = PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_owned();
         let target = message["target"]["name"].as_str()?.to_owned();
         let is_integration = message["target"]["kind"][0] == "test";
-        let is_story = is_integration && package == tree.root().join("tests");
-        Some(Self { package, target, path, is_story })
+        let of = |name: &str| is_integration && package == tree.root().join(name);
+        let kind = match (of("tests"), of("guest-agent")) {
+            (true, _) => Kind::Story,
+            (_, true) => Kind::Agent,
+            _ => Kind::Ordinary,
+        };
+        Some(Self { package, target, path, kind })
     }
 
     /// Its name for people.
@@ -84,6 +99,17 @@ impl TestProgram {
     }
 }
 
+impl Compiled {
+    fn of(&self, kind: Kind) -> impl Iterator<Item = &TestProgram> {
+        self.0.iter().filter(move |program| program.kind == kind)
+    }
+}
+
+/// Where programs print to that run beside another.
+fn logs(tree: &Tree) -> PathBuf {
+    tree.prefix().join("test-logs")
+}
+
 /// An error that names those that failed, all of them: one run shows everything.
 fn none_of(failed: &[String]) -> Result<()> {
     ensure!(failed.is_empty(), "tests failed: {}; see above", failed.join(", "));
@@ -94,11 +120,17 @@ fn none_of(failed: &[String]) -> Result<()> {
 pub(crate) fn crates(tree: &Tree, compiled: &Compiled, filter: Option<&str>) -> Result<()> {
     let step = Step::new("tests of the crates");
     let mut failed = Vec::new();
-    for program in compiled.0.iter().filter(|program| !program.is_story) {
+    for program in compiled.of(Kind::Ordinary) {
         if !program.run(tree.command(&program.path).args(filter))? {
             failed.push(program.name());
         }
     }
+    let agents = compiled.of(Kind::Agent).collect();
+    failed.extend(stories::two_at_a_time(&step, agents, &logs(tree), |program| {
+        let mut command = tree.command(&program.path);
+        command.args(filter);
+        Ok(command)
+    })?);
     none_of(&failed)?;
     let mut cargo = tree.cargo("test");
     run(cargo.args(SELECTION).arg("--doc").args(filter))?;
@@ -123,8 +155,8 @@ pub(crate) fn with_vms(
     for name in &left_out {
         step.say(format!("SKIPPED: tests named {name}..."));
     }
-    let programs = compiled.0.iter().filter(|program| program.is_story).collect();
-    let failed = stories::run(&step, programs, &tree.prefix().join("stories"), |program| {
+    let programs = compiled.of(Kind::Story).collect();
+    let failed = stories::run(&step, programs, &logs(tree), |program| {
         let mut command = tree.root_command("env")?;
         command.args(long.then_some("NACRE_LONG=1")).arg(&program.path).arg("--test-threads=1");
         command.args(left_out.iter().flat_map(|name| ["--skip", name])).args(filter);
@@ -138,7 +170,7 @@ pub(crate) fn with_vms(
 /// Runs that many pods, one after the other; nothing may grow.
 pub(crate) fn soak(tree: &Tree, compiled: &Compiled, pods: u32) -> Result<()> {
     let step = Step::new("pods in a loop");
-    let soak = compiled.0.iter().find(|program| program.is_story && program.target == "soak");
+    let soak = compiled.of(Kind::Story).find(|program| program.target == "soak");
     let soak = soak.context("there is no test program named soak")?;
     let mut command = tree.root_command("env")?;
     command
