@@ -82,8 +82,8 @@ pub(crate) fn since_boot() -> Duration {
     Duration::try_from(now).unwrap_or_default()
 }
 
-/// Turns the VM off. Nothing is written back before: no disk of a guest's is read again. Returns only if the
-/// kernel refuses.
+/// Turns the VM off. Nothing is written back before: volumes were closed with the sandbox, and no other disk of a
+/// guest's is read again. Returns only if the kernel refuses.
 pub(crate) fn power_off() {
     if let Err(error) = rustix::system::reboot(rustix::system::RebootCommand::PowerOff) {
         tracing::error!("failed to power off: {error}");

@@ -179,7 +179,7 @@ impl CopyRoot {
         // Where the link leads elsewhere, or by another way, what the container sees cannot be told from new files.
         let current = current.to_str().ok().filter(|current| is_generation(current));
         let current = current.filter(|current| {
-            open_beneath(&self.root, &Path::new(&volume).join(current), flags).is_ok()
+            open_beneath(&self.root, Path::new(&volume).join(current), flags).is_ok()
         });
         let current =
             current.ok_or_else(|| refused("its ..data does not lead to a directory beside it"))?;

@@ -132,7 +132,8 @@ async fn serve(
 struct Session {
     number: u32,
     process: Arc<Process>,
-    input: mpsc::UnboundedSender<Vec<u8>>,
+    /// None after its end: what comes later is dropped.
+    input: Option<mpsc::UnboundedSender<Vec<u8>>>,
     /// Bytes in `input`: bounded by [`INPUT_WINDOW`].
     waiting: Arc<AtomicUsize>,
 }
@@ -146,24 +147,30 @@ impl Session {
             feed(number, Arc::clone(&process), inputs, Arc::clone(&waiting), frames.clone());
         tokio::spawn(feeding);
         tokio::spawn(report(number, Arc::clone(&process), frames));
-        Session { number, process, input, waiting }
+        Session { number, process, input: Some(input), waiting }
     }
 
-    fn input(&self, bytes: &[u8]) -> Result<(), ShellError> {
+    fn input(&mut self, bytes: &[u8]) -> Result<(), ShellError> {
+        if bytes.is_empty() {
+            self.input = None;
+        }
+        let Some(input) = &self.input else { return Ok(()) };
         let before = self.waiting.fetch_add(bytes.len(), Ordering::Relaxed);
         if before + bytes.len() > INPUT_WINDOW {
             return Err(ShellError::Window);
         }
         // Fails only when the program takes no input any more.
-        let _ = self.input.send(bytes.to_vec());
+        let _ = input.send(bytes.to_vec());
         Ok(())
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // Its number is its group's, and nobody else's before it was reaped.
+        // Its number is its group's, and nobody else's before it was reaped. One that has just begun may have no group
+        // of its own yet.
         if !self.process.has_exited() {
+            let _ = rustix::process::kill_process(self.process.pid(), Signal::KILL);
             let _ = rustix::process::kill_process_group(self.process.pid(), Signal::KILL);
         }
         self.process.streams.close();
@@ -181,10 +188,6 @@ async fn feed(
     let stdin = &process.streams.stdin;
     let mut is_open = true;
     while let Some(bytes) = inputs.recv().await {
-        if bytes.is_empty() {
-            stdin.close();
-            continue;
-        }
         // What a program does not want to read is not kept for it.
         is_open = is_open && stdin.write(&bytes).await.is_ok();
         waiting.fetch_sub(bytes.len(), Ordering::Relaxed);
@@ -194,6 +197,7 @@ async fn feed(
             return;
         }
     }
+    stdin.close();
 }
 
 /// Passes on what the program writes, then how it ended.

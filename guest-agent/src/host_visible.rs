@@ -3,10 +3,12 @@
 //! Without a TEE the host sees the guest's memory anyway: the whole log goes there. In any other guest only lines
 //! with the target [`HOST_VISIBLE`] do, whatever filter the command line has: those that tell how the guest comes
 //! up and why it ends. Such a line has no field of a request or of a container. The kernel is quiet there as well:
-//! its errors name processes of containers.
+//! its errors name processes of containers. Two things are beyond that: a panic of the agent tells the place in its
+//! source, and one of the kernel prints registers and the name of the process that ran.
 
 use std::fs;
 use std::io;
+use std::panic::Location;
 
 use anyhow::Context;
 use nacre_protocol::start_report::HOST_VISIBLE;
@@ -34,8 +36,15 @@ pub(crate) fn log_to_console(parameters: &Parameters) -> anyhow::Result<()> {
     if parameters.tee.is_some() {
         fs::write(PRINTK, ONLY_EMERGENCIES)
             .with_context(|| format!("failed to quiet the kernel by {PRINTK}"))?;
+        // The usual hook prints the message, which may hold what the agent was working at.
+        std::panic::set_hook(Box::new(|panic| eprintln!("{}", place_of(panic.location()))));
     }
     Ok(())
+}
+
+fn place_of(location: Option<&Location<'_>>) -> String {
+    let place = location.map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    format!("the agent panicked at {place}; its message is not for the console")
 }
 
 fn filter(parameters: &Parameters) -> anyhow::Result<EnvFilter> {
@@ -55,6 +64,12 @@ mod tests {
     use tracing_subscriber::fmt::MakeWriter;
 
     use super::*;
+
+    #[test]
+    fn a_panic_tells_its_place_only() {
+        let told = place_of(Some(Location::caller()));
+        assert!(told.contains("host_visible.rs:"), "{told}");
+    }
 
     #[derive(Clone, Default)]
     struct Console(Arc<Mutex<Vec<u8>>>);

@@ -41,7 +41,7 @@ impl Default for Ports {
 }
 
 impl Ports {
-    /// Connects to a port of 127.0.0.1, else of ::1, and gives the connection a number.
+    /// Connects to a port of 127.0.0.1, else of `::1`, and gives the connection a number.
     pub(crate) async fn connect(&self, port: u16) -> Result<u32, RpcError> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
             let why =
