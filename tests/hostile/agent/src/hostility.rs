@@ -65,6 +65,10 @@ pub enum Behaviour {
     TricklingOutput,
     /// Containers that have ended are not removed.
     KeepsContainers,
+    /// The console and QEMU's standard error are written to without end.
+    ConsoleFlood,
+    /// QEMU itself sends events, and answers that nobody asked for, without end.
+    ControlFlood,
 }
 
 /// When a behaviour begins.
@@ -78,7 +82,7 @@ pub enum Guest {
     Resists,
 }
 
-const ALL: [(Behaviour, &str, Guest); 22] = [
+const ALL: [(Behaviour, &str, Guest); 24] = [
     (Behaviour::Honest, "honest", Guest::Runs),
     (Behaviour::Silent, "silent", Guest::NeverBoots),
     (Behaviour::Closing, "closing", Guest::NeverBoots),
@@ -101,6 +105,8 @@ const ALL: [(Behaviour, &str, Guest); 22] = [
     (Behaviour::HalfMute, "half-mute", Guest::Resists),
     (Behaviour::TricklingOutput, "trickling-output", Guest::Resists),
     (Behaviour::KeepsContainers, "keeps-containers", Guest::Resists),
+    (Behaviour::ConsoleFlood, "console-flood", Guest::Runs),
+    (Behaviour::ControlFlood, "control-flood", Guest::Runs),
 ];
 
 impl Behaviour {

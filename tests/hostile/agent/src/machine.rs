@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -52,6 +53,10 @@ impl Machine {
     pub fn run(self) -> anyhow::Result<()> {
         let Machine { behaviour, agent, control, mut console } = self;
         console.write_all(b"a hostile guest boots\n")?;
+        if behaviour == Behaviour::ConsoleFlood {
+            std::thread::spawn(move || flood(console));
+            std::thread::spawn(|| flood(std::io::stderr()));
+        }
         rustix::net::listen(&agent, 8)?;
         std::thread::spawn(move || {
             for connection in agent.incoming().flatten() {
@@ -59,8 +64,14 @@ impl Machine {
                 let _ = behaviour.serve(&connection);
             }
         });
-        serve_control(control)
+        serve_control(control, behaviour == Behaviour::ControlFlood)
     }
+}
+
+/// Words, what terminals obey, and no end of a line.
+fn flood(mut sink: impl Write) {
+    let words = "\u{1b}[2Jnacre: it is all fine \0\u{7}".repeat(2000);
+    while sink.write_all(words.as_bytes()).is_ok() {}
 }
 
 /// The socket that a chardev of the command line inherits.
@@ -75,15 +86,34 @@ fn inherited(words: &[String], id: &str) -> anyhow::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// QMP as far as the shim uses it.
-fn serve_control(control: UnixStream) -> anyhow::Result<()> {
-    let mut writer = control.try_clone()?;
-    let mut say = |message: Value| writer.write_all(format!("{message}\n").as_bytes());
+/// QMP as far as the shim uses it, and beside it what QEMU would never say.
+fn serve_control(control: UnixStream, floods: bool) -> anyhow::Result<()> {
+    let writer = Arc::new(Mutex::new(control.try_clone()?));
+    let say = |message: Value| {
+        let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.write_all(format!("{message}\n").as_bytes())
+    };
     let version = json!({ "qemu": { "major": 10, "minor": 0, "micro": 2 }, "package": "" });
     say(json!({ "QMP": { "version": version, "capabilities": [] } }))?;
     for line in BufReader::new(control).lines() {
         let command: Value = serde_json::from_str(&line?)?;
         say(json!({ "return": { "status": "running" }, "id": command["id"] }))?;
+        if floods && command["execute"] == "query-status" {
+            let writer = writer.clone();
+            std::thread::spawn(move || {
+                let event =
+                    json!({ "event": "RTC_CHANGE", "data": { "reason": "x".repeat(8000) } });
+                let answer = json!({ "return": "\u{1b}[2J".repeat(1000), "id": 1_u64 << 40 });
+                let lines = format!("{event}\n{answer}\n").repeat(16);
+                let write = || {
+                    writer
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .write_all(lines.as_bytes())
+                };
+                while write().is_ok() {}
+            });
+        }
         if command["execute"] == "quit" {
             break;
         }
