@@ -246,7 +246,7 @@ async fn containers_have_their_limits_at_once_and_not_more() {
 #[tokio::test]
 async fn an_image_as_large_as_was_said_fits() {
     let world = World::new().await.unwrap();
-    let files = Layer::new(Compression::Zstd).zeros("files", 300 << 20);
+    let files = Layer::new(Compression::Zstd).zeros("files", 180 << 20);
     let image = world.push(&Image::busybox("app").layer(files)).unwrap();
     let app = || container("app", &image).memory_mib(32).script("wc -c < /files");
     let pod = || world.pod("image").with(app());
@@ -256,11 +256,11 @@ async fn an_image_as_large_as_was_said_fits() {
     assert!(error.contains("does not fit"), "{error}");
     small.stop().await.unwrap();
     small.remove().await.unwrap();
-    // What `nacre policy generate` says of it: 300 MiB, and BusyBox.
-    let pod = pod().annotation(IMAGES_MIB, "303").await.unwrap();
+    // What `nacre policy generate` says of it: 180 MiB, and BusyBox.
+    let pod = pod().annotation(IMAGES_MIB, "183").await.unwrap();
     let app = pod.start("app").await.unwrap();
     assert_eq!(app.wait_exit().await.unwrap().code, 0);
-    assert_eq!(app.stdout().unwrap(), format!("{}\n", 300 << 20));
+    assert_eq!(app.stdout().unwrap(), format!("{}\n", 180 << 20));
 }
 
 /// Memory of a process that nobody shares and that cannot be reclaimed, in KiB: without the guest's, and
