@@ -6,6 +6,8 @@ use k8s_cri::v1::security_profile::ProfileType;
 
 use super::kubelet::Sandbox;
 use super::{Stage, security};
+use crate::cri::call;
+use crate::image::Image;
 
 /// A profile of the node's administrator, inside: everything but making directories.
 const PROFILE: &str = "/run/world/no-mkdir.json";
@@ -41,14 +43,34 @@ async fn users(stage: &Stage<'_>, pod: &Sandbox) {
         .await;
     report
         .check("run-as-username", async {
-            let mut config = stage.script("username", "id -u; id -G");
-            security(&mut config).run_as_username = "tester".into();
-            let (said, _) = kubelet.finish(pod, config).await?;
-            let mut lines = said.lines();
-            ensure!(lines.next() == Some("1000"), "{said:?}");
-            let groups: Vec<_> = lines.next().unwrap_or_default().split(' ').collect();
-            ensure!(groups.contains(&"1000") && groups.contains(&"2000"), "{said:?}");
-            Ok(())
+            // Another image with the same layers.
+            let named = Image::busybox("conformance-named").stop_signal("SIGUSR1").user("tester");
+            let named = stage.world.push(&named)?;
+            stage.world.pull(&named).await?;
+            let named = cri::ImageSpec { image: named, ..Default::default() };
+            let mut config = stage.script("username", "id >/tmp/who; echo up; sleep 1000");
+            config.image = Some(named.clone());
+            // As the kubelet does, which reads the name from the image.
+            let request = cri::ImageStatusRequest { image: Some(named), verbose: false };
+            let status =
+                call("ImageStatus", stage.world.cri.images().image_status(request)).await?;
+            security(&mut config).run_as_username = status.image.context("no image")?.username;
+            security(&mut config).supplemental_groups = vec![5001];
+            let log = format!("{}/{}", pod.config.log_directory, config.log_path);
+            let id = kubelet.launch(pod, config).await?;
+            kubelet.logs(&log, "up").await?;
+            let said = kubelet.sh(&id, "cat /tmp/who; id").await?;
+            let who = said.lines().collect::<Vec<_>>();
+            ensure!(
+                who.len() == 2 && who[0] == who[1],
+                "a command runs as its container: {said:?}"
+            );
+            ensure!(who[0].starts_with("uid=1000(tester) gid=1000(tester) "), "{said:?}");
+            for group in ["1000(tester)", "2000(extra)", "5001"] {
+                ensure!(who[0].split(['=', ',']).any(|word| word == group), "{group}: {said:?}");
+            }
+            kubelet.stop(&id, 0).await?;
+            kubelet.remove(&id).await
         })
         .await;
     report
