@@ -107,7 +107,8 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// Initial RAM disk of the guest.
     pub initrd: PathBuf,
-    /// The guest kernel's parameters, whole, as they are measured: printable ASCII, at most 2047 bytes.
+    /// The guest kernel's parameters, whole, as they are measured: printable ASCII, at most
+    /// [`longest_command_line`] bytes.
     pub command_line: String,
     /// Virtual processors, 1 to 255.
     pub vcpus: u32,

@@ -387,7 +387,7 @@ async fn a_configuration_that_cannot_work_is_refused_by_field() {
         ),
         (
             "command_line: has 1 bytes more",
-            refused(lab.refused(|c| c.command_line = "a".repeat(2048)).await),
+            refused(lab.refused(|c| c.command_line = "a".repeat(2023)).await),
         ),
         (
             "nics: [0].tap",
