@@ -333,7 +333,7 @@ spec:
     fn the_policy_allows_a_disk_and_nothing_else_where_one_is_declared() {
         let claim = r#"{"kind": "claim", "source_pattern": "^(mount|pvc-[0-9a-f-]{36})$"}"#;
         let text = format!(
-            r#"{{"version": 1, "containers": {{"app": {{"image": "x", "mounts": {{"/data": {claim}, "/other": {claim}}}}}}}}}"#
+            r#"{{"version": 1, "containers": {{"app": {{"image": "x", "args": [], "cwd": "/", "users": [], "mounts": {{"/data": {claim}, "/other": {claim}}}}}}}}}"#
         );
         let mut data: PolicyData = serde_json::from_str(&text).unwrap();
         let before = data.clone();
@@ -356,7 +356,10 @@ spec:
         };
         for (options, pod, expected) in [
             (
-                with(|o| o.volume = vec!["store=kbs:///default/volumes/data".into()]),
+                with(|o| {
+                    o.volume = vec!["store=kbs:///default/volumes/data".into()];
+                    o.format_volume.clear();
+                }),
                 POD.to_owned(),
                 "db.yaml:1: no container of Pod/db sees a claim store; the claims that they see: data",
             ),

@@ -16,7 +16,7 @@ pub(crate) use broker::BrokerOptions;
 /// The commands.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    Create(create::Arguments),
+    Create(Box<create::Arguments>),
     Show(show::Arguments),
     Digest(digest::Arguments),
     Verify(verify::Arguments),

@@ -15,7 +15,7 @@ use crate::Verdict;
 /// The commands.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    Generate(generate::Arguments),
+    Generate(Box<generate::Arguments>),
     Test(test::Arguments),
     Explain(explain::Arguments),
     Diff(diff::Arguments),
