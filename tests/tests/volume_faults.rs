@@ -185,8 +185,8 @@ async fn a_machine_killed_while_it_writes_leaves_what_it_had_synced() {
     world.kill(&machine).unwrap();
     app.wait_exit().await.unwrap();
     let said = app.stdout().unwrap();
-    let synced = said.lines().filter_map(|line| line.strip_prefix("synced "));
-    let last: u32 = synced.last().unwrap().parse().unwrap();
+    let mut synced = said.lines().filter_map(|line| line.strip_prefix("synced "));
+    let last: u32 = synced.next_back().unwrap().parse().unwrap();
     end(first).await;
 
     let script = format!(
