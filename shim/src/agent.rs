@@ -28,6 +28,8 @@ const QUICK: Duration = Duration::from_secs(10);
 /// Deadline of calls that start or remove something; a starting pod's network is among them, since ten pods
 /// that start at once on two processors take their time.
 const MODERATE: Duration = Duration::from_secs(60);
+/// Writing volumes back: what a guest's memory holds of them, at the speed of a slow disk.
+pub(crate) const WRITE_BACK: Duration = Duration::from_secs(300);
 /// Deadline of a container's creation, which includes the pull of its image.
 const PULL: Duration = Duration::from_secs(30 * 60);
 /// Time between two attempts to connect.
@@ -349,7 +351,7 @@ calls! {
     service:
     set_policy = set_policy(api::SetPolicyRequest) -> Empty, "SetPolicy", Some(MODERATE);
     create_sandbox = create_sandbox(api::CreateSandboxRequest) -> Empty, "CreateSandbox", Some(MODERATE);
-    destroy_sandbox = destroy_sandbox(api::DestroySandboxRequest) -> Empty, "DestroySandbox", Some(QUICK);
+    destroy_sandbox = destroy_sandbox(api::DestroySandboxRequest) -> Empty, "DestroySandbox", Some(WRITE_BACK);
     update_interface = update_interface(api::UpdateInterfaceRequest) -> Interface, "UpdateInterface", Some(MODERATE);
     update_routes = update_routes(api::UpdateRoutesRequest) -> api::Routes, "UpdateRoutes", Some(MODERATE);
     add_neighbours = add_arp_neighbors(api::AddARPNeighborsRequest) -> Empty, "AddARPNeighbors", Some(MODERATE);

@@ -127,6 +127,11 @@ impl Places {
         Mutex::new(Places { total: free.len(), free, taken: BTreeMap::new() })
     }
 
+    /// Whether the machine has, or may have, a volume.
+    pub(crate) fn any_taken(&self) -> bool {
+        !self.taken.is_empty()
+    }
+
     /// The place of a volume, which is put there if it is in none. One that is in the machine is not opened a second
     /// time: where its use is exclusive, that would be refused.
     async fn put(&mut self, vm: &dyn Vm, wanted: Wanted) -> Result<String, BlockVolumeError> {

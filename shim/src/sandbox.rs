@@ -16,8 +16,9 @@ use nacre_protocol::start_report::{Failure, Phase};
 use oci_spec::runtime::Spec;
 use protobuf::MessageField;
 use tokio::sync::{Mutex, watch};
+use tokio::time::timeout;
 
-use crate::agent::{Agent, AgentError, Ending};
+use crate::agent::{Agent, AgentError, Ending, WRITE_BACK};
 use crate::block_volumes::{self, Attached, BlockVolumeError, Places};
 use crate::control_group::{self, ControlGroup};
 use crate::docker::NetworkHook;
@@ -37,6 +38,9 @@ use nacre_run_directory::{ProcessRef, RUN_ROOT, RunDir};
 
 /// What the pod's shared memory may hold, in bytes; Docker's and containerd's own default.
 const SHM_BYTES: u32 = 64 * 1024 * 1024;
+
+/// Time for a guest without volumes to end what runs in it.
+const END: Duration = Duration::from_secs(10);
 
 /// Time for the guest to power off after it has answered `DestroySandbox`.
 const POWER_OFF: Duration = Duration::from_secs(3);
@@ -291,15 +295,27 @@ impl Sandbox {
         {
             tracing::warn!("the recorded requests of sandbox {}: {error}", self.id);
         }
-        if self.end().is_none()
-            && let Err(error) = self.agent.destroy_sandbox(api::DestroySandboxRequest::new()).await
-        {
-            tracing::warn!("sandbox {} does not end by itself: {error}", self.id);
+        if self.end().is_none() {
+            self.destroy().await;
         }
         let reason = self.end().unwrap_or_else(|| "it was stopped".into());
         self.report.ended(&reason);
         parts.take_down(&self.id, POWER_OFF).await;
         self.report.keep().await;
+    }
+
+    /// Asks the guest to end everything in it. One that has volumes gets the time to write them back.
+    async fn destroy(&self) {
+        let has_volumes = self.volumes.lock().await.any_taken();
+        let limit = if has_volumes { WRITE_BACK } else { END };
+        let request = self.agent.destroy_sandbox(api::DestroySandboxRequest::new());
+        match timeout(limit, request).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!("sandbox {} does not end by itself: {error}", self.id),
+            Err(_) => {
+                tracing::warn!("sandbox {} has not ended by itself within {limit:?}", self.id);
+            }
+        }
     }
 }
 
