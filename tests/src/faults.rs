@@ -81,12 +81,7 @@ impl World {
 
     /// Waits until a virtual machine's process is there that was not before.
     pub async fn new_machine(&self, known: &[Process]) -> anyhow::Result<Process> {
-        // The shim asks QEMU for its version first.
-        let machines = || {
-            let all = self.virtual_machines()?;
-            Ok(all.into_iter().filter(|p| !p.command.ends_with("--version")).collect())
-        };
-        self.appears(known, "a virtual machine", machines).await
+        self.appears(known, "a virtual machine", || self.virtual_machines()).await
     }
 
     /// Waits until a shim's process is there that was not before.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use k8s_cri::v1 as cri;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cluster_dns::{self, ClusterDns};
 use crate::configuration;
@@ -340,9 +340,12 @@ impl World {
         self.end_daemon("docker-registry", Signal::KILL)
     }
 
-    /// The QEMU processes.
+    /// The QEMU processes that are machines.
     pub fn virtual_machines(&self) -> anyhow::Result<Vec<Process>> {
-        self.processes("qemu-system")
+        let mut found = self.processes("qemu-system")?;
+        // The shim asks QEMU for its version first. A process that is ending has no command line any more.
+        found.retain(|qemu| !qemu.command.is_empty() && !qemu.command.ends_with("--version"));
+        Ok(found)
     }
 
     /// The shim processes.
@@ -599,8 +602,14 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        let daemons = self.daemons.get_mut().expect("no holder panics");
+        for daemon in daemons.iter() {
+            // An `nsenter` whose daemon was frozen has stopped itself. It would take no notice of the daemon's
+            // end, which the end of the namespaces waits for.
+            let _ = kill_process(Pid::from_child(daemon), Signal::CONT);
+        }
         self.namespaces.end();
-        for daemon in self.daemons.get_mut().expect("no holder panics") {
+        for daemon in daemons {
             let _ = daemon.kill();
             let _ = daemon.wait();
         }

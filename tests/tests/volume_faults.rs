@@ -177,7 +177,7 @@ async fn a_machine_killed_while_it_writes_leaves_what_it_had_synced() {
     let broker = prepared(&world, false).await;
     let image = world.push(&Image::busybox("app")).unwrap();
     let script = "i=0; while :; do i=$((i+1)); seq $i $((i+9999)) > /data/new && sync && mv /data/new /data/$i \
-                  && sync && echo synced $i; rm -f /data/$((i-4)); done";
+                  && sync && echo synced $i; rm -f /data/$((i-100)); done";
     let first = pod(&world, &broker, &image, "first", script, None).await;
     let app = first.start("app").await.unwrap();
     app.wait_for("synced 6\n").await.unwrap();
