@@ -154,9 +154,9 @@ default GetMetricsRequest := true
 
 default GetDiagnosticDataRequest := false
 
-# Durations, and in development images recorded requests.
+# Durations, how far a pull has come, and in development images recorded requests.
 GetDiagnosticDataRequest if {
-	input.log_type in {"nacre.start", "nacre.requests"}
+	input.log_type in {"nacre.start", "nacre.pulls", "nacre.requests"}
 } else if {
 	input.log_type == "nacre.termination"
 	termination_ended_ok

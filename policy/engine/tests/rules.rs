@@ -563,6 +563,8 @@ fn requests_about_a_container_are_judged_by_its_policy() {
         ("SignalProcessRequest", own(json!({ "signal": 15 }))),
         ("ReadStreamRequest", own(json!({ "len": 1 }))),
         ("WaitProcessRequest", own(json!({}))),
+        ("GetDiagnosticDataRequest", json!({ "log_type": "nacre.start", "container_id": "" })),
+        ("GetDiagnosticDataRequest", json!({ "log_type": "nacre.pulls", "container_id": "" })),
     ] {
         let _ = judge.judge_json(request, &input).unwrap_or_else(|e| panic!("{request}: {e}"));
     }
