@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{
+    MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, symlink,
+};
 use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
@@ -99,12 +101,13 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<String>, NodeError> {
     Ok(Some(text))
 }
 
-/// Replaces a file (found by [`Root::at`]) as a whole; the mode is kept, or `mode` for a new one. Whoever opens it
-/// sees the old or the new.
+/// Replaces a file (found by [`Root::at`]) as a whole; owner and mode are kept, or `mode` for a new one. Whoever
+/// opens it sees the old or the new.
 pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> Result<(), NodeError> {
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory).map_err(NodeError::file("make", directory))?;
-    let mode = fs::metadata(path).map_or(mode, |known| known.permissions().mode() & 0o7777);
+    let known = fs::metadata(path).ok();
+    let mode = known.as_ref().map_or(mode, |known| known.permissions().mode() & 0o7777);
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".nacre-new");
     let new = path.with_file_name(name);
@@ -112,6 +115,9 @@ pub(crate) fn replace(path: &Path, text: &str, mode: u32) -> Result<(), NodeErro
         let mut file =
             File::options().write(true).create(true).truncate(true).mode(mode).open(&new)?;
         file.write_all(text.as_bytes())?;
+        if let Some(known) = &known {
+            fchown(&file, Some(known.uid()), Some(known.gid()))?;
+        }
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.sync_all()?;
         fs::rename(&new, path)?;
@@ -186,5 +192,26 @@ mod tests {
         root.at("/etc/loop").expect_err("it never ends");
         assert_eq!(root.at("/").expect("found"), directory.path());
         assert_eq!(Root::new(Path::new("/")).at("/absent/x").expect("it"), Path::new("/absent/x"));
+    }
+
+    #[test]
+    fn what_is_replaced_stays_its_owners() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("config.toml");
+        replace(&path, "new", 0o640).expect("written");
+        let about = |path: &Path| {
+            let about = fs::metadata(path).expect("a file");
+            (about.uid(), about.gid(), about.permissions().mode() & 0o7777)
+        };
+        assert_eq!(about(&path).2, 0o640);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&path, Some(7), Some(4)).expect("given away");
+        } else {
+            println!("SKIPPED: only root gives files away");
+        }
+        let before = about(&path);
+        replace(&path, "newer", 0o600).expect("written");
+        assert_eq!(about(&path), before);
+        assert_eq!(fs::read_to_string(&path).expect("a file"), "newer");
     }
 }
