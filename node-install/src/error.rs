@@ -103,6 +103,17 @@ pub enum NodeError {
         /// The first line of what it said of its version.
         answer: String,
     },
+    /// Nobody can make QEMU's user.
+    #[error(
+        "the user {name} could not be made ({problem}): make it, as useradd --system --user-group {name} does, and \
+         install again"
+    )]
+    User {
+        /// Its name.
+        name: String,
+        /// What was said.
+        problem: String,
+    },
     /// It did not come back.
     #[error(
         "{unit} did not come back with the new configuration ({problem}); the old one is in place again{restored}"

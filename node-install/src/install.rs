@@ -254,7 +254,11 @@ impl Work<'_> {
         }
         // Images of nodes make it when they first boot, by the file.
         self.file(Path::new(SYSUSERS), &user.sysusers())?;
-        if self.dry || services.make_users(SYSUSERS)? {
+        let failed = |error: NodeError| NodeError::User {
+            name: user.name().to_owned(),
+            problem: error.to_string(),
+        };
+        if self.dry || services.make_users(SYSUSERS).map_err(failed)? {
             self.steps.push(Step::new("user", user.name()));
         }
         Ok(())

@@ -23,7 +23,8 @@ pub trait Services {
     fn disable(&self, unit: &str) -> Result<(), NodeError>;
     /// Starts a unit, anew if it runs, and waits until it is up.
     fn restart(&self, unit: &str) -> Result<(), NodeError>;
-    /// Makes the users of a file (sysusers.d(5)) that are not there, and tells whether it does such things.
+    /// Makes the users of a file (sysusers.d(5)) that are not there, and tells whether it does such things: in an image of
+    /// a node nobody does, and its first boot makes them.
     fn make_users(&self, file: &str) -> Result<bool, NodeError>;
     /// Whether it runs.
     fn is_active(&self, unit: &str) -> bool;
@@ -49,7 +50,7 @@ impl Services for Systemd {
     }
 
     fn make_users(&self, file: &str) -> Result<bool, NodeError> {
-        run("systemd-sysusers", &[file]).map(|()| true)
+        make_users(file).map(|()| true)
     }
 
     fn is_active(&self, unit: &str) -> bool {
@@ -59,6 +60,10 @@ impl Services for Systemd {
     fn start(&self) -> Start {
         Start::Now
     }
+}
+
+fn make_users(file: &str) -> Result<(), NodeError> {
+    run("systemd-sysusers", &[file])
 }
 
 fn systemctl(arguments: &[&str]) -> Result<(), NodeError> {
@@ -98,8 +103,9 @@ impl Services for Unmanaged {
         Ok(())
     }
 
-    fn make_users(&self, _: &str) -> Result<bool, NodeError> {
-        Ok(false)
+    /// On a node pods get the configurations that name them at once, whoever starts what is installed.
+    fn make_users(&self, file: &str) -> Result<bool, NodeError> {
+        if self.at_boot { Ok(false) } else { make_users(file).map(|()| true) }
     }
 
     fn is_active(&self, _: &str) -> bool {

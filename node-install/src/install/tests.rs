@@ -16,11 +16,13 @@ const CONTAINERD: &str = "#!/bin/sh\n\
 struct Fake {
     start: Start,
     active: &'static [&'static str],
+    /// Why there is nobody to make users.
+    makes_no_users: Option<&'static str>,
     started: RefCell<Vec<String>>,
 }
 
 fn fake(start: Start) -> Fake {
-    Fake { start, active: &[], started: RefCell::default() }
+    Fake { start, active: &[], makes_no_users: None, started: RefCell::default() }
 }
 
 impl Services for Fake {
@@ -37,8 +39,12 @@ impl Services for Fake {
         Ok(())
     }
 
-    fn make_users(&self, _: &str) -> Result<bool, NodeError> {
-        Ok(false)
+    fn make_users(&self, file: &str) -> Result<bool, NodeError> {
+        let failed = |problem: &str| NodeError::Program {
+            command: format!("systemd-sysusers {file}"),
+            problem: problem.to_owned(),
+        };
+        self.makes_no_users.map_or(Ok(false), |problem| Err(failed(problem)))
     }
 
     fn is_active(&self, unit: &str) -> bool {
@@ -208,6 +214,30 @@ fn what_was_named_once_is_kept() {
     assert_eq!(fs::read_to_string(node.path(CONFIG)).expect("a file"), "version = 2\n");
     node.uninstall(false);
     assert_eq!(fs::read_to_string(node.path(MINE)).expect("a file"), "version = 2\n");
+}
+
+#[test]
+fn a_configuration_names_no_user_that_could_not_be_made() {
+    const SHIM: &str = "/etc/nacre/config.toml";
+    let node = node();
+    node.install(&node.choices(), &fake(Start::ByHand)).expect("installed");
+    let before = fs::read_to_string(node.path(SHIM)).expect("a file");
+    let choices = Choices { vm_user: Some("pods_1".parse().expect("a name")), ..node.choices() };
+    let nobody = Fake { makes_no_users: Some("No such file"), ..fake(Start::ByHand) };
+    let error = node.install(&choices, &nobody).expect_err("nobody makes it").to_string();
+    assert!(error.contains("useradd --system --user-group pods_1"), "{error}");
+    assert!(error.contains("No such file"), "{error}");
+    assert_eq!(fs::read_to_string(node.path(SHIM)).expect("a file"), before);
+    // The administrator makes it.
+    node.write("/etc/passwd", "pods_1:x:9:9::/:\n");
+    node.install(&choices, &nobody).expect("installed");
+    let after = fs::read_to_string(node.path(SHIM)).expect("a file");
+    assert!(after.contains("user = \"pods_1\""), "{after}");
+    // Without starting anything, too, it is made on a node and left to an image's first boot.
+    let absent = node.path("/absent.conf").display().to_string();
+    let made = |at_boot| crate::services::Unmanaged { at_boot }.make_users(&absent);
+    made(false).expect_err("somebody looks for the file");
+    assert!(!made(true).expect("left"));
 }
 
 #[test]
