@@ -176,14 +176,31 @@ impl Containerd {
             Some(_) => ask(&document, there.as_deref())?,
             None => Dump::without_file(&self.program)?,
         };
-        // Without Nacre's file: what it says of other pods' snapshotters is not the administrator's word.
-        let without = if there.is_some() { ask(&document, None)? } else { before.clone() };
         if before.has_no_cri() {
             let problem =
                 "switches CRI off (disabled_plugins), so no pod comes to it; take that line out";
             return Err(NodeError::config(config, problem));
         }
         let (schema, is_stated) = self.schema(config, &document)?;
+        // What Nacre's lines for another release left, which would stay for ever.
+        let in_file = match self.release {
+            Release::V2 => String::new(),
+            _ => lines(self.release, schema, &[]),
+        };
+        let in_file = parse(config, &in_file)?;
+        let mut edits = known.map(|known| known.edits.clone()).unwrap_or_default();
+        edits.retain(|edit| edit.stands(&mut document));
+        let outdated: Vec<_> =
+            edits.iter().filter(|edit| edit.is_outdated(&in_file)).cloned().collect();
+        let as_it_was = document.to_string();
+        edit::undo(&mut document, &outdated);
+        let is_outdated = document.to_string() != as_it_was;
+        edits.retain(|edit| edit.stands(&mut document));
+        // Without Nacre's lines: what they say of other pods' snapshotters is not the administrator's word.
+        let without = match there.is_some() || is_outdated {
+            true => ask(&document, None)?,
+            false => before.clone(),
+        };
         let mut wanted = if is_stated { String::new() } else { format!("{}\n", schema.line()) };
         let ours = lines(self.release, schema, &without.other_snapshotters());
         match &drop_in {
@@ -194,11 +211,10 @@ impl Containerd {
             }
             None => wanted.push_str(&(default_runtimes_of(&before, &document) + &ours)),
         }
-        let mut edits = known.map(|known| known.edits.clone()).unwrap_or_default();
-        edits.retain(|edit| edit.stands(&mut document));
         let set = edit::set(&mut document, &parse(config, &wanted)?);
         let set = set.map_err(|problem| NodeError::config(config, problem))?;
-        let changed = if set.is_empty() { text.clone() } else { Some(document.to_string()) };
+        let is_same = set.is_empty() && !is_outdated;
+        let changed = if is_same { text.clone() } else { Some(document.to_string()) };
         edits.extend(set);
 
         let mut files = Vec::new();
@@ -330,8 +346,8 @@ impl Containerd {
     }
 }
 
-/// What is to be changed so that nothing of Nacre is left, and why containerd could not be asked about it, if so.
-/// `found` is containerd, which may be gone, or not understand its configuration any more: it must be
+/// What is to be changed so that nothing of Nacre is left, and why containerd could not be asked about it, if so: it is
+/// started anew then only if it understands what is left. `found` is containerd, which may be gone, or not understand its configuration any more: it must be
 /// possible to take Nacre off that node, too.
 pub(crate) fn plan_removal(
     found: Result<Containerd, NodeError>,
@@ -356,25 +372,37 @@ pub(crate) fn plan_removal(
     let mut change = Change::of_nothing(units);
     let mut unasked = None;
     if let (None, Some(text), false) = (engine, &text, dry) {
+        let address_of = |dump: &Dump| dump.address().map(|address| root.at(address)).transpose();
         let ask = |containerd: &Containerd, text: &str, drop_in_text| {
             let drop_in = known.drop_in.as_deref();
             let drop_in = drop_in.map(|path| DropIn { path, text: drop_in_text });
             let document = parse(config, text)?;
             candidate::dump(&containerd.program, root, config, &document, drop_in.as_ref())
         };
-        let with = found.and_then(|containerd| {
-            let with = ask(&containerd, text, there.as_deref())?;
-            Ok((containerd, with))
+        let asked = found.map(|containerd| {
+            let with = ask(&containerd, text, there.as_deref());
+            let without = match &restored {
+                Some(restored) => ask(&containerd, restored, None),
+                None => Dump::without_file(&containerd.program),
+            };
+            (containerd, with, without)
         });
-        match with {
-            Err(error) => unasked = Some(error.to_string()),
-            Ok((containerd, with)) => {
-                let without = match &restored {
-                    Some(restored) => ask(&containerd, restored, None)?,
-                    None => Dump::without_file(&containerd.program)?,
-                };
+        match asked {
+            // It may well run, by what it read at its start, and would not come back.
+            Err(error) | Ok((_, Err(error), Err(_))) => {
+                unasked = Some(format!(
+                    "{error}; it was not started anew: do that once it understands its configuration"
+                ));
+                change.units = Vec::new();
+            }
+            Ok((_, Err(error), Ok(without))) => {
+                unasked = Some(format!("{error}; it understands what it has now"));
+                change.address = address_of(&without)?;
+            }
+            Ok((containerd, Ok(with), without)) => {
+                let without = without?;
                 without.check_removed(&with, containerd.release)?;
-                change.address = without.address().map(|address| root.at(address)).transpose()?;
+                change.address = address_of(&without)?;
                 change.promise = Some(Promise {
                     program: containerd.program,
                     release: containerd.release,

@@ -134,7 +134,12 @@ impl Dump {
         let differences = differences(&other.0, &self.0);
         let foreign: Vec<String> = differences
             .iter()
-            .filter(|(path, values)| !is_ours(path, values, without, release))
+            .filter(|(path, values)| {
+                let had = if is_removal { values.1 } else { values.0 };
+                !is_ours(path, values, without, release)
+                    && !is_left_over(path, had)
+                    && !is_same(path, values)
+            })
             .map(|(path, (other, with))| {
                 let shown =
                     |value: &Option<&Value>| value.map_or("absent".to_owned(), ToString::to_string);
@@ -215,6 +220,43 @@ fn is_ours(path: &[String], values: &Values<'_>, without: &Dump, release: Releas
     }
 }
 
+/// Whether a value that goes was set by Nacre's lines for an older release of containerd: 1.6's have its snapshotter for
+/// all pods, and those of 1.x the annotations. containerd 2 reads both as its own.
+fn is_left_over(path: &[String], had: Option<&Value>) -> bool {
+    let words: Vec<&str> = path.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["plugins", CRI, "containerd", "snapshotter"] | ["plugins", CRI_IMAGES, "snapshotter"] => {
+            had.and_then(Value::as_str) == Some("nacre")
+        }
+        ["plugins", CRI_IMAGES, "disable_snapshot_annotations"] => {
+            had.and_then(Value::as_bool) == Some(false)
+        }
+        _ => false,
+    }
+}
+
+/// Whether a runtime is the same with both values. Releases of containerd print different ones for what is not set: an
+/// option is absent or zero (of the message that they become part of), and "podsandbox" is 1.7's name for no sandbox mode.
+fn is_same(path: &[String], values: &Values<'_>) -> bool {
+    let words: Vec<&str> = path.iter().map(String::as_str).collect();
+    let ["plugins", CRI | CRI_RUNTIME, "containerd", "runtimes", _, rest @ ..] = words.as_slice()
+    else {
+        return false;
+    };
+    let is_nothing = |value: Option<&Value>| match value {
+        None => true,
+        Some(Value::String(text)) => {
+            text.is_empty() || rest == ["sandbox_mode"] && text == "podsandbox"
+        }
+        Some(Value::Boolean(is_so)) => !is_so,
+        Some(Value::Integer(number)) => *number == 0,
+        Some(_) => false,
+    };
+    matches!(rest, ["options", _] | ["sandbox_mode"])
+        && is_nothing(values.0)
+        && is_nothing(values.1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,6 +286,41 @@ mod tests {
             let gone = dump(&ours);
             let error = gone.check_added(&before, &before, release).expect_err("something went");
             assert!(error.to_string().contains("0.02 would be absent"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_an_older_release_needed_may_go_and_must_not_come() {
+        let of = |snapshotter: &str, mode: &str, option: &str| {
+            dump(&format!(
+                "[plugins.'{CRI}'.containerd]\nsnapshotter = '{snapshotter}'\n\
+                 runtimes.runc = {{ sandbox_mode = '{mode}', options = {{ {option} }} }}\n"
+            ))
+        };
+        let (old, other) = (of("nacre", "", "CriuPath = ''"), of("overlayfs", "podsandbox", ""));
+        let new = |other: &Dump| {
+            let mut all = other.0.clone();
+            let ours = dump(&lines(Release::V1_7, Release::V1_7.schema(), &[])).0;
+            all.insert("proxy_plugins".to_owned(), ours["proxy_plugins"].clone());
+            let [all_runtimes, runtimes] = [&mut all, &mut ours.clone()].map(|table| {
+                table["plugins"][CRI]["containerd"]["runtimes"]
+                    .as_table_mut()
+                    .expect("some")
+                    .clone()
+            });
+            let runtimes = all_runtimes.into_iter().chain(runtimes).collect::<Table>();
+            all["plugins"][CRI]["containerd"]["runtimes"] = runtimes.into();
+            Dump(all)
+        };
+        let release = Release::V1_7;
+        new(&other).check_added(&old, &other, release).expect("it goes");
+        other.check_removed(&new(&old), release).expect("it goes");
+        new(&old).check_added(&other, &other, release).expect_err("other pods would get Nacre's");
+        for wrong in
+            [of("native", "", ""), of("overlayfs", "shim", ""), of("overlayfs", "", "a = 1")]
+        {
+            other.check_removed(&new(&wrong), release).expect_err("it is not Nacre's");
+            new(&other).check_added(&wrong, &other, release).expect_err("it is not Nacre's");
         }
     }
 

@@ -89,7 +89,6 @@ pub(crate) fn undo(document: &mut DocumentMut, edits: &[Edit]) {
         let Some((last, tables)) = edit.path.split_last() else { continue };
         let Some(table) = table(document, tables) else { continue };
         let Some(now) = table.get(last) else { continue };
-        let is_ours = HANDLERS.iter().any(|handler| handler.name == last);
         let is_unchanged = value(now) == edit.after;
         let goes = match (&edit.before, &edit.after) {
             (Some(before), _) => {
@@ -99,7 +98,9 @@ pub(crate) fn undo(document: &mut DocumentMut, edits: &[Edit]) {
                 false
             }
             (None, None) => now.as_table_like().is_some_and(TableLike::is_empty),
-            (None, Some(_)) if is_entry(&edit.path) => is_ours || is_unchanged && table.len() == 1,
+            (None, Some(_)) if is_entry(&edit.path) => {
+                edit.is_own_entry() || is_unchanged && table.len() == 1
+            }
             (None, Some(_)) => is_unchanged && !is_needed,
         };
         if goes {
@@ -114,11 +115,34 @@ impl Edit {
         self.path == [key] && self.before.is_none()
     }
 
-    /// Whether the document still has what was set.
+    /// Whether it is a handler or the snapshotter, which is Nacre's by its name, whatever is in it.
+    fn is_own_entry(&self) -> bool {
+        let is_own = |name: &str| HANDLERS.iter().any(|handler| handler.name == name);
+        self.before.is_none()
+            && is_entry(&self.path)
+            && self.path.last().is_some_and(|name| is_own(name))
+    }
+
+    /// Whether an earlier installation set it and one with these lines does not, as on a node that has another release of
+    /// containerd by now. The file's version, its imports and the runtimes that containerd has by default are in no lines:
+    /// what is in the file decides on them.
+    pub(crate) fn is_outdated(&self, lines: &DocumentMut) -> bool {
+        let is_of_file = self.path == ["version"] || self.path == ["imports"];
+        let mut item = Some(lines.as_item());
+        for key in &self.path {
+            item = item.and_then(|item| item.get(key));
+        }
+        let is_default = is_entry(&self.path) && !self.is_own_entry();
+        !is_of_file && !is_default && item.is_none()
+    }
+
+    /// Whether the document still has what was set. What is Nacre's by its name stands as long as it is there.
     pub(crate) fn stands(&self, document: &mut DocumentMut) -> bool {
         let Some((last, tables)) = self.path.split_last() else { return false };
         let now = table(document, tables).and_then(|table| table.get(last));
-        now.is_some_and(|now| self.after.is_none() || value(now) == self.after)
+        now.is_some_and(|now| {
+            self.after.is_none() || self.is_own_entry() || value(now) == self.after
+        })
     }
 }
 

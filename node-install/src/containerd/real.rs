@@ -86,6 +86,22 @@ impl Node {
         change.apply(&self.root, &Unmanaged { at_boot: true }).expect("applied");
     }
 
+    /// The node gets another release of containerd, if the machine has it.
+    fn upgrade(&mut self, release: Release) -> bool {
+        let Some(other) = node(release, None) else { return false };
+        self.containerd = other.containerd;
+        true
+    }
+
+    /// The snapshotter of pods without Nacre.
+    fn snapshotter(&self) -> Option<String> {
+        let path = match self.containerd.release {
+            Release::V2 => vec!["plugins", crate::handlers::CRI_IMAGES, "snapshotter"],
+            _ => vec!["plugins", CRI, "containerd", "snapshotter"],
+        };
+        Some(self.dump().get(&path)?.as_str()?.to_owned())
+    }
+
     /// What containerd says of the files as they are.
     fn dump(&self) -> Dump {
         match self.config() {
@@ -227,6 +243,68 @@ fn what_was_added_between_two_installations_stays() {
         node.uninstall();
         let read: toml::Table = node.config().expect("a file").parse().expect("TOML");
         assert_eq!(read, format!("{text}{added}").parse::<toml::Table>().expect("TOML"));
+    }
+}
+
+#[test]
+fn what_is_changed_after_the_second_installation_leaves_nothing_of_nacre_behind() {
+    for release in [Release::V1_6, Release::V1_7] {
+        let Some(mut node) = node(release, Some("version = 2\n")) else { continue };
+        node.install().expect("installed");
+        let text = node.config().expect("a file");
+        node.write(&text.replace("ConfigPath = \"/etc/nacre/snp.toml\"", "ConfigPath = \"x\""));
+        assert!(node.install().expect("again"));
+        assert!(!node.install().expect("again"), "twice is once");
+        let added = "[metrics]\naddress = '127.0.0.1:1338'\n";
+        node.add(added);
+        node.uninstall();
+        let read: toml::Table = node.config().expect("a file").parse().expect("TOML");
+        let expected = format!("version = 2\n{added}");
+        assert_eq!(read, expected.parse::<toml::Table>().expect("TOML"));
+    }
+}
+
+#[test]
+fn another_release_of_containerd_gets_its_own_lines_and_no_older_ones_stay() {
+    let added = "[metrics]\naddress = '127.0.0.1:1338'\n";
+    for (from, to) in
+        [(Release::V1_6, Release::V1_7), (Release::V1_6, Release::V2), (Release::V1_7, Release::V2)]
+    {
+        for (is_installed_again, later) in [(true, ""), (true, added), (false, ""), (false, added)]
+        {
+            let config = if later.is_empty() { None } else { Some(DEBIAN) };
+            let case = format!("{from:?} {to:?} {is_installed_again} {later:?}");
+            let Some(mut node) = node(from, config) else { break };
+            node.install().expect("installed");
+            if !node.upgrade(to) {
+                break;
+            }
+            if is_installed_again {
+                assert!(node.install().expect(&case), "{case}");
+                assert_eq!(node.snapshotter().as_deref(), Some("overlayfs"), "{case}");
+                assert_eq!(node.runtime("nacre", "snapshotter").as_deref(), Some("nacre"));
+                assert_eq!(
+                    node.runtime("runc", "runtime_type").as_deref(),
+                    Some("io.containerd.runc.v2")
+                );
+                if to == Release::V2 {
+                    assert_eq!(node.snapshotters(), ["nacre", "overlayfs"]);
+                    assert!(!node.config().expect("a file").contains("runtimes.nacre"), "{case}");
+                }
+                assert!(!node.install().expect("again"), "twice is once: {case}");
+            }
+            if !later.is_empty() {
+                node.add(later);
+            }
+            node.uninstall();
+            assert_eq!(node.snapshotter().as_deref(), Some("overlayfs"), "{case}");
+            if later.is_empty() {
+                assert_eq!(node.config().as_deref(), config, "{case}");
+            } else {
+                let left = node.config().expect("a file");
+                assert!(left.contains("[metrics]") && !left.contains("nacre"), "{case}: {left}");
+            }
+        }
     }
 }
 

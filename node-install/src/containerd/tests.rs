@@ -214,15 +214,33 @@ fn a_node_without_containerd_or_with_a_broken_configuration_can_be_left() {
     change.apply(&node.root, &node.fake(0)).expect("applied");
     let known = change.receipt.expect("a receipt");
     let config = node.root.at(ALIVE).expect("a place");
-    fs::write(&config, format!("{}unreadable = 1\n", node.config())).expect("written");
+    fs::write(&config, format!("unreadable = 1\n{}", node.config())).expect("written");
     let missing = Containerd::find(&Root::new(Path::new("/absent")), None, None);
     for found in [Ok(node.containerd.clone()), missing] {
+        let with = node.config();
         let (removal, unasked) =
             plan_removal(found, &node.root, &known, false).expect("planned all the same");
-        assert!(unasked.is_some());
-        let written = removal.files().map(|(what, _)| what).collect::<Vec<_>>();
-        assert_eq!(written, ["write"]);
+        let why = unasked.expect("it could not be asked");
+        assert!(why.contains("it was not started anew"), "{why}");
+        // It runs, and would not come back.
+        let fake = node.fake(9);
+        assert_eq!(removal.apply(&node.root, &fake).expect("applied"), None);
+        assert_eq!(*fake.seen.borrow(), [""; 0]);
+        assert!(!node.config().contains("nacre") && node.config().contains("unreadable"));
+        fs::write(&config, with).expect("written");
     }
+    // It goes with Nacre's lines that containerd does not understand.
+    let broken = node.config().replace("unreadable = 1\n", "");
+    let broken = broken.replace("/etc/nacre/config.toml", "unreadable");
+    fs::write(&config, broken).expect("written");
+    let found = Ok(node.containerd.clone());
+    let (removal, unasked) = plan_removal(found, &node.root, &known, false).expect("planned");
+    let why = unasked.expect("it could not be asked");
+    assert!(why.contains("bad value") && why.contains("it understands what it has now"), "{why}");
+    let fake = node.fake(0);
+    assert!(removal.apply(&node.root, &fake).expect("applied").is_some());
+    let restored: toml::Table = node.config().parse().expect("TOML");
+    assert_eq!(restored, NODE.parse::<toml::Table>().expect("TOML"));
 }
 
 #[test]
