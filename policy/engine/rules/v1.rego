@@ -4,6 +4,7 @@
 # data.nacre.runtime  what the named container runtimes add to specifications
 # data.nacre.init     names of the init containers that must have ended before the others
 # input.nacre.state   what has been carried out in this guest so far
+# input.nacre.image_user   true: this guest's agent asks ImageUserRequest
 #
 # How this is written. A rule with a request's name allows it: a conjunction of facts that must hold
 # (`..._ok`), so that whatever is missing or of another type denies. Rules with `_problems` only explain
@@ -880,10 +881,12 @@ user_ok(user) if {
 }
 
 # Numbers that the node puts where containerd has a name and the node not the image's files. The agent looks
-# the name up in the image that it has verified, and asks again (ImageUserRequest) before anything runs.
+# the name up in the image that it has verified, and asks again (ImageUserRequest) before anything runs. One
+# that does not say so may be older than that question, where a document brings these rules along.
 image_user_markers := {2147438147, 2147438148, 2147438149}
 
 stands_for_image_user(user) if {
+	input.nacre.image_user == true
 	user.Username == ""
 	numbers := {user.UID, user.GID} | {group | some group in user.AdditionalGids}
 	numbers & image_user_markers != set()

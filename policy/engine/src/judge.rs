@@ -164,13 +164,15 @@ impl Judge {
         }
     }
 
-    /// The input with what the rules may know beside it: `input.nacre.state` and, while a denial is
-    /// being explained, the name of the container that this one is compared with.
+    /// The input with what the rules may know beside it: `input.nacre.state`, that the agent asks
+    /// [`ImageUserRequest`](crate::ImageUserRequest) and, while a denial is being explained, the name of the
+    /// container that this one is compared with.
     fn with_state(&self, input: &Value, assume: Option<&str>) -> Value {
         let mut input = input.clone();
+        let (state, asks) = (("state", self.state.value()), ("image_user", true.into()));
         let facts = match assume {
-            None => object([("state", self.state.value())]),
-            Some(name) => object([("state", self.state.value()), ("assume", name.into())]),
+            None => object([state, asks]),
+            Some(name) => object([state, asks, ("assume", name.into())]),
         };
         if let Ok(fields) = input.as_object_mut() {
             fields.insert("nacre".into(), facts);

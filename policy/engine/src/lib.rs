@@ -18,7 +18,7 @@
 //!   Denied and failed requests leave no trace in it.
 //! - `GuestApiRequest`: what a container asks of the guest's own endpoint (`guest_api.rs`).
 //! - `ImageUserRequest`: what a container would run as, where the host's request stands for "the user of its
-//!   image" (`image_user.rs`).
+//!   image" (`image_user.rs`). `input.nacre.image_user` says that this agent asks it.
 //! - `<Request>_problems`: a set of objects that explain a denial (see `denial.rs`).
 //!
 //! Never: a request's text is logged, a request that was denied changes any state, or a policy that

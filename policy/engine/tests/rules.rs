@@ -780,6 +780,22 @@ fn the_images_user_is_one_of_the_owners_users_or_nothing_runs() {
     }
 }
 
+/// A document may bring these rules to a guest whose agent takes the numbers for what they are.
+#[test]
+fn the_images_user_passes_only_where_the_agent_asks_again() {
+    let mut engine = regorus::Engine::new();
+    let rules = include_str!("../rules/v1.rego").to_owned();
+    engine.add_policy("v1.rego".into(), rules).unwrap();
+    let mut passes = |facts: Value| {
+        engine.set_input(json!({ "nacre": facts }).into());
+        let user = json!({ "Username": "", "UID": 0, "GID": 0, "AdditionalGids": [IMAGE_GROUPS] });
+        let query = format!("x := data.agent_policy.stands_for_image_user({user})");
+        !engine.eval_query(query, false).unwrap().result.is_empty()
+    };
+    assert!(passes(json!({ "state": {}, "image_user": true })));
+    assert!(!passes(json!({ "state": {} })));
+}
+
 #[test]
 fn a_command_of_the_images_user_is_judged_by_the_agents_question() {
     let (mut judge, _) = running();
