@@ -14,6 +14,8 @@ use nacre_pod_network::{self as network, Namespace, Network, NetworkError};
 
 const POD_MAC: &str = "02:00:00:00:00:02";
 const PEER_MAC: &str = "02:00:00:00:00:01";
+/// For a frame or a program in a namespace: the machine may be full of emulated guests.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// A `virtio_net_hdr` precedes each frame on a tap.
 const VNET_HEADER: usize = 10;
 
@@ -158,7 +160,7 @@ fn frames_pass_both_ways_and_the_host_does_not_answer_for_the_guest() {
         reply.resize(VNET_HEADER + 60, 0);
         world.in_peer("ip neighbour flush dev peer0");
         world.in_peer("ip neighbour add 10.9.0.2 dev peer0 nud incomplete");
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             tap.write_all(&reply).unwrap();
             let known = world.in_peer("ip neighbour show dev peer0");
@@ -293,11 +295,11 @@ fn every_connection_to_the_pods_localhost_is_caught_and_none_to_elsewhere() {
 
 /// The next connection, with the address that it was made to.
 fn accept(listener: &std::net::TcpListener) -> (std::net::TcpStream, std::net::SocketAddr) {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Ok((stream, _)) = listener.accept() {
             stream.set_nonblocking(false).unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let local = stream.local_addr().unwrap();
             return (stream, local);
         }
@@ -309,7 +311,7 @@ fn accept(listener: &std::net::TcpListener) -> (std::net::TcpStream, std::net::S
 fn read_frame(tap: &mut File, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let nonblocking: &OwnedFd = &tap.try_clone().unwrap().into();
     rustix::io::ioctl_fionbio(nonblocking, true).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     let mut buffer = [0u8; 2048];
     loop {
         if let Ok(read) = tap.read(&mut buffer)
