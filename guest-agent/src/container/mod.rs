@@ -208,9 +208,9 @@ impl Container {
         self.footprint.cgroup().stats().map_err(|e| RpcError::internal(context, e))
     }
 
-    /// What it has written to its root.
-    pub(crate) async fn writable_layer(&self) -> WritableLayerStats {
-        self.layer_usage.of(self.footprint.scratch().join("upper")).await
+    /// What it has written to its root, if that is known yet.
+    pub(crate) fn writable_layer(&self) -> Option<WritableLayerStats> {
+        self.layer_usage.known(self.footprint.scratch().join("upper"))
     }
 
     /// The end of a file that was copied for the container and that it may have written to. Only when its

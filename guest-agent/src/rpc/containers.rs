@@ -71,7 +71,7 @@ pub(crate) fn update(
 }
 
 /// What a container uses.
-pub(crate) async fn stats(
+pub(crate) fn stats(
     sandbox: &Sandbox,
     request: &Allowed<StatsContainerRequest>,
 ) -> Result<StatsContainerResponse, RpcError> {
@@ -79,7 +79,7 @@ pub(crate) async fn stats(
     Ok(StatsContainerResponse {
         cgroup_stats: Some(container.stats()?).into(),
         network_stats: network::statistics(),
-        writable_layer: Some(container.writable_layer().await).into(),
+        writable_layer: container.writable_layer().into(),
         ..Default::default()
     })
 }

@@ -201,7 +201,7 @@ impl AgentService for Agent {
         _: &TtrpcContext,
         request: StatsContainerRequest,
     ) -> Answer<StatsContainerResponse> {
-        serve!(waiting self, request, containers::stats, &self.sandbox)
+        serve!(self, request, |allowed| containers::stats(&self.sandbox, allowed))
     }
 
     async fn pause_container(
