@@ -5,7 +5,7 @@
 //! appears under its name only when it is complete.
 //!
 //! What a container has been given changes in one way only, that of the kubelet's volumes: new files come
-//! in a directory of their own (`..2026_...`), which nothing leads to; then the link `..data` is exchanged,
+//! in a directory of their own (`..2026_...`), which no other link leads to; then the link `..data` is exchanged,
 //! and with it all files at once. What the link led to before is removed.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +67,12 @@ impl CopyRoot {
         let target = Target::parse(request)?;
         let beneath = Self::relative(&self.path, &request.path)?;
         let change = self.check_given(&target, &beneath)?;
+        if let Target::Link { target } = &target
+            && leads_to_new_files(&beneath, target)
+        {
+            let why = "only the link ..data may lead to a directory ..NAME";
+            return Err(RpcError::invalid("data", why));
+        }
         let (parent, name) = self.parent(&beneath, request)?;
         if matches!(target, Target::Directory { .. } | Target::Link { .. })
             || matches!(target, Target::Chunk { offset: 0, .. })
@@ -127,6 +133,10 @@ impl CopyRoot {
         let Some(first) = first_component(beneath) else {
             return Some(Err(io::ErrorKind::PermissionDenied.into()));
         };
+        // New files come there one by one: they are seen through ..data, all at once.
+        if beneath.iter().skip(1).filter_map(|part| part.to_str()).any(is_generation) {
+            return Some(Err(io::ErrorKind::PermissionDenied.into()));
+        }
         let opened = open_beneath(&self.root, beneath, OFlags::PATH).map_err(Into::into);
         if opened.is_ok() {
             self.given.insert(first);
@@ -325,6 +335,14 @@ fn is_generation(name: &str) -> bool {
     name.strip_prefix("..").is_some_and(|rest| !rest.is_empty() && rest.chars().all(plain))
         && name != DATA_LINK
         && !name.ends_with(STAGING)
+}
+
+/// Whether a link would show a container files that come one by one. Volumes within a copied directory have links
+/// `..data` of their own, which lead to nothing that can still change.
+fn leads_to_new_files(link: &Path, target: &Path) -> bool {
+    let exchanged = link.file_name().is_some_and(|name| name == DATA_LINK)
+        && (link.iter().count() == 2 || target.to_str().is_some_and(is_generation));
+    !exchanged && target.iter().filter_map(|part| part.to_str()).any(is_generation)
 }
 
 /// Removes a file or a directory with all in it, and follows no link.

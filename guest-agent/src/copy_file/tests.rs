@@ -259,8 +259,8 @@ fn a_volume_whose_link_leads_astray_does_not_change() {
             copies.file(&path("..1/key"), b"old"),
             copies.file(&path("..1/sub/key"), b"old"),
             copies.file(&path("sub/key"), b"old"),
-            copies.link(&path("..5"), "..1"),
         ]);
+        symlink("..1", copies.at(&path("..5"))).unwrap();
         copies.root.open(&copies.at(&volume)).unwrap().unwrap();
         for request in [
             copies.file(&path("..1/key"), b"new"),
@@ -272,6 +272,33 @@ fn a_volume_whose_link_leads_astray_does_not_change() {
             let refused = copies.refused(&request);
             assert!(refused.contains("does not lead"), "{target}: {}: {refused}", request.path);
         }
+    }
+}
+
+#[test]
+fn nothing_but_the_link_data_leads_to_new_files() {
+    let mut copies = copies();
+    let path = |name: &str| format!("{VOLUME}/{name}");
+    copies.take(&[copies.link(&path("..data"), "..1"), copies.file(&path("..2/key"), b"x")]);
+    for (name, target) in [
+        ("key", "..2/key"),
+        ("key", "./..2"),
+        ("key", "/etc/config/..2/key"),
+        ("..1/key", "../..2/key"),
+        ("..1/..data", "../..2"),
+        ("sub/..data", "../..2"),
+    ] {
+        let refused = copies.refused(&copies.link(&path(name), target));
+        assert!(refused.contains("only the link ..data"), "{name}: {target}: {refused}");
+        assert!(fs::symlink_metadata(copies.at(&path(name))).is_err(), "{name}");
+    }
+    copies.take(&[
+        copies.link(&path("key"), "..data/key"),
+        copies.link(&path("up"), "../x/..y.nacre-partial"),
+        copies.link(&path("sub/..data"), "..1"),
+    ]);
+    for name in ["..2", "..2/key"] {
+        assert!(copies.root.open(&copies.at(&path(name))).unwrap().is_err(), "{name}");
     }
 }
 
