@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use nacre_protocol::agent::{CreateContainerRequest, Device, Storage};
-use nacre_protocol::channel::{DRIVER_BLOCK, VOLUMES_ROOT, volume_place};
+use nacre_protocol::channel::{COPY_ROOT, DRIVER_BLOCK, VOLUMES_ROOT, volume_place};
 use nacre_protocol::oci;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 
@@ -45,20 +45,24 @@ pub(super) fn parse(request: &CreateContainerRequest) -> Result<AskedVolumes, Rp
     }
     refuse_if(wanted.len() > MOST, "storages, devices", "have more volumes than a pod can have")?;
     let pod = spec.Annotations.get(POD_NAME).cloned().unwrap_or_default();
-    Ok(AskedVolumes { wanted, places: places(request), pod })
+    let copies = spec.Mounts.iter().filter(|mount| Path::new(&mount.source).starts_with(COPY_ROOT));
+    let copied = copies.map(|mount| plain(&mount.destination)).collect();
+    Ok(AskedVolumes { wanted, places: places(request), copied, pod })
 }
 
-/// Each path at which something is put into the container, without what a path may have twice: a slash, a dot.
+/// Each path at which something is put into the container.
 fn places(request: &CreateContainerRequest) -> Vec<String> {
     let spec = request.OCI.get_or_default();
     let mounts = spec.Mounts.iter().map(|mount| &mount.destination);
     let devices = request.devices.iter().map(|device| &device.container_path);
     let others = spec.Linux.get_or_default().Devices.iter().map(|device| &device.Path);
-    let plain = |path: &String| {
-        let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
-        parts.fold(String::new(), |path, part| path + "/" + part)
-    };
-    mounts.chain(devices).chain(others).map(plain).collect()
+    mounts.chain(devices).chain(others).map(|path| plain(path)).collect()
+}
+
+/// A path without what it may have twice: a slash, a dot.
+fn plain(path: &str) -> String {
+    let parts = path.split('/').filter(|part| !matches!(*part, "" | "."));
+    parts.fold(String::new(), |path, part| path + "/" + part)
 }
 
 /// Where the file system of the volume in that place is mounted.
@@ -190,11 +194,13 @@ mod tests {
         let mut request = request();
         let spec = request.OCI.mut_or_insert_default();
         spec.Mounts.push(mounted("tmpfs", "//shared/./x/"));
+        spec.Mounts.push(mounted(&format!("{COPY_ROOT}/copy"), "//etc/app/"));
         let device = oci::LinuxDevice { Path: "/dev/null".into(), ..Default::default() };
         spec.Linux.mut_or_insert_default().Devices.push(device);
         spec.Annotations.insert(POD_NAME.into(), "web-0".into());
         let asked = parse(&request).unwrap();
-        assert_eq!(asked.places, ["/data", "/shared/x", "/dev/xvda", "/dev/null"]);
+        assert_eq!(asked.places, ["/data", "/shared/x", "/etc/app", "/dev/xvda", "/dev/null"]);
+        assert_eq!(asked.copied, ["/etc/app"]);
         assert_eq!(asked.pod, "web-0");
     }
 

@@ -32,6 +32,18 @@ pub(crate) enum VolumeError {
         /// Where.
         path: String,
     },
+    /// What the host copies would decide where it is seen.
+    #[error(
+        "the volume {volume} is to be at {path}, among files that the host copies to {copied}: mount it elsewhere"
+    )]
+    AmongCopies {
+        /// The owner's name.
+        volume: String,
+        /// Where.
+        path: String,
+        /// Where the files are.
+        copied: String,
+    },
     /// It would be written.
     #[error("the volume {0} is read_only in volumes.toml: mount it read-only")]
     ReadOnly(String),

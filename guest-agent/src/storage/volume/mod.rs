@@ -16,6 +16,7 @@ mod mapping;
 mod opened;
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -56,6 +57,8 @@ pub(crate) struct Asked {
     pub(crate) wanted: Vec<Wanted>,
     /// Each path at which the container is to see something of the request's, whatever it is.
     pub(crate) places: Vec<String>,
+    /// Those among them at which it sees files that the host copies.
+    pub(crate) copied: Vec<String>,
     /// Name of the pod; empty outside of Kubernetes.
     pub(crate) pod: String,
 }
@@ -119,7 +122,11 @@ impl Volumes {
 
     /// Whether this resource of the key broker is a volume's key.
     pub(crate) fn has_key(&self, uri: &ResourceUri) -> bool {
-        let is_it = |volume: &DeclaredVolume| matches!(&volume.protection, Protection::Encrypted(key) if key == uri);
+        let is_it = |volume: &DeclaredVolume| match &volume.protection {
+            // A broker may store by the path alone: with another query it may be the same one.
+            Protection::Encrypted(key) => key.plugin() == uri.plugin() && key.path() == uri.path(),
+            Protection::DangerPlaintext => false,
+        };
         self.declared.volumes().iter().any(is_it)
     }
 
@@ -132,7 +139,8 @@ impl Volumes {
     ) -> Result<Vec<VolumeDevice>, VolumeError> {
         let mut devices = Vec::new();
         for (declared, wanted) in checked(&self.declared, container, asked)? {
-            let open = self.opened(secrets, declared, wanted, &asked.pod).await?;
+            let secret = key(secrets, declared);
+            let open = self.opened(declared, wanted, &asked.pod, secret).await?;
             if wanted.kind == Kind::Device {
                 let (major, minor) = open.numbers;
                 let (path, read_only) = (wanted.path.clone(), wanted.read_only);
@@ -142,30 +150,24 @@ impl Volumes {
         Ok(devices)
     }
 
-    /// The volume in that place, if it is the declared one.
+    /// The volume in that place, if it is the declared one. Its secret is asked for if it is not open yet.
     async fn opened(
         &self,
-        secrets: &Secrets,
         declared: &DeclaredVolume,
         wanted: &Wanted,
         pod: &str,
+        secret: impl Future<Output = Result<Option<Zeroizing<Vec<u8>>>, VolumeError>>,
     ) -> Result<Arc<OpenVolume>, VolumeError> {
+        if let Some(open) = self.known(declared, wanted)? {
+            return Ok(open);
+        }
+        // Before the others are kept waiting: a broker that does not answer must not keep open volumes from
+        // being closed.
+        let secret = secret.await?;
         let alone = Arc::clone(&self.opening).lock_owned().await;
-        if self.shared.closing.load(Ordering::Relaxed) {
-            return Err(VolumeError::Cut);
+        if let Some(open) = self.known(declared, wanted)? {
+            return Ok(open);
         }
-        let in_use = |how| VolumeError::InUse { volume: declared.name.clone(), how };
-        if let Some(open) = self.shared.open().get(&wanted.serial) {
-            return match open {
-                open if open.name != declared.name => Err(in_use("under another name")),
-                open if open.kind != wanted.kind => Err(in_use("in another form")),
-                open => Ok(Arc::clone(open)),
-            };
-        }
-        if self.shared.open().values().any(|open| open.name == declared.name) {
-            return Err(in_use("from another disk"));
-        }
-        let secret = key(secrets, declared).await?;
         let task = Task {
             declared: declared.clone(),
             pod: pod.to_owned(),
@@ -190,6 +192,28 @@ impl Volumes {
             Ok(opened)
         };
         tokio::task::spawn_blocking(opening).await.map_err(|_| VolumeError::Cut)?
+    }
+
+    /// The volume in that place, if it is open.
+    fn known(
+        &self,
+        declared: &DeclaredVolume,
+        wanted: &Wanted,
+    ) -> Result<Option<Arc<OpenVolume>>, VolumeError> {
+        if self.shared.closing.load(Ordering::Relaxed) {
+            return Err(VolumeError::Cut);
+        }
+        let in_use = |how| VolumeError::InUse { volume: declared.name.clone(), how };
+        let volumes = self.shared.open();
+        match volumes.get(&wanted.serial) {
+            Some(open) if open.name != declared.name => Err(in_use("under another name")),
+            Some(open) if open.kind != wanted.kind => Err(in_use("in another form")),
+            Some(open) => Ok(Some(Arc::clone(open))),
+            None if volumes.values().any(|open| open.name == declared.name) => {
+                Err(in_use("from another disk"))
+            }
+            None => Ok(None),
+        }
     }
 
     /// Opens the directory of a volume that is mounted, to be bound into a container. `None` for other paths.
@@ -244,6 +268,12 @@ fn checked<'a>(
         if times != 1 || !is_disk(path) {
             let (volume, path) = (volume.to_owned(), path.to_owned());
             return Err(VolumeError::Missing { volume, path });
+        }
+        // Links among the files would lead the disk's mount elsewhere, and change later.
+        let is_above = |copied: &&String| Path::new(path).starts_with(copied);
+        if let Some(copied) = asked.copied.iter().find(is_above) {
+            let (volume, path) = (volume.to_owned(), path.to_owned());
+            return Err(VolumeError::AmongCopies { volume, path, copied: copied.clone() });
         }
     }
     let pairs = asked.wanted.iter().map(|wanted| {

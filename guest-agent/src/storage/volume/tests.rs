@@ -27,7 +27,7 @@ fn asked(disks: &[&str], others: &[&str]) -> Asked {
     Asked {
         wanted: disks.iter().map(|path| disk(path)).collect(),
         places: disks.iter().chain(others).map(|path| (*path).to_owned()).collect(),
-        pod: String::new(),
+        ..Asked::default()
     }
 }
 
@@ -52,7 +52,50 @@ fn a_declared_place_gets_its_disk_and_nothing_else() {
         let error = problem(container, &asked).unwrap_err();
         assert!(error.contains(expected), "{asked:?}: {error}");
     }
-    assert!(Volumes::of(declared, Arc::new(Task::run)).has_key(&"kbs:///a/b/c".parse().unwrap()));
+}
+
+#[test]
+fn a_declared_place_is_not_among_files_that_the_host_copies() {
+    let declared = declared();
+    let mut asked = asked(&["/shared"], &["/", "/shared/x", "/share"]);
+    asked.copied = vec!["/shared/x".into(), "/share".into()];
+    assert_eq!(checked(&declared, "other", &asked).unwrap().len(), 1);
+    asked.copied.push("/".into());
+    let error = checked(&declared, "other", &asked).unwrap_err().to_string();
+    assert!(error.contains("among files that the host copies to /:"), "{error}");
+}
+
+#[test]
+fn a_key_is_one_whatever_query_it_is_asked_with() {
+    let key = "key = \"kbs:///a/b/c\"";
+    for declared in [DECLARED.to_owned(), DECLARED.replace(key, "key = \"kbs:///a/b/c?v=1\"")] {
+        let declared = DeclaredVolumes::parse(&declared).unwrap();
+        let volumes = Volumes::of(declared, Arc::new(Task::run));
+        let has_key = |uri: &str| volumes.has_key(&uri.parse().unwrap());
+        assert!(has_key("kbs:///a/b/c") && has_key("kbs:///a/b/c?v=2"));
+        assert!(!has_key("kbs:///a/b/d"));
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_does_not_come_keeps_nothing_open() {
+    let (volumes, begun, _go_on) = slow();
+    let (has_come, comes) = tokio::sync::oneshot::channel();
+    let waiting = tokio::spawn({
+        let volumes = Arc::clone(&volumes);
+        async move {
+            let declared = volumes.declared.at("app", "/dev/xvda").unwrap();
+            let wanted = Wanted { kind: Kind::Device, ..disk("/dev/xvda") };
+            let secret = async { Ok(Some(comes.await.unwrap())) };
+            volumes.opened(declared, &wanted, "", secret).await.map(|_| ())
+        }
+    });
+    tokio::task::yield_now().await;
+    tokio::time::timeout(Duration::from_secs(60), volumes.close()).await.unwrap();
+    has_come.send(Zeroizing::new(vec![1; 32])).unwrap();
+    let error = waiting.await.unwrap().unwrap_err();
+    assert!(matches!(error, VolumeError::Cut), "{error}");
+    assert!(begun.try_recv().is_err(), "it was opened after the pod's end");
 }
 
 /// Volumes whose opening says when it has begun, and waits to be let go on.
