@@ -31,7 +31,14 @@ async fn a_shell_is_in_guests_of_the_development_image_only() {
     // The container's process is one among the guest's.
     assert!(ran.text().starts_with("init\n") && ran.text().lines().count() == 2, "{ran:?}");
     assert_eq!(ran.stderr, b"bad\n");
-    app.stop(0).await.unwrap();
+
+    // The guest's kernel dies, and the agent with it, in the middle of the answer.
+    let script = "echo c > /proc/sysrq-trigger";
+    let died = world.exec_vm("stories/open", &["sh", "-c", script]).unwrap();
+    assert_ne!(died.code, 0, "{died:?}");
+    assert_ne!(app.wait_exit().await.unwrap().code, 0);
+    let log = world.containerd_log().unwrap();
+    assert!(log.contains("the guest's kernel panicked: sysrq triggered crash"), "{log}");
     pod.stop().await.unwrap();
     pod.remove().await.unwrap();
     assert_eq!(world.leftovers().await.unwrap(), Vec::<String>::new());

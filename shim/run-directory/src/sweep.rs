@@ -165,7 +165,8 @@ mod tests {
             dir.update(|record| record.shim = Some(dead)).unwrap();
         }
         sweep(root.path(), &history).await.unwrap();
-        let kept = history.reports().unwrap();
+        let mut kept = history.reports().unwrap();
+        kept.sort_by(|a, b| a.sandbox.cmp(&b.sandbox));
         let states: Vec<_> = kept.iter().map(|report| report.state).collect();
         assert_eq!(states, [State::Failed, State::Ended]);
         for report in &kept {
