@@ -3,7 +3,7 @@
 //! Frames (`nacre_protocol::debug_shell`) pass from the socket to a port of the machine and back. There is
 //! one session at a time. The shim numbers them, and tells the guest when its client has gone; what comes
 //! from the guest is bounded, and what belongs to no session is dropped. For a client that
-//! does not read waits the guest, and nobody else. Machines with the ordinary image
+//! does not read waits the guest, and nobody else, and that until its session ends. Machines with the ordinary image
 //! have neither socket nor port, and their guests would not open it.
 
 use std::fs::{self, Permissions};
@@ -22,7 +22,7 @@ use nacre_protocol::debug_shell::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
 
 use crate::error::{Code, Coded};
@@ -79,6 +79,8 @@ struct Client {
     session: u32,
     /// Locked for a write, which takes its time, while `Current` is free.
     stream: Arc<Mutex<OwnedWriteHalf>>,
+    /// Goes with the session: who writes to a client that does not read then stops.
+    over: watch::Sender<()>,
 }
 
 type Current = Arc<Mutex<Option<Client>>>;
@@ -112,7 +114,8 @@ async fn serve(listener: UnixListener, port: UnixStream) -> Result<(), ShellErro
             let _ = answers.try_write(&busy.to_bytes(session)?);
             continue;
         }
-        *taken = Some(Client { session, stream: Arc::new(Mutex::new(answers)) });
+        let (stream, over) = (Arc::new(Mutex::new(answers)), watch::Sender::new(()));
+        *taken = Some(Client { session, stream, over });
         drop(taken);
         let (current, to_guest) = (Arc::clone(&current), Arc::clone(&to_guest));
         tokio::spawn(async move {
@@ -149,12 +152,19 @@ async fn sort(mut from_guest: OwnedReadHalf, current: Current) -> Result<(), She
     let mut payload = vec![0; PAYLOAD_LIMIT];
     while let Some(header) = frame(&mut from_guest, &mut payload).await? {
         let frame = FromGuest::parse(&header, &payload[..header.size()])?;
-        let stream = match current.lock().await.as_ref() {
-            Some(client) if client.session == header.session() => Arc::clone(&client.stream),
+        let (stream, mut over) = match current.lock().await.as_ref() {
+            Some(client) if client.session == header.session() => {
+                (Arc::clone(&client.stream), client.over.subscribe())
+            }
             _ => continue,
         };
         let bytes = frame.to_bytes(header.session())?;
-        let sent = stream.lock().await.write_all(&bytes).await;
+        let sent = async { stream.lock().await.write_all(&bytes).await };
+        let sent = tokio::select! {
+            sent = sent => sent,
+            // Its sender is gone: nothing else is ever said by it.
+            _ = over.changed() => continue,
+        };
         if sent.is_err() || frame.is_last() {
             // Closes this half; the client then closes the other.
             current.lock().await.take_if(|client| client.session == header.session());
@@ -287,9 +297,46 @@ mod tests {
         // More than all sockets on the way hold.
         let output = FromGuest::Output(&[b'x'; 4096]).to_bytes(1).unwrap().repeat(4096);
         guest.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-        let written = tokio::task::spawn_blocking(move || guest.write_all(&output));
-        assert!(written.await.unwrap().is_err(), "somebody reads it");
+        let written = tokio::task::spawn_blocking(move || {
+            let mut written = 0;
+            while written < output.len()
+                && let Ok(size) = guest.write(&output[written..])
+            {
+                written += size;
+            }
+            assert!(written < output.len(), "somebody reads it");
+            // What is left of a frame that was begun.
+            let left = (output.len() - written) % (HEADER_SIZE + 4096);
+            (guest, output[written..written + left].to_vec())
+        });
+        let (guest, left) = written.await.unwrap();
         let (_, refusal) = read(Blocking::connect(&path).unwrap()).await;
         assert!(String::from_utf8_lossy(&refusal).contains("another session"));
+
+        // It says that nothing more comes, and still does not read: the next one gets what is its own.
+        stopped.shutdown(std::net::Shutdown::Write).unwrap();
+        let (mut guest, frame) = read(guest).await;
+        assert_eq!(frame, FromHost::HangUp.to_bytes(1).unwrap());
+        guest.set_write_timeout(Some(PATIENCE)).unwrap();
+        let came = read(guest.try_clone().unwrap());
+        tokio::pin!(came);
+        let (mut next, (_, frame)) = loop {
+            let mut next = UnixStream::connect(&path).await.unwrap();
+            // One that is refused is told so, and may be closed by now.
+            let _ = next.write_all(&start().to_bytes(0).unwrap()).await;
+            let mut refused = [0; 1];
+            tokio::select! {
+                came = &mut came => break (next, came),
+                _ = next.read(&mut refused) => {}
+            }
+        };
+        let session = Header::parse(frame.first_chunk().unwrap()).unwrap().session();
+        assert_eq!(frame, start().to_bytes(session).unwrap());
+        let output = FromGuest::Output(b"new").to_bytes(session).unwrap();
+        let bytes = [left, output.clone()].concat();
+        tokio::task::spawn_blocking(move || guest.write_all(&bytes)).await.unwrap().unwrap();
+        let mut came = vec![0; output.len()];
+        timeout(PATIENCE, next.read_exact(&mut came)).await.unwrap().unwrap();
+        assert_eq!(came, output);
     }
 }
