@@ -11,7 +11,7 @@ use futures_util::stream::FuturesUnordered;
 use nacre_image_security::{Admitted, ImagePolicy};
 use nacre_trust::Digest;
 use oci_spec::image::ImageConfiguration;
-use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot, watch};
+use tokio::sync::{OwnedMutexGuard, RwLock, Semaphore, oneshot, watch};
 
 use crate::blob::{Blob, Cache};
 use crate::budget::Budget;
@@ -227,6 +227,7 @@ impl Shared {
         self.check_room(reference, &wanted)?;
         let (stop, stopped) = watch::channel(false);
         let budget = Budget::new(&self.limits);
+        let detours = Arc::<RwLock<()>>::default();
         let mut running = FuturesUnordered::new();
         for layer in wanted {
             let fetch = Fetch {
@@ -234,6 +235,7 @@ impl Shared {
                 reference: reference.clone(),
                 layer,
                 budget: budget.clone(),
+                detours: detours.clone(),
                 stopped: stopped.clone(),
                 tally: tally.clone(),
             };
@@ -298,8 +300,21 @@ struct Fetch {
     reference: Reference,
     layer: Wanted,
     budget: Arc<Budget>,
+    /// Held by every attempt that may be lied to; alone by one that nobody's lie may spend the budget of.
+    detours: Arc<RwLock<()>>,
     stopped: watch::Receiver<bool>,
     tally: Arc<Tally>,
+}
+
+/// Which attempt it is to fetch a layer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    /// From wherever it is nearest.
+    Detour,
+    /// From the registry itself.
+    Origin,
+    /// The same while no other layer is on a detour: a lie may have been what filled the store.
+    Alone,
 }
 
 impl Fetch {
@@ -314,17 +329,28 @@ impl Fetch {
         let shared = self.shared.clone();
         let _slot = shared.slots.acquire().await.map_err(|_| PullError::Abandoned)?;
         let what = format!("layer {}", self.layer.blob.digest);
-        let mut detour = true;
+        let mut attempt = Attempt::Detour;
+        let detours = self.detours.clone();
         loop {
+            let _together = match attempt {
+                Attempt::Detour => Some(detours.read().await),
+                Attempt::Origin | Attempt::Alone => None,
+            };
+            let _undisturbed = match attempt {
+                Attempt::Alone => Some(detours.write().await),
+                Attempt::Detour | Attempt::Origin => None,
+            };
             if *self.stopped.borrow() {
                 return Err(PullError::Abandoned);
             }
             let (registry, reference) = (&shared.registry, &self.reference);
             let (digest, encrypted) = (self.layer.blob.digest, self.layer.opened.is_some());
-            let blob = match detour {
-                true => Blob::new(registry, reference, digest, size, &what)
+            let blob = match attempt {
+                Attempt::Detour => Blob::new(registry, reference, digest, size, &what)
                     .with_cache(shared.cache.as_ref(), encrypted),
-                false => Blob::from_origin(registry, reference, digest, size, &what),
+                Attempt::Origin | Attempt::Alone => {
+                    Blob::from_origin(registry, reference, digest, size, &what)
+                }
             };
             match self.unpack(blob, &alone).await {
                 Ok(layer) => {
@@ -332,9 +358,17 @@ impl Fetch {
                     return Ok((key, layer));
                 }
                 // Whatever it was, it may have been somebody's lie: once more, without them.
-                Err((error, true)) if detour && !*self.stopped.borrow() => {
+                Err((error, true)) if attempt == Attempt::Detour && !*self.stopped.borrow() => {
                     tracing::warn!(%error, layer = %digest, "fetched again from the registry itself");
-                    detour = false;
+                    attempt = Attempt::Origin;
+                }
+                Err((error @ PullError::Limit { .. }, _))
+                    if attempt != Attempt::Alone
+                        && shared.cache.is_some()
+                        && !*self.stopped.borrow() =>
+                {
+                    tracing::warn!(%error, layer = %digest, "fetched again when no other layer is lied about");
+                    attempt = Attempt::Alone;
                 }
                 Err((error, _)) => return Err(error),
             }
